@@ -1,0 +1,526 @@
+"""A document classifier on any `AutoModel` encoder.
+
+encoder -> layer pooling -> token pooling -> segment pooling -> head, one path for every combination:
+
+    input_ids [documents, segments, length]      a document of one window has segments = 1
+      flatten, run only the real segments        [real, length]
+      layers -> one tensor                       [real, length, features]
+      tokens -> one vector a segment             [real, features]
+      segments -> one vector a document          [documents, features]
+      head                                       [documents, labels]
+
+This file and `windows.py` are copied into every saved folder, so that
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline` work
+where this project is not installed. Hence the two ways to import `windows`.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+try:
+    from .windows import SpecialTokens, WindowSpec, cut_windows
+except ImportError:  # run as a flat script, not as the code of a saved folder
+    from windows import SpecialTokens, WindowSpec, cut_windows
+
+PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
+    """Layer names -> numbers as in `hidden_states`: 0 = embeddings output, k = output of block k.
+
+    Args:
+        layers: "last", "first4", "last4", "all" (all blocks), or numbers ("1 6", "-1", [1, 6]).
+
+    Raises:
+        ValueError: for a name that is not known or a layer the encoder does not have.
+    """
+    named = {
+        "last": [num_blocks],
+        "first4": list(range(1, min(4, num_blocks) + 1)),
+        "last4": list(range(max(1, num_blocks - 3), num_blocks + 1)),
+        "all": list(range(1, num_blocks + 1)),
+    }
+    if isinstance(layers, str) and layers in named:
+        return named[layers]
+    try:
+        numbers = [
+            int(n)
+            for n in (layers.replace(",", " ").split() if isinstance(layers, str) else layers)
+        ]
+    except ValueError:
+        numbers = []
+    resolved = [n + num_blocks + 1 if n < 0 else n for n in numbers]
+    if (
+        not resolved
+        or not all(0 <= n <= num_blocks for n in resolved)
+        or len(set(resolved)) < len(resolved)
+    ):
+        raise ValueError(
+            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers from 0 to {num_blocks} "
+            "(0 = embeddings, -1 = last)"
+        )
+    return resolved
+
+
+class LayerMix(nn.Module):
+    """Learned mix of layers: gamma * sum_k softmax(w)_k h_k (Peters et al. 2018, ELMo, eq. 1)."""
+
+    def __init__(self, num_layers: int):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_layers))
+        self.gamma = nn.Parameter(torch.ones(1))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        shares = self.weights.softmax(dim=0)
+        return self.gamma * sum(share * layer for share, layer in zip(shares, layers, strict=True))
+
+
+LAYER_POOLINGS = {  # list of [real, length, hidden] -> [real, length, features]
+    "concat": lambda layers: torch.cat(layers, dim=-1),
+    "mean": lambda layers: torch.stack(layers).mean(dim=0),
+    "max": lambda layers: torch.stack(layers).amax(dim=0),
+    "weighted": None,  # has parameters: LayerMix
+}
+
+
+class AttentionPooling(nn.Module):
+    """Softmax attention of one learned query over items: score_i = v . tanh(W h_i + b)."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.project = nn.Linear(features, features)
+        self.score = nn.Linear(features, 1, bias=False)
+
+    def forward(self, items: Tensor, mask: Tensor) -> Tensor:
+        scores = self.score(torch.tanh(self.project(items))).squeeze(-1)  # [n, items]
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        shares = (
+            scores.softmax(dim=-1) * mask
+        )  # an all-absent row gives zeros, not a mean of padding
+        return torch.einsum("ni,nif->nf", shares.to(items.dtype), items)
+
+
+def first_item(items: Tensor, mask: Tensor) -> Tensor:
+    """The first real item of each row; with padding on the left that is not column 0."""
+    return items[torch.arange(len(items), device=items.device), mask.int().argmax(dim=1)]
+
+
+def last_item(items: Tensor, mask: Tensor) -> Tensor:
+    position = torch.arange(mask.shape[1], device=mask.device)
+    return items[torch.arange(len(items), device=items.device), (position * mask).argmax(dim=1)]
+
+
+def mean_items(items: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real items. Sums in float32: a half-precision sum over 512 tokens loses digits."""
+    weights = mask.to(torch.float32)
+    total = torch.einsum("ni,nif->nf", weights, items.to(torch.float32))
+    return (total / weights.sum(dim=1, keepdim=True).clamp(min=1)).to(items.dtype)
+
+
+def max_items(items: Tensor, mask: Tensor) -> Tensor:
+    return items.masked_fill(~mask.unsqueeze(-1), torch.finfo(items.dtype).min).amax(dim=1)
+
+
+TOKEN_POOLINGS = {  # ([real, length, features], mask [real, length]) -> [real, features]
+    "cls": first_item,
+    "mean": mean_items,
+    "max": max_items,
+    "last": last_item,
+    "attention": None,  # has parameters: AttentionPooling
+}
+SEGMENT_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
+    "mean": mean_items,
+    "max": max_items,
+    "attention": None,
+}
+
+
+# ---------------------------------------------------------------------------- loss
+
+
+def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def multi_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+
+
+def regression_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape), reduction="sum")
+
+
+LOSS_SUMS = {  # summed over documents (and labels); the caller divides by the number of label values
+    "single_label_classification": single_label_loss,
+    "multi_label_classification": multi_label_loss,
+    "regression": regression_loss,
+}
+
+
+def document_loss(
+    logits: Tensor,
+    labels: Tensor,
+    config: "DocumentClassifierConfig",
+    num_items: Tensor | int | None = None,
+) -> Tensor:
+    """Loss of a batch, in float32.
+
+    Args:
+        logits: [documents, labels]. For regression in the units of the targets.
+        labels: [documents] for single_label, [documents, labels] else.
+        num_items: label values in the whole accumulated batch over all processes. None: a plain mean.
+    """
+    logits = logits.float()
+    if (
+        config.problem_type == "regression"
+    ):  # on standardised targets, so that the rate suits any unit
+        center, scale = (
+            logits.new_tensor(config.target_mean),
+            logits.new_tensor(config.target_scale),
+        )
+        labels = (labels.to(logits.dtype).reshape(logits.shape) - center) / scale
+        logits = (logits - center) / scale
+    total = LOSS_SUMS[config.problem_type](logits, labels)
+    return total / (labels.numel() if num_items is None else num_items)
+
+
+# ---------------------------------------------------------------------------- encoder
+
+
+def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+    """Load the encoder of any checkpoint, in float32, without a pooler.
+
+    Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a folder
+    written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own dtype by
+    default; weights in half precision do not train, so float32 is asked for.
+
+    Args:
+        kwargs: for `AutoModel.from_pretrained`, such as `revision`, `trust_remote_code`.
+
+    Returns:
+        the encoder and the names of the weights that the checkpoint lacked (they are random).
+
+    Raises:
+        ValueError: for an encoder-decoder.
+    """
+    if is_document_classifier(path):
+        classifier, missing = load_classifier(path)
+        return classifier.encoder, [name.removeprefix("encoder.") for name in missing]
+    encoder, info = AutoModel.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, **kwargs
+    )
+    encoder = strip_encoder(encoder)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    return encoder, missing
+
+
+def strip_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Take off what no path here uses: the pooler (it would get no gradient) and the key-value cache."""
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{encoder.config.model_type} is an encoder-decoder; give an encoder (BERT, RoBERTa ...) or a decoder"
+        )
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    if getattr(encoder.config, "use_cache", False):
+        encoder.config.use_cache = False
+    return encoder
+
+
+def load_classifier(path: str | os.PathLike) -> tuple["DocumentClassifier", list[str]]:
+    """Load what run_finetune.py wrote; also the names of weights that were missing (none, normally)."""
+    model, info = DocumentClassifier.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    return model, sorted(info["missing_keys"])
+
+
+def is_document_classifier(path: str | os.PathLike) -> bool:
+    """Whether `path` is a folder written by run_finetune.py."""
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        return False
+    model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    return model_type == DocumentClassifierConfig.model_type
+
+
+def num_blocks(config: PreTrainedConfig) -> int:
+    """Number of blocks; layers are numbered 0 (embeddings) to this."""
+    return config.get_text_config().num_hidden_layers
+
+
+def max_positions(config: PreTrainedConfig) -> int | float:
+    """The longest window the position embeddings allow, special tokens included; inf where nothing says."""
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if (
+        positions is None
+        or positions < 1
+        or getattr(config, "position_biased_input", True) is False
+    ):
+        return float("inf")  # DeBERTa-v3 and others have relative positions only
+    if config.model_type in POSITIONS_AFTER_PADDING:  # positions start at padding_idx + 1
+        return positions - config.pad_token_id - 1
+    return positions
+
+
+POSITIONS_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
+
+
+def encode_layers(
+    encoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None,
+    layers: list[int],
+) -> list[Tensor]:
+    """Run the encoder on flat windows and return the asked-for layers, each [windows, length, hidden]."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_type_ids is not None:
+        inputs["token_type_ids"] = token_type_ids
+    if layers == [num_blocks(encoder.config)]:  # keeps no other layer alive
+        return [encoder(**inputs).last_hidden_state]
+    states = encoder(**inputs, output_hidden_states=True).hidden_states
+    return [states[k] for k in layers]
+
+
+# ---------------------------------------------------------------------------- model
+
+
+class DocumentClassifierConfig(PreTrainedConfig):
+    """Everything needed to rebuild the classifier and to cut text the way it was trained.
+
+    `windows` and `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
+    `target_mean` and `target_scale` (one per target) undo the standardisation of regression targets.
+    """
+
+    model_type = "document_classifier"
+    sub_configs = {"encoder_config": AutoConfig}  # noqa: RUF012 (transformers reads it off the class)
+    _auto_class = "AutoConfig"
+
+    def __init__(
+        self,
+        encoder_config: dict | PreTrainedConfig | None = None,
+        layers: Sequence[int] = (),
+        layer_pooling: str = "concat",
+        token_pooling: str = "cls",
+        segment_pooling: str = "mean",
+        head_dropout: float = 0.1,
+        windows: dict | None = None,
+        special_tokens: dict | None = None,
+        target_mean: Sequence[float] = (0.0,),
+        target_scale: Sequence[float] = (1.0,),
+        **kwargs: Any,
+    ):
+        # The parent comes before the encoder's config: it resets the attention implementation of every
+        # sub-config it finds, and a loaded encoder would get a mask of one kind, attention of another.
+        self.encoder_config = None
+        super().__init__(**kwargs)
+        if isinstance(encoder_config, dict):
+            fields = dict(encoder_config)
+            encoder_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.encoder_config = encoder_config
+        self.layers = list(layers)
+        self.layer_pooling = layer_pooling
+        self.token_pooling = token_pooling
+        self.segment_pooling = segment_pooling
+        self.head_dropout = head_dropout
+        self.windows = windows or {}
+        self.special_tokens = special_tokens or {}
+        self.target_mean = list(target_mean)
+        self.target_scale = list(target_scale)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        return self.encoder_config if self.encoder_config is not None else self
+
+    def window_spec(self) -> WindowSpec:
+        return WindowSpec(**self.windows)
+
+    def specials(self) -> SpecialTokens:
+        as_tuples = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.special_tokens.items()
+        }
+        return SpecialTokens(**as_tuples)
+
+
+class DocumentClassifier(PreTrainedModel):
+    """Encoder, poolings and a linear head. See the top of the file for the path of shapes."""
+
+    config_class = DocumentClassifierConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # forward divides by num_items_in_batch itself
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: DocumentClassifierConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.encoder = (
+            strip_encoder(AutoModel.from_config(config.encoder_config))
+            if encoder is None
+            else encoder
+        )
+        self.num_labels = config.num_labels
+        hidden = config.encoder_config.get_text_config().hidden_size
+        features = hidden * len(config.layers) if config.layer_pooling == "concat" else hidden
+        if config.layer_pooling == "weighted":
+            self.layer_mix = LayerMix(len(config.layers))
+        if config.token_pooling == "attention":
+            self.token_attention = AttentionPooling(features)
+        if config.segment_pooling == "attention":
+            self.segment_attention = AttentionPooling(features)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(features, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, LayerMix):
+            init.zeros_(module.weights)
+            init.ones_(module.gamma)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple:
+        """Classify documents.
+
+        Args:
+            input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives it:
+                then a row longer than the window is cut as in training.
+            attention_mask: like `input_ids`; a segment with no 1 is absent.
+            labels: [documents] or [documents, labels]; adds the loss.
+            num_items_in_batch: see `document_loss`.
+
+        Returns:
+            loss (with labels) and logits [documents, labels].
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if input_ids.dim() == 2:
+            input_ids, attention_mask, token_type_ids = self._as_documents(
+                input_ids, attention_mask, token_type_ids
+            )
+        document = self.pool_documents(
+            input_ids, attention_mask, token_type_ids
+        )  # [documents, features]
+        logits = self.head(self.dropout(document.to(self.head.weight.dtype)))  # [documents, labels]
+        if self.config.problem_type == "regression":
+            logits = logits * logits.new_tensor(self.config.target_scale) + logits.new_tensor(
+                self.config.target_mean
+            )
+        loss = None
+        if labels is not None:
+            loss = document_loss(logits, labels, self.config, num_items_in_batch)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def pool_documents(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> Tensor:
+        """[documents, segments, length] -> [documents, features]; absent segments are never encoded."""
+        mask = attention_mask.bool()
+        present = mask.any(dim=-1)  # [documents, segments]
+        types = None if token_type_ids is None else token_type_ids[present]
+        layers = encode_layers(
+            self.encoder, input_ids[present], attention_mask[present], types, self.config.layers
+        )
+        tokens = self._pool_layers(layers)  # [real, length, features]
+        vectors = self._pool(
+            TOKEN_POOLINGS, self.config.token_pooling, "token_attention", tokens, mask[present]
+        )
+        if present.shape[1] == 1:  # one window a document: nothing to pool
+            return vectors
+        segments = vectors.new_zeros(
+            *present.shape, vectors.shape[-1]
+        )  # [documents, segments, features]
+        segments[present] = vectors
+        return self._pool(
+            SEGMENT_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
+        )
+
+    def _pool_layers(self, layers: list[Tensor]) -> Tensor:
+        pooling = LAYER_POOLINGS[self.config.layer_pooling]
+        return self.layer_mix(layers) if pooling is None else pooling(layers)
+
+    def _pool(
+        self, poolings: dict, name: str, attention: str, items: Tensor, mask: Tensor
+    ) -> Tensor:
+        pooling = poolings[name]
+        return getattr(self, attention)(items, mask) if pooling is None else pooling(items, mask)
+
+    def _as_documents(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[documents, length] -> [documents, segments, length], cut where longer than the window."""
+        spec = self.config.window_spec()
+        if input_ids.shape[1] <= spec.max_seq_length:
+            types = None if token_type_ids is None else token_type_ids.unsqueeze(1)
+            return input_ids.unsqueeze(1), attention_mask.unsqueeze(1), types
+        if token_type_ids is not None and token_type_ids.any():
+            raise ValueError(
+                f"a text pair of {input_ids.shape[1]} tokens does not fit the window of {spec.max_seq_length}: "
+                "pass truncation=True, max_length=... to the tokenizer"
+            )
+        special = self.config.specials()
+        documents = []
+        for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
+            plain = ids[mask].tolist()
+            plain = plain[len(special.prefix) : len(plain) - len(special.suffix)]
+            documents.append(cut_windows(plain, spec, special))
+        ids, mask = pad_documents(documents, special.blank)
+        return ids.to(input_ids.device), mask.to(input_ids.device), None
+
+
+def pad_documents(documents: list[list[list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Windows of several documents -> ids and attention mask, both [documents, segments, length].
+
+    Padded to the most segments and the longest window among them.
+    """
+    segments = max(len(windows) for windows in documents)
+    length = max(len(window) for windows in documents for window in windows)
+    ids = torch.full((len(documents), segments, length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for d, windows in enumerate(documents):
+        for s, window in enumerate(windows):
+            ids[d, s, : len(window)] = torch.tensor(window, dtype=torch.long)
+            mask[d, s, : len(window)] = 1
+    return ids, mask
