@@ -1,4 +1,4 @@
-"""From a command line, a YAML or JSON file, or a dict to dataclasses; and one line for a user's mistake.
+"""Flags, a YAML or JSON file, or a dict -> dataclasses; and one line for a user's mistake.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -24,12 +24,12 @@ SECRETS = ("hub_token",)  # never written to disk
 
 
 class InputError(ValueError):
-    """Something the user can mend. The message names the file, column, row or argument, and the fix."""
+    """Something the user can mend. The message names file, column, row or argument, and the fix."""
 
 
 @contextmanager
 def as_input_error(what: str = "") -> Iterator[None]:
-    """Turn the ValueError or OSError of a library or a pure helper into the one line a user gets."""
+    """Turn the ValueError or OSError of a library or a helper into the one line a user gets."""
     try:
         yield
     except InputError:
@@ -39,7 +39,56 @@ def as_input_error(what: str = "") -> Iterator[None]:
         raise InputError(f"{what}: {first_line}" if what else first_line) from error
 
 
-# ---------------------------------------------------------------------------- arguments all scripts share
+# ---------------------------------------------------------------- arguments that scripts share
+
+
+def arg(default: Any, text: str) -> Any:
+    """A dataclass field with a help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """Which tables. Files: .csv .tsv .txt .json .jsonl .parquet, each also .gz."""
+
+    _argument_group_name = "data"
+
+    train_file: str | None = arg(
+        None, "Labelled table: .csv .tsv .txt .json .jsonl .parquet (.gz)."
+    )
+    validation_file: str | None = arg(None, "Makes the choices. Default: held out of training.")
+    test_file: str | None = arg(None, "Is predicted, and scored if it has labels; chooses nothing.")
+    dataset_name: str | None = arg(None, "Hub data set with such splits, in place of files.")
+    dataset_config_name: str | None = arg(None, "Its configuration.")
+    max_train_samples: int | None = arg(None, "Use the first N training rows.")
+    max_eval_samples: int | None = arg(None, "Use the first N validation rows.")
+    max_predict_samples: int | None = arg(None, "Use the first N test rows.")
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None and not any(self.files.values()):
+            raise InputError("no data: give --train_file, --test_file or --dataset_name")
+        if self.dataset_name is not None and any(self.files.values()):
+            raise InputError("--dataset_name and --train_file ... exclude each other")
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            at_least(name, getattr(self, name), 1)
+
+    @property
+    def files(self) -> dict[str, str | None]:
+        return {
+            "train": self.train_file,
+            "validation": self.validation_file,
+            "test": self.test_file,
+        }
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        return {
+            "train": self.max_train_samples,
+            "validation": self.max_eval_samples,
+            "test": self.max_predict_samples,
+        }
 
 
 @dataclass
@@ -48,32 +97,16 @@ class TextArguments:
 
     _argument_group_name = "text"
 
-    text_column_names: list[str] = field(
-        default_factory=lambda: ["text"],
-        metadata={"help": "Columns with text, joined in this order, such as: title abstract."},
+    text_column_names: list[str] = arg(
+        ["text"], "Columns joined in this order, as: title abstract."
     )
-    text_separator: str = field(
-        default=" ", metadata={"help": "Stands between joined columns; \\n and \\t work."}
+    text_separator: str = arg(" ", "Stands between joined columns; \\n and \\t work.")
+    text_pair: bool = arg(
+        False, "Give two columns to the tokenizer as a pair (title [SEP] abstract)."
     )
-    text_pair: bool = field(
-        default=False,
-        metadata={
-            "help": "Give two text columns to the tokenizer as a real pair (title [SEP] abstract)."
-        },
-    )
-    id_column_name: str | None = field(
-        default=None, metadata={"help": "Column with row ids. Default: row number."}
-    )
-    delimiter: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of .csv files, \\t works. Default: found in the header (comma, tab, ; or |)."
-        },
-    )
-    encoding: str = field(
-        default="utf-8",
-        metadata={"help": "Of text files; utf-8 with or without byte order mark; gbk, latin-1 ..."},
-    )
+    id_column_name: str | None = arg(None, "Column with row ids. Default: the row number, from 0.")
+    delimiter: str | None = arg(None, "Of .csv, \\t works. Default: found (comma, tab, ; or |).")
+    encoding: str = arg("utf-8", "Of text files: utf-8 (with or without BOM), gbk, latin-1 ...")
 
     def __post_init__(self) -> None:
         self.text_separator = unescape(self.text_separator)
@@ -91,51 +124,84 @@ class LabelArguments:
 
     _argument_group_name = "labels"
 
-    label_column_name: list[str] = field(
-        default_factory=lambda: ["label"],
-        metadata={
-            "help": "One column, or several 0/1 columns (multi-label) or number columns (regression)."
-        },
+    label_column_name: list[str] = arg(
+        ["label"],
+        "One column, or several 0/1 columns (multi-label) or number columns (regression).",
     )
-    label_delimiter: str | None = field(
-        default=None,
-        metadata={"help": "Splits a text label into several labels, such as | or a space."},
+    label_delimiter: str | None = arg(None, "Splits a text label into several, such as | or ','.")
+    problem_type: str | None = arg(
+        None, "single_label, multi_label or regression. Default: found from the labels."
     )
-    problem_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "single_label, multi_label or regression. Default: found from the labels."
-        },
-    )
-    validation_split: float = field(
-        default=0.1,
-        metadata={
-            "help": "Share of training held out, stratified, when there is no --validation_file."
-        },
+    validation_split: float = arg(
+        0.1, "Share of training held out, stratified, when there is no --validation_file."
     )
 
     def __post_init__(self) -> None:
-        one_of(
-            "problem_type",
-            self.problem_type,
-            ("single_label", "multi_label", "regression"),
-            none=True,
-        )
-        if not 0 < self.validation_split < 1:
-            raise InputError(f"--validation_split {self.validation_split} must lie between 0 and 1")
+        one_of("problem_type", self.problem_type, ("single_label", "multi_label", "regression"))
+        share("validation_split", self.validation_split)
+
+
+@dataclass
+class EncoderArguments:
+    """Which checkpoint to start from."""
+
+    _argument_group_name = "checkpoint"
+
+    model_name_or_path: str = field(
+        metadata={"help": "Hub name, transformers folder, or folder of one of these scripts."}
+    )
+    tokenizer_name: str | None = arg(None, "Default: that of the model.")
+    model_revision: str = arg("main", "Branch, tag or commit of a hub model.")
+    trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
+
+
+@dataclass
+class WindowArguments:
+    """How documents are cut into windows."""
+
+    _argument_group_name = "windows (a folder of run_finetune.py brings its own; flags win)"
+
+    truncation: str | None = arg(None, "head, tail, head_tail or hierarchical. Else: head.")
+    max_seq_length: int | None = arg(
+        None, "Tokens a window, special tokens included. Else: what the model takes, at most 512."
+    )
+    head_tokens: int | None = arg(None, "Of head_tail. Else: 128 of 510, in proportion.")
+    segment_overlap: int | None = arg(None, "Tokens that hierarchical windows share. Else: 0.")
+    max_segments: int | None = arg(None, "Most hierarchical windows a document. Else: all.")
+
+    def __post_init__(self) -> None:
+        one_of("truncation", self.truncation, ("head", "tail", "head_tail", "hierarchical"))
+        at_least("max_seq_length", self.max_seq_length, 1)
+        at_least("head_tokens", self.head_tokens, 1)
+        at_least("segment_overlap", self.segment_overlap, 0)
+        at_least("max_segments", self.max_segments, 1)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that the user set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 def unescape(text: str) -> str:
     return text.replace("\\t", "\t").replace("\\n", "\n")
 
 
-def one_of(name: str, value: Any, choices: Sequence[str], none: bool = False) -> None:
-    """Check an argument that takes one of a few words."""
-    if value in choices or (none and value is None):
-        return
-    raise InputError(
-        f"--{name} {value} is not one of {', '.join(choices)}{nearest(str(value), choices)}"
-    )
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check an argument that takes one of a few words; None passes."""
+    if value is not None and value not in choices:
+        near = nearest(str(value), choices)
+        raise InputError(f"--{name} {value} is not one of {', '.join(choices)}{near}")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Check an argument with a lower bound; None passes."""
+    if value is not None and value < least:
+        raise InputError(f"--{name} {value} is too small; use at least {least}")
+
+
+def share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"--{name} {value} must lie between 0 and 1")
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -209,7 +275,7 @@ def read_arguments(path: str) -> dict[str, Any]:
 
 
 def flags_of(arguments: dict[str, Any]) -> list[str]:
-    """Values become flags, so that 1e-4, which YAML and JSON files often hold as text, is read as a number."""
+    """Values become flags, so that 1e-4, which YAML reads as text, is read as a number."""
     flags = []
     for name, value in arguments.items():
         if value is None:
@@ -235,22 +301,51 @@ def describe_unknown(unknown: list[str], parser: Parser) -> str:
     return f"unknown argument --{name}{nearest(name, known)}"
 
 
+def changed(as_run: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str, Any]:
+    """The arguments of a run whose values differ from the dataclasses' own defaults."""
+    defaults = {}
+    for f in (f for cls in dataclass_types for f in dataclasses.fields(cls)):
+        factory = f.default_factory
+        defaults[f.name] = f.default if factory is dataclasses.MISSING else factory()
+    return {k: v for k, v in as_run.items() if v != defaults.get(k)}
+
+
 def wants_help(argv: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") for word in argv)
 
 
-def print_help(description: str, dataclass_types: Sequence[type], defaults: dict[str, Any]) -> None:
-    """The script's own arguments, grouped; those of TrainingArguments are named, not listed."""
-    changed = " ".join(f"{k}={v}" for k, v in defaults.items())
+def print_help(
+    description: str, dataclass_types: Sequence[type], defaults: dict[str, Any] | None = None
+) -> None:
+    """The script's own arguments, grouped; those of TrainingArguments are named, not listed.
+
+    Args:
+        defaults: what the script sets in TrainingArguments; None if it takes no such arguments.
+    """
+    epilog = None
+    if defaults is not None:
+        epilog = (
+            "Every argument of transformers.TrainingArguments works as well (--num_train_epochs, "
+            "--learning_rate, --bf16, --seed, --resume_from_checkpoint ...). Defaults set here: "
+            + " ".join(f"{k}={v}" for k, v in defaults.items())
+        )
     parser = Parser(
         dataclass_types,
         description=description.strip(),
         usage="%(prog)s [arguments.yaml] [--argument value ...]",
-        epilog="Every argument of transformers.TrainingArguments works as well (--learning_rate, "
-        "--num_train_epochs, --per_device_train_batch_size, --bf16, --seed, --resume_from_checkpoint ...). "
-        f"Defaults set here: {changed}.",
+        epilog=epilog,
     )
     parser.print_help()
+
+
+def refuse_data_parallel(num_gpus: int) -> None:
+    """One process with several GPUs means DataParallel, which splits documents and scales losses wrong."""
+    if num_gpus > 1:
+        script = Path(sys.argv[0]).name
+        raise InputError(
+            f"{num_gpus} GPUs but one process; type: accelerate launch --num_processes {num_gpus} "
+            f"{script} ..., or CUDA_VISIBLE_DEVICES=0 python {script} ..."
+        )
 
 
 def run_script(main: Callable[[], Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import ClassLabel, Dataset
 
 from command_line import InputError
@@ -40,8 +41,8 @@ class LabelSpec:
     def infer(
         cls,
         table: Dataset,
-        columns: Sequence[str],
         source: str,
+        columns: Sequence[str],
         problem_type: str | None = None,
         delimiter: str | None = None,
     ) -> "LabelSpec":
@@ -178,8 +179,19 @@ class LabelSpec:
             for row in probabilities
         ]
 
+    def prediction_table(self, ids: list[str], probabilities: np.ndarray) -> pd.DataFrame:
+        """id, prediction, prob_<label> ...; several regression targets: id, prediction_<target> ..."""
+        values = dict(zip(self.names, probabilities.T, strict=True))
+        columns: dict[str, Any] = {"id": ids}
+        if self.problem_type == "regression" and len(self.names) > 1:
+            return pd.DataFrame(columns | {f"prediction_{name}": v for name, v in values.items()})
+        columns["prediction"] = self.predictions(probabilities)
+        if self.problem_type != "regression":
+            columns |= {f"prob_{name}": v for name, v in values.items()}
+        return pd.DataFrame(columns)
 
-# ---------------------------------------------------------------------------- values
+
+# ---------------------------------------------------------------- values
 
 
 def require_columns(table: Dataset, columns: Iterable[str], source: str, argument: str) -> None:

@@ -15,6 +15,7 @@ MAIN_METRIC = {
     "multi_label": ("lrap", True),
     "regression": ("rmse", False),
 }
+LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
 
 
 def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -9,14 +9,15 @@ encoder -> layer pooling -> token pooling -> segment pooling -> head, one path f
       segments -> one vector a document          [documents, features]
       head                                       [documents, labels]
 
-This file and `windows.py` are copied into every saved folder, so that
+This file, `pooling.py` and `windows.py` are copied into every saved folder, so that
 `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline` work
-where this project is not installed. Hence the two ways to import `windows`.
+where this project is not installed. Hence the two ways to import them.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging as transformers_logging
 
 try:
+    from .pooling import (
+        LAYER_POOLINGS,
+        SEGMENT_POOLINGS,
+        TOKEN_POOLINGS,
+        AttentionPooling,
+        LayerMix,
+    )
     from .windows import SpecialTokens, WindowSpec, cut_windows
 except ImportError:  # run as a flat script, not as the code of a saved folder
+    from pooling import LAYER_POOLINGS, SEGMENT_POOLINGS, TOKEN_POOLINGS, AttentionPooling, LayerMix
     from windows import SpecialTokens, WindowSpec, cut_windows
 
 PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
@@ -39,120 +49,7 @@ PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
 }
 
 
-# ---------------------------------------------------------------------------- pooling
-
-
-def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
-    """Layer names -> numbers as in `hidden_states`: 0 = embeddings output, k = output of block k.
-
-    Args:
-        layers: "last", "first4", "last4", "all" (all blocks), or numbers ("1 6", "-1", [1, 6]).
-
-    Raises:
-        ValueError: for a name that is not known or a layer the encoder does not have.
-    """
-    named = {
-        "last": [num_blocks],
-        "first4": list(range(1, min(4, num_blocks) + 1)),
-        "last4": list(range(max(1, num_blocks - 3), num_blocks + 1)),
-        "all": list(range(1, num_blocks + 1)),
-    }
-    if isinstance(layers, str) and layers in named:
-        return named[layers]
-    try:
-        numbers = [
-            int(n)
-            for n in (layers.replace(",", " ").split() if isinstance(layers, str) else layers)
-        ]
-    except ValueError:
-        numbers = []
-    resolved = [n + num_blocks + 1 if n < 0 else n for n in numbers]
-    if (
-        not resolved
-        or not all(0 <= n <= num_blocks for n in resolved)
-        or len(set(resolved)) < len(resolved)
-    ):
-        raise ValueError(
-            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers from 0 to {num_blocks} "
-            "(0 = embeddings, -1 = last)"
-        )
-    return resolved
-
-
-class LayerMix(nn.Module):
-    """Learned mix of layers: gamma * sum_k softmax(w)_k h_k (Peters et al. 2018, ELMo, eq. 1)."""
-
-    def __init__(self, num_layers: int):
-        super().__init__()
-        self.weights = nn.Parameter(torch.zeros(num_layers))
-        self.gamma = nn.Parameter(torch.ones(1))
-
-    def forward(self, layers: list[Tensor]) -> Tensor:
-        shares = self.weights.softmax(dim=0)
-        return self.gamma * sum(share * layer for share, layer in zip(shares, layers, strict=True))
-
-
-LAYER_POOLINGS = {  # list of [real, length, hidden] -> [real, length, features]
-    "concat": lambda layers: torch.cat(layers, dim=-1),
-    "mean": lambda layers: torch.stack(layers).mean(dim=0),
-    "max": lambda layers: torch.stack(layers).amax(dim=0),
-    "weighted": None,  # has parameters: LayerMix
-}
-
-
-class AttentionPooling(nn.Module):
-    """Softmax attention of one learned query over items: score_i = v . tanh(W h_i + b)."""
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.project = nn.Linear(features, features)
-        self.score = nn.Linear(features, 1, bias=False)
-
-    def forward(self, items: Tensor, mask: Tensor) -> Tensor:
-        scores = self.score(torch.tanh(self.project(items))).squeeze(-1)  # [n, items]
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        shares = (
-            scores.softmax(dim=-1) * mask
-        )  # an all-absent row gives zeros, not a mean of padding
-        return torch.einsum("ni,nif->nf", shares.to(items.dtype), items)
-
-
-def first_item(items: Tensor, mask: Tensor) -> Tensor:
-    """The first real item of each row; with padding on the left that is not column 0."""
-    return items[torch.arange(len(items), device=items.device), mask.int().argmax(dim=1)]
-
-
-def last_item(items: Tensor, mask: Tensor) -> Tensor:
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return items[torch.arange(len(items), device=items.device), (position * mask).argmax(dim=1)]
-
-
-def mean_items(items: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real items. Sums in float32: a half-precision sum over 512 tokens loses digits."""
-    weights = mask.to(torch.float32)
-    total = torch.einsum("ni,nif->nf", weights, items.to(torch.float32))
-    return (total / weights.sum(dim=1, keepdim=True).clamp(min=1)).to(items.dtype)
-
-
-def max_items(items: Tensor, mask: Tensor) -> Tensor:
-    return items.masked_fill(~mask.unsqueeze(-1), torch.finfo(items.dtype).min).amax(dim=1)
-
-
-TOKEN_POOLINGS = {  # ([real, length, features], mask [real, length]) -> [real, features]
-    "cls": first_item,
-    "mean": mean_items,
-    "max": max_items,
-    "last": last_item,
-    "attention": None,  # has parameters: AttentionPooling
-}
-SEGMENT_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
-    "mean": mean_items,
-    "max": max_items,
-    "attention": None,
-}
-
-
-# ---------------------------------------------------------------------------- loss
+# ---------------------------------------------------------------- loss
 
 
 def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -201,7 +98,18 @@ def document_loss(
     return total / (labels.numel() if num_items is None else num_items)
 
 
-# ---------------------------------------------------------------------------- encoder
+# ---------------------------------------------------------------- encoder
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' load report: what a checkpoint lacks is said by the caller, in one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -223,9 +131,10 @@ def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
     if is_document_classifier(path):
         classifier, missing = load_classifier(path)
         return classifier.encoder, [name.removeprefix("encoder.") for name in missing]
-    encoder, info = AutoModel.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, **kwargs
-    )
+    with quiet_loading():
+        encoder, info = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **kwargs
+        )
     encoder = strip_encoder(encoder)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     return encoder, missing
@@ -246,9 +155,10 @@ def strip_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
 
 def load_classifier(path: str | os.PathLike) -> tuple["DocumentClassifier", list[str]]:
     """Load what run_finetune.py wrote; also the names of weights that were missing (none, normally)."""
-    model, info = DocumentClassifier.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
-    )
+    with quiet_loading():
+        model, info = DocumentClassifier.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
     return model, sorted(info["missing_keys"])
 
 
@@ -309,7 +219,7 @@ def encode_layers(
     return [states[k] for k in layers]
 
 
-# ---------------------------------------------------------------------------- model
+# ---------------------------------------------------------------- model
 
 
 class DocumentClassifierConfig(PreTrainedConfig):

@@ -13,18 +13,24 @@ Recipe: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?" (arXiv
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, also under runpy or exec
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
 from command_line import (
+    DataArguments,
+    EncoderArguments,
     InputError,
     LabelArguments,
     TextArguments,
+    WindowArguments,
+    arg,
     as_input_error,
+    changed,
     one_of,
     parse,
     print_help,
+    refuse_data_parallel,
     run_script,
     start_logging,
     wants_help,
@@ -49,127 +55,23 @@ DEFAULTS = {
 
 
 @dataclass
-class DataArguments:
-    _argument_group_name = "data"
-
-    train_file: str | None = field(
-        default=None, metadata={"help": ".csv .tsv .txt .json .jsonl .parquet, each also .gz."}
-    )
-    validation_file: str | None = field(
-        default=None,
-        metadata={"help": "Chooses the best checkpoint. Default: held out of training."},
-    )
-    test_file: str | None = field(
-        default=None,
-        metadata={"help": "Is predicted, and scored if it has labels; chooses nothing."},
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data set of the hub (splits train, validation, test) in place of files."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use the first N training rows."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use the first N validation rows."}
-    )
-    max_predict_samples: int | None = field(
-        default=None, metadata={"help": "Use the first N test rows."}
-    )
-
-
-@dataclass
-class WindowArguments:
-    _argument_group_name = "windows (a folder of run_finetune.py brings its own; flags win)"
-
-    truncation: str | None = field(
-        default=None, metadata={"help": "head, tail, head_tail or hierarchical. Else: head."}
-    )
-    max_seq_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens a window, special tokens included. Else: what the model takes, at most 512."
-        },
-    )
-    head_tokens: int | None = field(
-        default=None,
-        metadata={"help": "Tokens head_tail keeps of the head. Else: 128 of 510, in proportion."},
-    )
-    segment_overlap: int | None = field(
-        default=None,
-        metadata={"help": "Tokens two neighbouring hierarchical windows share. Else: 0."},
-    )
-    max_segments: int | None = field(
-        default=None, metadata={"help": "Most hierarchical windows a document. Else: all."}
-    )
-
-    def __post_init__(self) -> None:
-        one_of(
-            "truncation", self.truncation, ("head", "tail", "head_tail", "hierarchical"), none=True
-        )
-        for name, least in (
-            ("head_tokens", 1),
-            ("segment_overlap", 0),
-            ("max_segments", 1),
-            ("max_seq_length", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value} is too small; use at least {least}")
-
-
-@dataclass
 class ModelArguments:
-    _argument_group_name = "model"
+    _argument_group_name = "model (a folder of run_finetune.py brings its own; flags win)"
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "Hub name, transformers folder, or folder of run_itpt.py or run_finetune.py."
-        }
+    layers: str | None = arg(
+        None, "last, first4, last4, all, or numbers: 0 = embeddings, '9 10 11 12', -1. Else: last."
     )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Default: that of the model."}
+    layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
+    token_pooling: str | None = arg(
+        None, "cls, mean, max, attention or last. Else: cls; last for a decoder."
     )
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of a hub model."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that a hub model brings along."}
-    )
-    layers: str | None = field(
-        default=None,
-        metadata={
-            "help": "last, first4, last4, all, or numbers: 0 = embeddings, '9 10 11 12', -1. Else: last."
-        },
-    )
-    layer_pooling: str | None = field(
-        default=None, metadata={"help": "concat, mean, max or weighted (learned). Else: concat."}
-    )
-    token_pooling: str | None = field(
-        default=None,
-        metadata={"help": "cls, mean, max, attention or last. Else: cls; last for a decoder."},
-    )
-    segment_pooling: str | None = field(
-        default=None, metadata={"help": "mean, max or attention, over windows. Else: mean."}
-    )
-    head_dropout: float | None = field(
-        default=None, metadata={"help": "Before the head. Else: 0.1."}
-    )
+    segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
+    head_dropout: float | None = arg(None, "Before the head. Else: 0.1.")
 
     def __post_init__(self) -> None:
-        one_of(
-            "layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"), none=True
-        )
-        one_of(
-            "token_pooling",
-            self.token_pooling,
-            ("cls", "mean", "max", "attention", "last"),
-            none=True,
-        )
-        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"), none=True)
+        one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
+        one_of("token_pooling", self.token_pooling, ("cls", "mean", "max", "attention", "last"))
+        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
         if self.head_dropout is not None and not 0 <= self.head_dropout < 1:
             raise InputError(f"--head_dropout {self.head_dropout} must be at least 0 and below 1")
 
@@ -178,29 +80,18 @@ class ModelArguments:
 class MethodArguments:
     _argument_group_name = "method"
 
-    layer_lr_decay: float = field(
-        default=0.95,
-        metadata={"help": "Block k of L learns at learning_rate * decay^(L-k). 1 = off."},
+    layer_lr_decay: float = arg(
+        0.95, "Block k of L learns at learning_rate * decay^(L-k). 1 = off."
     )
-    head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of all above the blocks. Default: learning_rate."}
+    head_learning_rate: float | None = arg(None, "Of all above the blocks. Else: learning_rate.")
+    freeze: str = arg(
+        "none", "none, embeddings, encoder, or N: embeddings and the lowest N blocks."
     )
-    freeze: str = field(
-        default="none",
-        metadata={"help": "none, embeddings, encoder, or N: embeddings and the lowest N blocks."},
+    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
+    extra_metrics: list[str] = arg(
+        [], "More metrics of `evaluate`, by name or path; name:argument=value works."
     )
-    batch_by_length: bool = field(
-        default=True, metadata={"help": "Training batches hold rows of similar length."}
-    )
-    extra_metrics: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "More metrics of `evaluate`, by name or path; name:argument=value works."
-        },
-    )
-    keep_checkpoints: bool = field(
-        default=False, metadata={"help": "Keep checkpoint-* folders after the end."}
-    )
+    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_lr_decay <= 1:
@@ -218,6 +109,7 @@ OWN_ARGUMENTS = (
     TextArguments,
     LabelArguments,
     WindowArguments,
+    EncoderArguments,
     ModelArguments,
     MethodArguments,
 )
@@ -226,7 +118,6 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
     sys.exit()
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,8 +128,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -250,10 +139,18 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
+from batches import (
+    DocumentCollator,
+    GroupedByLength,
+    load_tokenizer,
+    longest_first,
+    pad_id,
+    settle_windows,
+    to_windows,
+)
 from labels import LabelSpec
-from metrics import MAIN_METRIC, DocumentMetrics, ExtraMetric
+from metrics import LESS_IS_BETTER, MAIN_METRIC, DocumentMetrics, ExtraMetric
 from modeling import (
     DocumentClassifier,
     DocumentClassifierConfig,
@@ -261,14 +158,14 @@ from modeling import (
     is_document_classifier,
     load_classifier,
     load_encoder,
-    max_positions,
     num_blocks,
-    resolve_layers,
 )
 from outputs import (
     evaluation_history,
+    find_checkpoint,
     model_card,
     plot_history,
+    remove_checkpoints,
     replacing_files,
     versions,
     write_csv,
@@ -276,18 +173,8 @@ from outputs import (
     write_text,
     write_yaml,
 )
-from text_data import (
-    DocumentCollator,
-    GroupedByLength,
-    hold_out,
-    longest_first,
-    read_hub_table,
-    read_table,
-    strata_of,
-    to_documents,
-    to_windows,
-)
-from windows import SpecialTokens, WindowSpec, cut_spans, find_special_tokens
+from pooling import resolve_layers
+from text_data import Table, hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -299,29 +186,49 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    data, text, label, window, model_args, method, training, as_run = parse(
+    data, text, label, window, checkpoint, architecture, method, training, as_run = parse(
         (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
     )
     start_logging()
-    check_arguments(data, training)
-    resume_from = find_checkpoint(training)
+    check_arguments(as_run, data, training)
+    resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
+    path = checkpoint.model_name_or_path
+    hub = {"revision": checkpoint.model_revision, "trust_remote_code": checkpoint.trust_remote_code}
 
     # 2. Tables -> labelled documents
-    tables = read_tables(data, text)
-    spec = settle_labels(tables, data, label, model_args)
-    documents = {s: label_documents(t, s, data, text, spec) for s, t in tables.items()}
-    documents = hold_out_validation(documents, label.validation_split, spec, training.seed)
-    documents = only_wanted(documents, as_run)
+    tables = read_splits(
+        data.files,
+        data.limits,
+        data.dataset_name,
+        data.dataset_config_name,
+        text.delimiter,
+        text.encoding,
+    )
+    spec = settle_labels(tables, label, path)
+    documents = label_documents(
+        tables,
+        spec,
+        text.text_column_names,
+        text.text_separator,
+        text.text_pair,
+        text.id_column_name,
+    )
+    documents = hold_out_validation(
+        documents, label.validation_split, spec.problem_type, training.seed
+    )
 
     # 3. Documents -> windows
-    tokenizer = load_tokenizer(model_args)
-    special = find_special_tokens(tokenizer)
-    windows = settle_windows(window, model_args, tokenizer, special)
-    splits = {s: cut(d, s, tokenizer, windows, special) for s, d in documents.items()}
+    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
+    windows, special = settle_windows(window.given, path, tokenizer, **hub)
+    splits = {}
+    for split, rows in only_wanted(documents, as_run).items():
+        splits[split], report = to_windows(rows, tokenizer, windows, special)
+        logger.info("%s, %s %d: %s", split, windows.truncation, windows.max_seq_length, report)
 
     # 4. Model
-    model = build_model(model_args, spec, windows, special, tokenizer)
+    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
+    model = build_model(path, hub, architecture, spec, shape, tokenizer)
     freeze(model, method.freeze)
 
     # 5. Trainer
@@ -355,322 +262,126 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     return results
 
 
-# ---------------------------------------------------------------------------- 1. arguments
+# ---------------------------------------------------------------- 1. arguments
 
 
-def check_arguments(data: DataArguments, training: TrainingArguments) -> None:
-    files = (data.train_file, data.validation_file, data.test_file)
-    if data.dataset_name is None and not any(files):
-        raise InputError("nothing to do: give --train_file, --test_file or --dataset_name")
-    if data.dataset_name is not None and any(files):
-        raise InputError(
-            "--dataset_name and --train_file/--validation_file/--test_file exclude each other"
-        )
-    if training.do_train and data.dataset_name is None and data.train_file is None:
-        raise InputError("--do_train needs --train_file")
-    if (
-        training.do_eval
-        and data.dataset_name is None
-        and not (data.validation_file or data.train_file)
-    ):
-        raise InputError("--do_eval needs --validation_file or --train_file")
-    if training.do_predict and data.dataset_name is None and data.test_file is None:
-        raise InputError("--do_predict needs --test_file")
-    if training.n_gpu > 1:
-        raise InputError(
-            f"{training.n_gpu} GPUs but one process; type: accelerate launch --num_processes {training.n_gpu} "
-            "run_finetune.py ..., or CUDA_VISIBLE_DEVICES=0 python run_finetune.py ..."
-        )
-    if getattr(training, "train_sampling_strategy", "random") != "random" or getattr(
-        training, "group_by_length", False
-    ):
-        raise InputError(
-            "batches are ordered by --batch_by_length here; leave the Trainer's own strategy at random"
-        )
-
-
-def find_checkpoint(training: TrainingArguments) -> str | None:
-    """--resume_from_checkpoint: a path, or `last` (or true) for the newest in output_dir."""
-    last = get_last_checkpoint(training.output_dir) if os.path.isdir(training.output_dir) else None
-    asked = training.resume_from_checkpoint
-    if asked is None:
-        if last is not None:
-            raise InputError(
-                f"{last} is left from a run that did not end: go on with --resume_from_checkpoint last, "
-                "or choose another --output_dir, or delete it"
-            )
-        return None
-    if asked.lower() in ("last", "true"):
-        if last is None:
-            raise InputError(
-                f"--resume_from_checkpoint {asked}: no checkpoint-* in {training.output_dir}"
-            )
-        return last
-    if not os.path.isdir(asked):
-        raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
-    return asked
-
-
-# ---------------------------------------------------------------------------- 2. tables and labels
-
-
-def read_tables(data: DataArguments, text: TextArguments) -> dict[str, Dataset]:
-    """Tables by split; each knows where it came from through `source_of`."""
-    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    if data.dataset_name is not None:
-        tables = {s: read_hub_table(data.dataset_name, data.dataset_config_name, s) for s in files}
-        tables = {s: table for s, table in tables.items() if table is not None}
-        if not tables:
-            raise InputError(
-                f"--dataset_name {data.dataset_name} has no split named train, validation or test"
-            )
-    else:
-        tables = {
-            s: read_table(path, text.delimiter, text.encoding) for s, path in files.items() if path
+def check_arguments(
+    as_run: dict[str, Any], data: DataArguments, training: TrainingArguments
+) -> None:
+    """What no single dataclass can check."""
+    if data.dataset_name is None:
+        needs = {
+            "do_train": ("train_file",),
+            "do_eval": ("validation_file", "train_file"),
+            "do_predict": ("test_file",),
         }
-    limits = {
-        "train": data.max_train_samples,
-        "validation": data.max_eval_samples,
-        "test": data.max_predict_samples,
-    }
-    return {s: first_rows(table, limits[s]) for s, table in tables.items()}
-
-
-def first_rows(table: Dataset, limit: int | None) -> Dataset:
-    return table if limit is None else table.select(range(min(limit, len(table))))
-
-
-def source_of(data: DataArguments, split: str) -> str:
-    """What an error message calls a split: its file, or the data set and split."""
-    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    return files[split] or f"{data.dataset_name or data.train_file} ({split})"
-
-
-def settle_labels(
-    tables: dict[str, Dataset],
-    data: DataArguments,
-    label: LabelArguments,
-    model_args: ModelArguments,
-) -> LabelSpec:
-    """From the training labels; without training, from the classifier that is loaded."""
-    if "train" in tables:
-        spec = LabelSpec.infer(
-            tables["train"],
-            label.label_column_name,
-            source_of(data, "train"),
-            label.problem_type,
-            label.label_delimiter,
+        for flag, names in needs.items():
+            if as_run.get(flag) and not any(getattr(data, name) for name in names):
+                raise InputError(f"--{flag} needs " + " or ".join(f"--{name}" for name in names))
+    refuse_data_parallel(training.n_gpu)
+    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
+    if strategy != "random" or getattr(training, "group_by_length", False):
+        raise InputError(
+            "--batch_by_length orders batches here; leave the Trainer's own order alone"
         )
-    elif is_document_classifier(model_args.model_name_or_path):
-        config = DocumentClassifierConfig.from_pretrained(model_args.model_name_or_path)
-        spec = LabelSpec.from_config(config, label.label_column_name, label.label_delimiter)
+
+
+# ---------------------------------------------------------------- 2. labels
+
+
+def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) -> LabelSpec:
+    """From the training labels; without training, from the classifier that is loaded."""
+    columns, delimiter = label.label_column_name, label.label_delimiter
+    if "train" in tables:
+        spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
+    elif is_document_classifier(path):
+        config = DocumentClassifierConfig.from_pretrained(path)
+        spec = LabelSpec.from_config(config, columns, delimiter)
     else:
         raise InputError(
-            f"--model_name_or_path {model_args.model_name_or_path} was not written by run_finetune.py, "
-            "so it cannot predict; give --train_file"
+            f"--model_name_or_path {path} was not written by run_finetune.py, so it cannot predict; "
+            "give --train_file"
         )
-    logger.info(
-        "Labels: %s, %d: %s", spec.problem_type, len(spec.names), ", ".join(spec.names[:12])
-    )
+    names = ", ".join(spec.names[:12]) + (" ..." if len(spec.names) > 12 else "")
+    logger.info("Labels: %s, %d: %s", spec.problem_type, len(spec.names), names)
     return spec
 
 
-def label_documents(
-    table: Dataset, split: str, data: DataArguments, text: TextArguments, spec: LabelSpec
-) -> Dataset:
-    """Table -> id, text, labels (where there are any). Ids are settled here, before rows are held out."""
-    source = source_of(data, split)
-    documents = to_documents(
-        table,
-        source,
-        text.text_column_names,
-        text.text_separator,
-        text.text_pair,
-        text.id_column_name,
-    )
-    if split == "test" and not spec.has_labels(table):
-        return documents
-    return documents.add_column("labels", spec.encode(table, source))
-
-
-def hold_out_validation(
-    documents: dict[str, Dataset], share: float, spec: LabelSpec, seed: int
-) -> dict[str, Dataset]:
-    """Without a validation set, a stratified share of training becomes it. Test is never touched."""
-    if "train" not in documents or "validation" in documents:
-        return documents
-    train = documents["train"]
-    held_out = hold_out(strata_of(train["labels"][:], spec.problem_type), share, seed)
-    if not held_out.any() or held_out.all():
-        raise InputError(
-            f"--validation_split {share} of {len(train)} rows leaves one side empty; "
-            "give a --validation_file or another share"
-        )
-    logger.info("Held out of training for validation: %d of %d rows", held_out.sum(), len(train))
-    parts = {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
-    return documents | {split: train.select(rows) for split, rows in parts.items()}
-
-
 def only_wanted(documents: dict[str, Dataset], as_run: dict[str, Any]) -> dict[str, Dataset]:
-    """All that files were given for; with any of --do_train, --do_eval, --do_predict, just what they name."""
+    """All there are files for; with any of --do_train, --do_eval, --do_predict, what they name."""
     flags = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
     asked = {split for split, flag in flags.items() if as_run.get(flag)}
     if not asked:
         return documents
     if "train" in asked:
         asked.add("validation")  # chooses the best checkpoint
-    return {split: d for split, d in documents.items() if split in asked}
+    return {split: rows for split, rows in documents.items() if split in asked}
 
 
-# ---------------------------------------------------------------------------- 3. windows
-
-
-def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    with as_input_error(f"tokenizer of {name}"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model_args.model_revision, trust_remote_code=model_args.trust_remote_code
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders; padding is masked, so any id does
-    return tokenizer
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def settle_windows(
-    window: WindowArguments,
-    model_args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    special: SpecialTokens,
-) -> WindowSpec:
-    """Flags, else what a trained classifier says, else head windows of what the model takes, at most 512."""
-    path = model_args.model_name_or_path
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            config = DocumentClassifierConfig.from_pretrained(path)
-            known = dict(config.windows)
-            config = config.encoder_config
-        else:
-            config = AutoConfig.from_pretrained(
-                path,
-                revision=model_args.model_revision,
-                trust_remote_code=model_args.trust_remote_code,
-            )
-            known = {}
-    limit = max_positions(config)
-    known.setdefault("max_seq_length", int(min(512, limit, tokenizer.model_max_length)))
-    flags = ("truncation", "max_seq_length", "head_tokens", "segment_overlap", "max_segments")
-    spec = WindowSpec(
-        **known | {f: getattr(window, f) for f in flags if getattr(window, f) is not None}
-    )
-    if spec.max_seq_length > limit:
-        raise InputError(
-            f"--max_seq_length {spec.max_seq_length} is beyond the {limit} positions of {path}"
-        )
-    unfit = [
-        f
-        for f, t in WINDOW_FLAGS.items()
-        if getattr(window, f) is not None and spec.truncation != t
-    ]
-    if unfit:
-        needed = WINDOW_FLAGS[unfit[0]]
-        raise InputError(f"--{unfit[0]} needs --truncation {needed}, not {spec.truncation}")
-    with as_input_error():
-        cut_spans(
-            spec.max_seq_length + 1, spec, special.pair_count
-        )  # complains of windows with no room
-    return spec
-
-
-WINDOW_FLAGS = {
-    "head_tokens": "head_tail",
-    "segment_overlap": "hierarchical",
-    "max_segments": "hierarchical",
-}
-
-
-def cut(
-    documents: Dataset,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: WindowSpec,
-    special: SpecialTokens,
-) -> Dataset:
-    """Documents -> windows, and a line that says what the windows leave out."""
-    dataset, report = to_windows(documents, tokenizer, windows, special)
-    logger.info("%s: %s (%s, %d)", split, report, windows.truncation, windows.max_seq_length)
-    return dataset
-
-
-# ---------------------------------------------------------------------------- 4. model
+# ---------------------------------------------------------------- 4. model
 
 
 def build_model(
-    model_args: ModelArguments,
+    path: str,
+    hub: dict[str, Any],
+    architecture: ModelArguments,
     spec: LabelSpec,
-    windows: WindowSpec,
-    special: SpecialTokens,
+    shape: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> DocumentClassifier:
-    """Encoder and head. A trained classifier keeps its head where labels, layers and poolings agree."""
-    path = model_args.model_name_or_path
+    """Encoder and head. A trained classifier keeps its head where labels and poolings agree.
+
+    Args:
+        hub: for `from_pretrained`: revision, trust_remote_code.
+        shape: the config's `windows` and `special_tokens`.
+    """
     before = None
     with as_input_error(f"--model_name_or_path {path}"):
         if is_document_classifier(path):
             before, missing = load_classifier(path)
             encoder = before.encoder
         else:
-            encoder, missing = load_encoder(
-                path,
-                revision=model_args.model_revision,
-                trust_remote_code=model_args.trust_remote_code,
-            )
-    if len(tokenizer) > encoder.get_input_embeddings().num_embeddings:
+            encoder, missing = load_encoder(path, **hub)
+    rows = encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, {path} only "
-            f"{encoder.get_input_embeddings().num_embeddings}; give the --tokenizer_name that fits"
+            f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
+            "give the --tokenizer_name that belongs to the model"
         )
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
-        **architecture(model_args, encoder, before),
-        windows=windows.to_dict(),
-        special_tokens=special.to_dict(),
-        pad_token_id=tokenizer.pad_token_id,
+        **settle_architecture(architecture, encoder, before),
+        **shape,
         **spec.config_fields(),
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = DocumentClassifier(config, encoder)
     if before is not None and same_head(before.config, config):
         model.load_state_dict(before.state_dict())
         logger.info("Head: kept from %s", path)
     else:
-        missing = [
-            *missing,
-            *(n for n, _ in model.named_parameters() if not n.startswith("encoder.")),
-        ]
+        head = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+        missing = [*missing, *head]
     if missing:
-        logger.info("Weights not in the checkpoint, newly initialised: %s", ", ".join(missing))
+        logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
     return model
 
 
-def architecture(
-    model_args: ModelArguments, encoder: PreTrainedModel, before: DocumentClassifier | None
+def settle_architecture(
+    architecture: ModelArguments, encoder: PreTrainedModel, before: DocumentClassifier | None
 ) -> dict[str, Any]:
     """Flags, else those of the trained classifier, else the defaults."""
-    is_decoder = encoder.config.model_type in DECODERS
-    fallback = {
+    settled = {
         "layers": "last",
         "layer_pooling": "concat",
-        "token_pooling": "last" if is_decoder else "cls",
+        "token_pooling": "last" if encoder.config.model_type in DECODERS else "cls",
         "segment_pooling": "mean",
         "head_dropout": 0.1,
     }
     if before is not None:
-        fallback = {name: getattr(before.config, name) for name in fallback}
-    flags = {name: getattr(model_args, name) for name in fallback}
-    settled = {name: fallback[name] if flags[name] is None else flags[name] for name in fallback}
+        settled = {name: getattr(before.config, name) for name in settled}
+    flags = {name: getattr(architecture, name) for name in settled}
+    settled |= {name: flag for name, flag in flags.items() if flag is not None}
     with as_input_error():
         settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
     return settled
@@ -714,7 +425,7 @@ def freeze(model: DocumentClassifier, what: str) -> None:
         parameter.requires_grad_(not (frozen or unused))
 
 
-# ---------------------------------------------------------------------------- optimizer groups
+# ---------------------------------------------------------------- optimizer groups
 
 HEAD = 10**6  # the room above all blocks; 0 = embeddings, k = block k
 
@@ -827,7 +538,7 @@ def group_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-# ---------------------------------------------------------------------------- 5. trainer
+# ---------------------------------------------------------------- 5. trainer
 
 
 class ClassifierTrainer(Trainer):
@@ -885,13 +596,7 @@ class ClassifierTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.method.batch_by_length:
             return super()._get_train_sampler(dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return GroupedByLength(
-            dataset["length"][:],
-            self.args.train_batch_size,
-            seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
+        return GroupedByLength.of(self, dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer logs the rate of the first group; add that of the last, the head."""
@@ -919,9 +624,6 @@ def settle_training(
         name = training.metric_for_best_model.removeprefix("eval_")
         training.greater_is_better = name not in LESS_IS_BETTER
     return training
-
-
-LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
 
 
 def metric_function(
@@ -952,7 +654,7 @@ def metric_function(
     return compute
 
 
-# ---------------------------------------------------------------------------- 7. predict
+# ---------------------------------------------------------------- 7. predict
 
 
 def predict(trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec) -> dict[str, float]:
@@ -967,31 +669,20 @@ def predict(trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec) -> 
     logits = np.empty_like(output.predictions)
     logits[order] = output.predictions
     if trainer.is_world_process_zero():
-        table = prediction_table(dataset["id"][:], spec.probabilities(logits), spec)
+        table = spec.prediction_table(dataset["id"][:], spec.probabilities(logits))
         write_csv(Path(trainer.args.output_dir) / f"predictions_{split}.csv", table)
     metrics = {k: v for k, v in output.metrics.items() if not k.endswith("_preparation_time")}
-    shown = {
-        k: round(v, 4) for k, v in metrics.items() if not k.endswith(("runtime", "per_second"))
-    }
-    if f"{prefix}_loss" in metrics:
-        logger.info("%s: %s", split, shown)
+    scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
+    logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
     return metrics
 
 
-def prediction_table(ids: list[str], probabilities: np.ndarray, spec: LabelSpec) -> pd.DataFrame:
-    """id, prediction, prob_<label> ...; for several regression targets id, prediction_<target> ..."""
-    table = pd.DataFrame({"id": ids})
-    if spec.problem_type == "regression" and len(spec.names) > 1:
-        columns = {f"prediction_{name}": probabilities[:, i] for i, name in enumerate(spec.names)}
-        return table.assign(**columns)
-    table["prediction"] = spec.predictions(probabilities)
-    if spec.problem_type == "regression":
-        return table
-    columns = {f"prob_{name}": probabilities[:, i] for i, name in enumerate(spec.names)}
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+def is_score(name: str) -> bool:
+    """Whether a metric says how good the model is, not how long it took."""
+    return name.startswith(("eval_", "test_")) and not name.endswith(("_runtime", "_per_second"))
 
 
-# ---------------------------------------------------------------------------- 8. write
+# ---------------------------------------------------------------- 8. write
 
 
 def write_run(
@@ -1026,7 +717,7 @@ def write_model(
         tokenizer.save_pretrained(temporary)
         model.encoder.save_pretrained(temporary / "encoder")
         tokenizer.save_pretrained(temporary / "encoder")
-    scores = {k: v for k, v in results.items() if k.startswith(("eval_", "test_"))}
+    scores = {k: v for k, v in results.items() if is_score(k)}
     card = model_card(
         title=folder.name,
         base_model=as_run["model_name_or_path"],
@@ -1036,7 +727,7 @@ def write_model(
         + (" ..." if len(spec.names) > 20 else ""),
         usage=USAGE,
         metrics=scores,
-        arguments=as_run,
+        arguments=changed(as_run, (*OWN_ARGUMENTS, TrainingArguments)),
     )
     write_text(folder / "README.md", card)
 
@@ -1051,12 +742,6 @@ classify("Some text")
 from transformers import AutoModel
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """
-
-
-def remove_checkpoints(folder: str) -> None:
-    """The best weights are in the folder itself now; checkpoints only serve a run that did not end."""
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Tables -> documents -> windows -> batches.
+"""Tables -> documents, and the rows held out for validation.
 
-A document is one row: id, text (perhaps a second text), labels. A window is a piece of it that fits the
-encoder (`windows.py`). Rows come through `datasets`, memory-mapped, and never lose their order.
+A document is one row: id, text (perhaps a second text), labels. Rows come through `datasets`,
+memory-mapped, and never lose their order.
 """
 
 import csv
@@ -9,37 +9,23 @@ import gzip
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase
 
 from command_line import InputError, as_input_error
-from labels import require_columns
-from modeling import pad_documents
-from windows import (
-    SpecialTokens,
-    WindowSpec,
-    cut_pair_windows,
-    cut_spans,
-    cut_windows,
-    first_text_room,
-    kept_tokens,
-)
+from labels import LabelSpec, require_columns
 
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
 
 
-# ---------------------------------------------------------------------------- tables
+# ---------------------------------------------------------------- tables
 
 
 def read_table(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> Dataset:
@@ -167,6 +153,43 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
     return unquoted
 
 
+class Table(NamedTuple):
+    rows: Dataset
+    source: str  # what an error message calls it: a file, or a data set and split
+
+
+def read_splits(
+    files: dict[str, str | None],
+    limits: dict[str, int | None],
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+) -> dict[str, Table]:
+    """Tables by split: train, validation, test, as far as they are there.
+
+    Args:
+        files: a path or None for each split.
+        limits: for each split, how many of the first rows to use, or None.
+    """
+    if dataset_name is None:
+        tables = {
+            s: Table(read_table(path, delimiter, encoding), path)
+            for s, path in files.items()
+            if path
+        }
+    else:
+        splits = {s: read_hub_table(dataset_name, dataset_config_name, s) for s in files}
+        tables = {s: Table(t, f"{dataset_name} ({s})") for s, t in splits.items() if t is not None}
+    if not tables:
+        raise InputError(f"--dataset_name {dataset_name} has no split {', '.join(files)}")
+    return {s: Table(first_rows(t.rows, limits[s]), t.source) for s, t in tables.items()}
+
+
+def first_rows(table: Dataset, limit: int | None) -> Dataset:
+    return table if limit is None else table.select(range(min(limit, len(table))))
+
+
 def read_hub_table(name: str, config_name: str | None, split: str) -> Dataset | None:
     """A split of a data set of the hub (or of a local folder), or None where it has no such split."""
     with as_input_error(f"--dataset_name {name}"):
@@ -178,7 +201,7 @@ def read_hub_table(name: str, config_name: str | None, split: str) -> Dataset | 
             raise InputError(f"--dataset_name {name}: {_reason(error, 'utf-8')}") from error
 
 
-# ---------------------------------------------------------------------------- documents
+# ---------------------------------------------------------------- documents
 
 
 def to_documents(
@@ -240,6 +263,45 @@ def _count_missing(documents: Dataset, source: str) -> None:
         logger.warning("%s: %d of %d documents have no text", source, empty, len(documents))
 
 
+def label_documents(
+    tables: dict[str, Table],
+    spec: LabelSpec,
+    text_columns: Sequence[str],
+    separator: str = " ",
+    pair: bool = False,
+    id_column: str | None = None,
+) -> dict[str, Dataset]:
+    """Tables -> documents with a column labels; a test table without labels stays without."""
+    documents = {}
+    for split, (rows, source) in tables.items():
+        documents[split] = to_documents(rows, source, text_columns, separator, pair, id_column)
+        if split != "test" or spec.has_labels(rows):
+            labels = spec.encode(rows, source)
+            documents[split] = documents[split].add_column("labels", labels)
+    return documents
+
+
+# ---------------------------------------------------------------- validation
+
+
+def hold_out_validation(
+    documents: dict[str, Dataset], share: float, problem_type: str, seed: int
+) -> dict[str, Dataset]:
+    """Without a validation set, a stratified share of training becomes it; test is never touched."""
+    if "train" not in documents or "validation" in documents:
+        return documents
+    train = documents["train"]
+    held_out = hold_out(strata_of(train["labels"][:], problem_type), share, seed)
+    if not held_out.any():
+        raise InputError(
+            f"--validation_split {share} of {len(train)} rows holds out none; "
+            "give a --validation_file or a larger share"
+        )
+    logger.info("Held out of training for validation: %d of %d", held_out.sum(), len(train))
+    parts = {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
+    return documents | {split: train.select(rows) for split, rows in parts.items()}
+
+
 def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
     """Choose rows to hold out, each stratum in proportion to within one row.
 
@@ -272,159 +334,3 @@ def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
     return [
         int(np.where(row > 0, frequency, np.inf).argmin()) if row.any() else -1 for row in array
     ]
-
-
-# ---------------------------------------------------------------------------- windows
-
-
-@dataclass(frozen=True)
-class CutReport:
-    """How much of the text the windows leave out."""
-
-    documents: int
-    longer: int  # documents that do not fit one window
-    tokens: int
-    kept: int
-    windows: int
-
-    def __str__(self) -> str:
-        share = 100 * (1 - self.kept / max(1, self.tokens))
-        return (
-            f"{self.longer} of {self.documents} documents are longer than one window; "
-            f"{share:.1f} % of {self.tokens} tokens are cut; {self.windows} windows"
-        )
-
-
-def to_windows(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, spec: WindowSpec, special: SpecialTokens
-) -> tuple[Dataset, CutReport]:
-    """Documents -> their windows.
-
-    Returns:
-        the documents with columns windows (lists of ids), window_types (pairs only, where the tokenizer
-        has token types) and length (tokens in all windows), text removed; and what was cut.
-    """
-    pair = "text_pair" in documents.column_names
-    counts = Counter()
-
-    def convert(rows: dict[str, list]) -> dict[str, list]:
-        ids = [
-            tokenizer(rows[name], add_special_tokens=False, verbose=False)["input_ids"]
-            for name in (("text", "text_pair") if pair else ("text",))
-        ]
-        columns: dict[str, list] = {"windows": [], "length": []}
-        for texts in zip(*ids, strict=True):
-            windows, types = _cut(texts, spec, special)
-            columns["windows"].append(windows)
-            if types is not None:
-                columns.setdefault("window_types", []).append(types)
-            columns["length"].append(sum(map(len, windows)))
-            counts.update(_count(texts, windows, spec, special))
-        return columns
-
-    names = [name for name in ("text", "text_pair") if name in documents.column_names]
-    cut = documents.map(
-        convert,
-        batched=True,
-        remove_columns=names,
-        load_from_cache_file=False,  # would skip the counts, and not notice changed code
-        desc="Tokenizing",
-    )
-    return cut, CutReport(**counts)
-
-
-def _cut(
-    texts: Sequence[list[int]], spec: WindowSpec, special: SpecialTokens
-) -> tuple[list[list[int]], list[list[int]] | None]:
-    if len(texts) == 2:
-        return cut_pair_windows(texts[0], texts[1], spec, special)
-    return cut_windows(texts[0], spec, special), None
-
-
-def _count(
-    texts: Sequence[list[int]], windows: list[list[int]], spec: WindowSpec, special: SpecialTokens
-) -> dict[str, int]:
-    tokens = sum(map(len, texts))
-    if len(texts) == 1:
-        kept = kept_tokens(cut_spans(tokens, spec, special.count))
-    else:
-        first = min(len(texts[0]), first_text_room(spec, special))
-        kept = first + kept_tokens(cut_spans(len(texts[1]), spec, special.pair_count + first))
-    room = spec.max_seq_length - (special.count if len(texts) == 1 else special.pair_count)
-    return {
-        "documents": 1,
-        "longer": int(tokens > room),
-        "tokens": tokens,
-        "kept": kept,
-        "windows": len(windows),
-    }
-
-
-# ---------------------------------------------------------------------------- batches
-
-
-@dataclass
-class DocumentCollator:
-    """Documents -> tensors [documents, segments, length], padded to the longest in the batch."""
-
-    pad_id: int
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_documents([row["windows"] for row in rows], self.pad_id)
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if "window_types" in rows[0]:
-            batch["token_type_ids"] = pad_documents([row["window_types"] for row in rows], 0)[0]
-        if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows])
-        return batch
-
-
-class GroupedByLength(Sampler[int]):
-    """A new random order every epoch whose batches hold rows of similar length.
-
-    Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a chunk,
-    and the batches of a chunk are shuffled; the longest batch comes first, so that memory runs out at
-    once or never. The order depends on seed and epoch alone: the same in every process, and the same
-    after a resume. (transformers' own sampler draws from the global generator, which processes do not
-    share, and under its strategy evaluation is permuted too.)
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        seed: int,
-        epoch: Callable[[], int],
-        batches_per_chunk: int = 50,
-    ):
-        self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-        self.chunk = batch_size * batches_per_chunk
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch()))
-        rows = rng.permutation(len(self.lengths))
-        batches = []
-        for start in range(0, len(rows), self.chunk):
-            chunk = rows[start : start + self.chunk]
-            chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
-            batches += [
-                chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)
-            ]
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        rest = [batch for batch in batches if len(batch) < self.batch_size]  # at most one, the last
-        longest = max(range(len(full)), key=lambda i: self.lengths[full[i]].sum()) if full else None
-        order = [i for i in rng.permutation(len(full)) if i != longest]
-        order = order if longest is None else [longest, *order]
-        for batch in [full[i] for i in order] + rest:
-            yield from batch.tolist()
-
-
-def longest_first(lengths: Sequence[int]) -> np.ndarray:
-    """Row numbers by falling length, ties in row order: the order in which prediction pads least."""
-    return np.argsort(-np.asarray(lengths), kind="stable")

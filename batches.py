@@ -1,0 +1,269 @@
+"""Documents -> windows -> batches: the tokenizer, how documents are cut, the collator, the order of rows."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
+
+from command_line import InputError, as_input_error
+from modeling import DocumentClassifierConfig, is_document_classifier, max_positions, pad_documents
+from windows import (
+    SpecialTokens,
+    WindowSpec,
+    cut_pair_windows,
+    cut_spans,
+    cut_windows,
+    find_special_tokens,
+    first_text_room,
+    kept_tokens,
+)
+
+logger = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- tokenizer and window settings
+
+
+def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; a decoder's without a padding token pads with its end token.
+
+    Args:
+        kwargs: for `AutoTokenizer.from_pretrained`, such as `revision`, `trust_remote_code`.
+    """
+    with as_input_error(f"tokenizer of {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any id does
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+# Flags that mean something under one truncation only.
+ONLY_UNDER = {
+    "head_tokens": "head_tail",
+    "segment_overlap": "hierarchical",
+    "max_segments": "hierarchical",
+}
+
+
+def settle_windows(
+    given: dict[str, Any], path: str, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> tuple[WindowSpec, SpecialTokens]:
+    """Flags, else what a trained classifier says, else head windows of what the model takes.
+
+    Args:
+        given: the fields of `WindowSpec` that the user set.
+        path: the checkpoint, whose config tells how many positions there are.
+        kwargs: for `AutoConfig.from_pretrained`.
+
+    Raises:
+        InputError: for a window beyond the model's positions or without room for text, and for flags
+            that the truncation does not use.
+    """
+    with as_input_error(f"--model_name_or_path {path}"):
+        if is_document_classifier(path):
+            classifier = DocumentClassifierConfig.from_pretrained(path)
+            config, known = classifier.encoder_config, dict(classifier.windows)
+        else:
+            config, known = AutoConfig.from_pretrained(path, **kwargs), {}
+    special = find_special_tokens(tokenizer)
+    limit = max_positions(config)
+    known.setdefault("max_seq_length", int(min(512, limit, tokenizer.model_max_length)))
+    spec = WindowSpec(**known | given)
+    if spec.max_seq_length > limit:
+        raise InputError(
+            f"--max_seq_length {spec.max_seq_length} is beyond the {limit} positions of {path}"
+        )
+    for flag, truncation in ONLY_UNDER.items():
+        if flag in given and spec.truncation != truncation:
+            raise InputError(f"--{flag} needs --truncation {truncation}, not {spec.truncation}")
+    with as_input_error():
+        cut_spans(spec.max_seq_length + 1, spec, special.pair_count)  # is there room for text?
+    return spec, special
+
+
+def cut(
+    documents: Dataset,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: WindowSpec,
+    special: SpecialTokens,
+) -> Dataset:
+    """Documents -> windows, and a line that says what the windows leave out."""
+    dataset, report = to_windows(documents, tokenizer, windows, special)
+    logger.info("%s: %s (%s, %d)", split, report, windows.truncation, windows.max_seq_length)
+    return dataset
+
+
+# ---------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class CutReport:
+    """How much of the text the windows leave out."""
+
+    documents: int
+    longer: int  # documents that do not fit one window
+    tokens: int
+    kept: int
+    windows: int
+
+    def __str__(self) -> str:
+        share = 100 * (1 - self.kept / max(1, self.tokens))
+        return (
+            f"{self.longer} of {self.documents} documents are longer than one window; "
+            f"{share:.1f} % of {self.tokens} tokens are cut; {self.windows} windows"
+        )
+
+
+def to_windows(
+    documents: Dataset, tokenizer: PreTrainedTokenizerBase, spec: WindowSpec, special: SpecialTokens
+) -> tuple[Dataset, CutReport]:
+    """Documents -> their windows.
+
+    Returns:
+        the documents with columns windows (lists of ids), window_types (pairs only, where the tokenizer
+        has token types) and length (tokens in all windows), text removed; and what was cut.
+    """
+    pair = "text_pair" in documents.column_names
+    counts = Counter()
+
+    def convert(rows: dict[str, list]) -> dict[str, list]:
+        ids = [
+            tokenizer(rows[name], add_special_tokens=False, verbose=False)["input_ids"]
+            for name in (("text", "text_pair") if pair else ("text",))
+        ]
+        columns: dict[str, list] = {"windows": [], "length": []}
+        for texts in zip(*ids, strict=True):
+            windows, types = _cut(texts, spec, special)
+            columns["windows"].append(windows)
+            if types is not None:
+                columns.setdefault("window_types", []).append(types)
+            columns["length"].append(sum(map(len, windows)))
+            counts.update(_count(texts, windows, spec, special))
+        return columns
+
+    names = [name for name in ("text", "text_pair") if name in documents.column_names]
+    cut = documents.map(
+        convert,
+        batched=True,
+        remove_columns=names,
+        load_from_cache_file=False,  # would skip the counts, and not notice changed code
+        desc="Tokenizing",
+    )
+    return cut, CutReport(**counts)
+
+
+def _cut(
+    texts: Sequence[list[int]], spec: WindowSpec, special: SpecialTokens
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    if len(texts) == 2:
+        return cut_pair_windows(texts[0], texts[1], spec, special)
+    return cut_windows(texts[0], spec, special), None
+
+
+def _count(
+    texts: Sequence[list[int]], windows: list[list[int]], spec: WindowSpec, special: SpecialTokens
+) -> dict[str, int]:
+    tokens = sum(map(len, texts))
+    if len(texts) == 1:
+        kept = kept_tokens(cut_spans(tokens, spec, special.count))
+    else:
+        first = min(len(texts[0]), first_text_room(spec, special))
+        kept = first + kept_tokens(cut_spans(len(texts[1]), spec, special.pair_count + first))
+    room = spec.max_seq_length - (special.count if len(texts) == 1 else special.pair_count)
+    return {
+        "documents": 1,
+        "longer": int(tokens > room),
+        "tokens": tokens,
+        "kept": kept,
+        "windows": len(windows),
+    }
+
+
+# ---------------------------------------------------------------- batches
+
+
+@dataclass
+class DocumentCollator:
+    """Documents -> tensors [documents, segments, length], padded to the longest in the batch."""
+
+    pad_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_documents([row["windows"] for row in rows], self.pad_id)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "window_types" in rows[0]:
+            batch["token_type_ids"] = pad_documents([row["window_types"] for row in rows], 0)[0]
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+
+class GroupedByLength(Sampler[int]):
+    """A new random order every epoch whose batches hold rows of similar length.
+
+    Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a chunk,
+    and the batches of a chunk are shuffled; the longest batch comes first, so that memory runs out at
+    once or never. The order depends on seed and epoch alone: the same in every process, and the same
+    after a resume. (transformers' own sampler draws from the global generator, which processes do not
+    share, and under its strategy evaluation is permuted too.)
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        batches_per_chunk: int = 50,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.chunk = batch_size * batches_per_chunk
+
+    @classmethod
+    def of(cls, trainer: Trainer, dataset: Dataset) -> "GroupedByLength":
+        """The order for a Trainer's training rows, which have a column length."""
+        args = trainer.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        lengths = dataset["length"][:]
+        return cls(lengths, args.train_batch_size, seed, lambda: int(trainer.state.epoch or 0))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch()))
+        rows = rng.permutation(len(self.lengths))
+        batches = []
+        for start in range(0, len(rows), self.chunk):
+            chunk = rows[start : start + self.chunk]
+            chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
+            batches += [
+                chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)
+            ]
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]  # at most one, the last
+        longest = max(range(len(full)), key=lambda i: self.lengths[full[i]].sum()) if full else None
+        order = [i for i in rng.permutation(len(full)) if i != longest]
+        order = order if longest is None else [longest, *order]
+        for batch in [full[i] for i in order] + rest:
+            yield from batch.tolist()
+
+
+def longest_first(lengths: Sequence[int]) -> np.ndarray:
+    """Row numbers by falling length, ties in row order: the order in which prediction pads least."""
+    return np.argsort(-np.asarray(lengths), kind="stable")
