@@ -278,7 +278,7 @@ def flags_of(arguments: dict[str, Any]) -> list[str]:
     """Values become flags, so that 1e-4, which YAML reads as text, is read as a number."""
     flags = []
     for name, value in arguments.items():
-        if value is None:
+        if value is None or value == []:
             continue
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
@@ -363,17 +363,14 @@ def is_main_process() -> bool:
 
 def start_logging() -> None:
     """Progress on standard error, from the main process alone."""
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, force=True
-    )
-    names = (
-        "__main__",
-        "run_itpt",
-        "run_finetune",
-        "run_probe",
-        "command_line",
-        "text_data",
-        "labels",
-    )
-    for name in (*names, "modeling", "outputs", "probes"):
+    style = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+    logging.basicConfig(level=logging.WARNING, force=True, **style)
+    for name in ("__main__", *OWN_MODULES):
         logging.getLogger(name).setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it raises is said by us
+
+
+OWN_MODULES = (
+    *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
+    *("modeling", "outputs", "probes", "metrics"),
+)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import parquet
 
 from command_line import InputError, as_input_error
 from labels import LabelSpec, require_columns
@@ -67,6 +68,8 @@ def _reason(error: BaseException, encoding: str) -> str:
         return f"not {encoding.removesuffix('-sig')} text (byte {error.object[error.start]:#04x}); name another --encoding"
     if isinstance(error, LookupError):
         return f"--encoding {encoding} is not known"
+    if "corresponds to no data" in str(error):
+        return "no rows"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -103,6 +106,9 @@ def _read_json(path: str, delimiter: str | None, encoding: str) -> Dataset:
 
 
 def _read_parquet(path: str, delimiter: str | None, encoding: str) -> Dataset:
+    if path.endswith(".gz"):  # the only format that datasets does not unpack
+        with gzip.open(path) as packed:
+            return Dataset(parquet.read_table(io.BytesIO(packed.read())))
     return load_dataset("parquet", data_files=path, split="train")
 
 

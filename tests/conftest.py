@@ -1,0 +1,166 @@
+"""Tiny tokenizers and models, built from a config and a local vocabulary: no network, no downloads."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+torch.set_num_threads(2)
+
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "black",
+    "white",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "horse",
+    "runs",
+    "sleeps",
+    "eats",
+    "sings",
+    "jumps",
+    "the",
+    "a",
+    "of",
+    "in",
+    "on",
+    "river",
+    "mountain",
+    "forest",
+    "city",
+    "house",
+    "happy",
+    "sad",
+    "angry",
+    "calm",
+    "bright",
+    "old",
+    "new",
+    "small",
+    "large",
+    "quick",
+    "slow",
+]
+TOPICS = {  # the words that give a class away
+    "animals": ["cat", "dog", "bird", "fish", "horse"],
+    "places": ["river", "mountain", "forest", "city", "house"],
+    "moods": ["happy", "sad", "angry", "calm", "bright"],
+}
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece: whole words, and single letters for the rest."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    pieces = [*SPECIALS, *WORDS, *letters, *(f"##{c}" for c in letters), *".,!?0123456789"]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **dict(zip(names, SPECIALS, strict=True)),
+    )
+
+
+def byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges: with the special tokens of RoBERTa, or with none, as GPT-2."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if kind == "roberta" else ["<|end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if kind == "roberta":
+        tokenizer.post_processor = processors.RobertaProcessing(
+            ("</s>", 2), ("<s>", 0), add_prefix_space=False
+        )
+        names = dict(bos_token="<s>", cls_token="<s>", pad_token="<pad>", eos_token="</s>")
+        names |= dict(sep_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    else:
+        names = dict(eos_token="<|end|>", bos_token="<|end|>", unk_token="<|end|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    return {
+        "bert": bert_tokenizer(),
+        "roberta": byte_tokenizer("roberta"),
+        "gpt2": byte_tokenizer("gpt2"),
+    }
+
+
+def tiny_bert_config(vocab_size: int, **changes) -> BertConfig:
+    fields = dict(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    return BertConfig(**fields | changes)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, tokenizers) -> str:
+    """A folder with a tiny random BERT (4 blocks of 32) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    torch.manual_seed(0)
+    BertModel(tiny_bert_config(len(tokenizers["bert"]))).save_pretrained(folder)
+    tokenizers["bert"].save_pretrained(folder)
+    return str(folder)
+
+
+def make_rows(n: int, seed: int = 0, words: tuple[int, int] = (3, 12)) -> list[dict]:
+    """Rows id, text, label; a few words of the text belong to the label's topic."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        label = sorted(TOPICS)[i % 3]
+        length = rng.randint(*words)
+        text = [rng.choice(TOPICS[label] if j % 2 else WORDS[:5]) for j in range(length)]
+        rows.append({"id": f"r{i}", "text": " ".join(text), "label": label})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def topic_files(tmp_path_factory) -> dict[str, str]:
+    """train.csv, test.csv (no labels), test_labels.csv of an easy three-class task."""
+    folder = tmp_path_factory.mktemp("topics")
+    train, test = pd.DataFrame(make_rows(150)), pd.DataFrame(make_rows(45, seed=1))
+    test["id"] = "t" + test["id"]
+    train.to_csv(folder / "train.csv", index=False)
+    test.to_csv(folder / "test_labels.csv", index=False)
+    test.drop(columns="label").to_csv(folder / "test.csv", index=False)
+    return {f.stem: str(f) for f in folder.iterdir()}

@@ -1,0 +1,522 @@
+"""Optimizer groups, freezing, the loss under accumulation and processes, and the script as a whole."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_rows
+from test_modeling import ARCHITECTURES, tiny_encoder
+from torch import nn
+from transformers import TrainingArguments
+
+import run_finetune
+from command_line import InputError
+from modeling import DocumentClassifier, DocumentClassifierConfig, load_classifier, strip_encoder
+from run_finetune import HEAD, find_blocks, freeze, group_table, layer_groups, room_of
+
+
+def classifier(kind: str, **config) -> DocumentClassifier:
+    encoder = strip_encoder(tiny_encoder(kind))
+    fields = dict(layers=[4], problem_type="single_label_classification", num_labels=3)
+    config = DocumentClassifierConfig(encoder_config=encoder.config, **fields | config)
+    return DocumentClassifier(config, encoder)
+
+
+def decayed(model):
+    return {n for n, p in model.named_parameters() if p.dim() > 1}
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_rates_by_hand_for_four_blocks():
+    model = classifier("bert", layer_pooling="weighted", token_pooling="attention")
+    groups = layer_groups(model, 1e-3, 0.5, 7e-3, 0.01, decayed(model))
+    rates = {group["name"]: group["lr"] for group in groups}
+    expected = {"embeddings": 1e-3 / 16, "head": 7e-3}
+    expected |= {f"block {k}": 1e-3 * 0.5 ** (4 - k) for k in (1, 2, 3, 4)}
+    for name, rate in expected.items():
+        assert rates[name] == pytest.approx(rate)
+        assert rates[f"{name}, no decay"] == pytest.approx(rate)
+    assert len(rates) == 12
+    decay = {group["name"]: group["weight_decay"] for group in groups}
+    assert decay["block 1"] == 0.01 and decay["block 1, no decay"] == 0.0
+    assert [g["name"].removesuffix(", no decay") for g in groups][::2] == [
+        "embeddings", "block 1", "block 2", "block 3", "block 4", "head"
+    ]  # fmt: skip
+
+
+def test_the_head_rate_defaults_to_the_base_rate():
+    model = classifier("bert")
+    groups = layer_groups(model, 1e-3, 0.5, None, 0.0, decayed(model))
+    assert groups[-1]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_each_trainable_parameter_is_in_exactly_one_group(kind):
+    model = classifier(kind)
+    groups = layer_groups(model, 1e-3, 0.5, 1e-2, 0.01, decayed(model))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
+    assert {r for n, r in rooms.items() if not n.startswith("encoder.")} == {HEAD}
+    embeddings = model.encoder.get_input_embeddings().weight
+    (word,) = [n for n, p in model.named_parameters() if p is embeddings]
+    assert rooms[word] == 0
+    blocks = {r for r in rooms.values() if 0 < r < HEAD}
+    assert blocks == ({4} if kind == "albert" else {1, 2, 3, 4})
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_rooms_follow_the_order_in_which_modules_run(kind):
+    """Independent of names: what runs before block 1 is 0, what runs after block 4 is above."""
+    model = classifier(kind)
+    prefix, _ = find_blocks(model.encoder)
+    order = []
+    for name, module in model.encoder.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda m, a, n=name: order.append(n))
+    ids = torch.randint(5, 60, (1, 1, 8))
+    model.eval()(ids, torch.ones_like(ids))
+    inside = [i for i, name in enumerate(order) if name.startswith(f"{prefix}.")]
+    for i, name in enumerate(order):
+        parameters = [n for n, _ in model.named_parameters() if n.startswith(f"encoder.{name}.")]
+        for parameter in parameters:
+            room = room_of(parameter, model)
+            if i < inside[0]:
+                assert room == 0, parameter
+            elif i > inside[-1]:
+                assert room == HEAD, parameter
+
+
+def test_an_unknown_parameter_is_an_error():
+    model = classifier("bert")
+    model.encoder.surprise = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"encoder\.surprise\.weight is in no optimizer group"):
+        layer_groups(model, 1e-3, 0.5, None, 0.0, set())
+
+
+def test_the_audit_table_counts_everything():
+    model = classifier("bert")
+    table = group_table(layer_groups(model, 1e-3, 0.9, 1e-2, 0.01, decayed(model)))
+    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
+    assert table["tensors"].sum() == len(list(model.parameters()))
+
+
+# ---------------------------------------------------------------- freezing
+
+
+def trainable(model):
+    return {room_of(n, model) for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("what", "rooms"),
+    [
+        ("none", {0, 1, 2, 3, 4, HEAD}),
+        ("embeddings", {1, 2, 3, 4, HEAD}),
+        ("2", {3, 4, HEAD}),
+        ("0", {1, 2, 3, 4, HEAD}),
+        ("encoder", {HEAD}),
+    ],
+)
+def test_what_freezing_leaves(what, rooms):
+    model = classifier("bert")
+    freeze(model, what)
+    assert trainable(model) == rooms
+    model = classifier("modernbert")  # has a final norm above its blocks
+    freeze(model, what)
+    if what == "encoder":
+        assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert model.head.weight.requires_grad
+
+
+def test_blocks_that_nothing_reads_are_not_trained():
+    model = classifier("modernbert", layers=[2])
+    freeze(model, "none")
+    assert trainable(model) == {0, 1, 2, HEAD}
+    assert not model.encoder.final_norm.weight.requires_grad
+    ids = torch.randint(5, 60, (2, 1, 8))
+    model(ids, torch.ones_like(ids), labels=torch.tensor([0, 1])).loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_shared_blocks_cannot_be_frozen_by_number():
+    with pytest.raises(InputError, match="--freeze 2: albert shares its blocks"):
+        freeze(classifier("albert"), "2")
+    with pytest.raises(InputError, match="--freeze 9: bert has 4 blocks"):
+        freeze(classifier("bert"), "9")
+
+
+# ---------------------------------------------------------------- the script
+
+
+BASICS = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 3e-3,
+    "num_train_epochs": 4,
+    "token_pooling": "mean",
+    "id_column_name": "id",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+
+
+def run(tiny_bert, files, out, **arguments):
+    fields = {"model_name_or_path": tiny_bert, "train_file": files["train"], "output_dir": str(out)}
+    return run_finetune.main({**BASICS, **fields, **arguments})
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory, tiny_bert, topic_files):
+    """One full run: training, validation held out, test with hidden labels."""
+    out = tmp_path_factory.mktemp("runs") / "finetuned"
+    results = run(tiny_bert, topic_files, out, test_file=topic_files["test"])
+    return out, results
+
+
+def test_a_run_learns_and_leaves_all_its_files(finetuned):
+    out, results = finetuned
+    assert results["eval_accuracy"] > 0.9
+    expected = {
+        "config.json", "model.safetensors", "tokenizer.json", "encoder", "README.md", "history.csv",
+        "history.png", "optimizer_groups.csv", "predictions_validation.csv", "predictions_test.csv",
+        "all_results.json", "run_args.yaml", "modeling.py", "pooling.py", "windows.py",
+    }  # fmt: skip
+    found = {f.name for f in out.iterdir()}
+    assert expected <= found
+    assert not any(name.startswith((".", "checkpoint-")) for name in found)
+    saved = json.loads((out / "all_results.json").read_text())
+    assert saved["eval_accuracy"] == results["eval_accuracy"]
+    assert saved["seed"] == 42 and {"transformers", "commit"} <= set(saved["versions"])
+    for metric in ("f1_macro", "f1_weighted", "mcc", "log_loss", "roc_auc", "loss"):
+        assert f"eval_{metric}" in saved
+
+
+def test_predictions_are_those_of_the_saved_model_in_row_order(finetuned, topic_files):
+    out, _ = finetuned
+    table = pd.read_csv(out / "predictions_test.csv")
+    rows = pd.read_csv(topic_files["test"])
+    assert list(table["id"]) == list(rows["id"])
+    assert list(table.columns) == [
+        "id", "prediction", "prob_animals", "prob_moods", "prob_places"
+    ]  # fmt: skip
+    truth = pd.read_csv(topic_files["test_labels"])["label"]
+    assert (table["prediction"] == truth).mean() > 0.9  # a permutation would score a third
+    model, _ = load_classifier(out)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    for i in (0, 7, 44):
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor([tokenizer(rows["text"][i])["input_ids"]])).logits
+        np.testing.assert_allclose(
+            logits.softmax(-1)[0], table.iloc[i, 2:].astype(float), atol=1e-5
+        )
+
+
+def test_history_has_a_row_per_evaluation_with_both_rates(finetuned):
+    out, _ = finetuned
+    history = pd.read_csv(out / "history.csv")
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert {"train_loss", "eval_loss", "learning_rate", "learning_rate_head"} <= set(history)
+    # a rate logged at a step is that of the lowest group; the head's is higher by 1 / decay^blocks
+    ratio = history["learning_rate_head"] / history["learning_rate"]
+    np.testing.assert_allclose(ratio.dropna(), 0.95**-4)
+
+
+def test_the_encoder_folder_is_plain_transformers(finetuned):
+    from transformers import AutoModel
+
+    out, _ = finetuned
+    model, _ = load_classifier(out)
+    encoder, info = AutoModel.from_pretrained(out / "encoder", output_loading_info=True)
+    assert {k.split(".")[0] for k in info["missing_keys"]} <= {"pooler"}
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor)
+
+
+def test_run_args_repeat_the_run_bit_by_bit(finetuned, tmp_path):
+    out, _ = finetuned
+    again = str(tmp_path / "again")
+    run_finetune.main([str(out / "run_args.yaml"), "--output_dir", again])
+    for name in ("predictions_test.csv", "predictions_validation.csv", "model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    saved = yaml.safe_load((out / "run_args.yaml").read_text())
+    assert "hub_token" not in saved and saved["learning_rate"] == 3e-3
+
+
+def test_prediction_alone_from_a_saved_folder(finetuned, topic_files, tmp_path):
+    out, _ = finetuned
+    results = run_finetune.main(
+        {
+            "model_name_or_path": str(out),
+            "test_file": topic_files["test_labels"],
+            "id_column_name": "id",
+            "output_dir": str(tmp_path / "p"),
+            "use_cpu": True,
+        }
+    )
+    old, new = (
+        pd.read_csv(out / "predictions_test.csv"),
+        pd.read_csv(tmp_path / "p" / "predictions_test.csv"),
+    )
+    np.testing.assert_allclose(old.iloc[:, 2:], new.iloc[:, 2:], atol=1e-6)
+    assert results["test_accuracy"] > 0.9 and "eval_accuracy" not in results
+    assert not (tmp_path / "p" / "model.safetensors").exists()
+
+
+def test_a_trained_head_is_kept_for_the_same_labels_and_renewed_for_others(
+    finetuned, topic_files, tmp_path, caplog
+):
+    out, _ = finetuned
+    caplog.set_level("INFO")
+    common = {"num_train_epochs": 0.01, "learning_rate": 1e-9}
+    results = run(str(out), topic_files, tmp_path / "a", **common)
+    assert results["eval_accuracy"] > 0.9 and "Head: kept" in caplog.text
+    caplog.clear()
+    run(str(out), topic_files, tmp_path / "b", **common, layers="last4")
+    assert "newly initialised: head.weight, head.bias" in caplog.text
+
+
+def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_files, tmp_path):
+    run(tiny_bert, topic_files, tmp_path / "f", freeze="2", num_train_epochs=1)
+    trained, _ = load_classifier(tmp_path / "f")
+    from modeling import load_encoder
+
+    before = load_encoder(tiny_bert)[0].state_dict()
+    for name, parameter in trained.encoder.named_parameters():
+        frozen = room_of(f"encoder.{name}", trained) <= 2
+        unmoved = torch.equal(parameter, before[name])
+        # a key bias cannot change attention: its gradient is zero but for rounding
+        if frozen or not name.endswith("key.bias"):
+            assert unmoved == frozen, name
+    table = pd.read_csv(tmp_path / "f" / "optimizer_groups.csv")
+    assert set(table["group"].str.split(",").str[0]) == {"block 3", "block 4", "head"}
+
+
+# ---------------------------------------------------------------- one loss for every way to batch
+
+
+def dataset_for(problem_type, n=24):
+    """Windows and labels without files; regression targets hold -100, a value like any other."""
+    from datasets import Dataset
+
+    generator = np.random.default_rng(0)
+    windows = [[[2, *generator.integers(5, 60, generator.integers(3, 9)), 3]] for _ in range(n)]
+    windows = [[[int(i) for i in w] for w in d] for d in windows]
+    labels = {
+        "single_label": generator.integers(0, 3, n).tolist(),
+        "multi_label": generator.integers(0, 2, (n, 3)).astype(float).tolist(),
+        "regression": [[-100.0, float(i), 1.0] for i in range(n)],
+    }[problem_type]
+    return Dataset.from_dict(
+        {"windows": windows, "length": [len(w[0]) for w in windows], "labels": labels}
+    )
+
+
+def one_step(problem_type, out, batch, accumulation, rows=24):
+    """The gradients of the first optimizer step, by a plain SGD step of rate 1, and its logged loss."""
+    from batches import DocumentCollator
+    from modeling import PROBLEM_TYPES
+
+    scale = {"target_mean": [0.0] * 3, "target_scale": [50.0] * 3}
+    model = classifier(
+        "bert",
+        problem_type=PROBLEM_TYPES[problem_type],
+        head_dropout=0.0,
+        **(scale if problem_type == "regression" else {}),
+    )
+    model.encoder.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    args = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        report_to="none",
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    method = run_finetune.MethodArguments(layer_lr_decay=1.0, batch_by_length=False)
+    trainer = run_finetune.ClassifierTrainer(
+        method=method,
+        model=model,
+        args=args,
+        train_dataset=dataset_for(problem_type, rows),
+        data_collator=DocumentCollator(0),
+    )
+    trainer.train()
+    gradients = {n: before[n] - p.detach() for n, p in trainer.model.named_parameters()}
+    return gradients, trainer.state.log_history[0]["loss"], model
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label", "regression"])
+def test_loss_and_gradients_are_the_same_for_accumulation_1_and_4(problem_type, tmp_path):
+    whole, loss, _ = one_step(problem_type, tmp_path, 24, 1)
+    parts, loss_of_parts, _ = one_step(problem_type, tmp_path, 6, 4)
+    assert loss == pytest.approx(loss_of_parts, rel=1e-5)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label", "regression"])
+def test_an_uneven_last_micro_batch_counts_by_its_rows(problem_type, tmp_path):
+    whole, loss, _ = one_step(problem_type, tmp_path, 22, 1, rows=22)
+    parts, loss_of_parts, _ = one_step(problem_type, tmp_path, 6, 4, rows=22)  # 6 + 6 + 6 + 4
+    assert loss == pytest.approx(loss_of_parts, rel=1e-5)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_finetune import one_step
+gradients, loss, _ = one_step(sys.argv[1], sys.argv[2], 12, 1)
+import os
+if os.environ["RANK"] == "0":
+    torch.save((gradients, loss), sys.argv[2] + "/two.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "regression"])
+def test_loss_and_gradients_are_the_same_for_1_and_2_processes(problem_type, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(29500 + os.getpid() % 500), str(script)]
+    done = subprocess.run(
+        [*launch, problem_type, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, loss_of_two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one, loss, _ = one_step(problem_type, tmp_path, 24, 1)
+    assert loss == pytest.approx(loss_of_two, rel=1e-5)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [5, 64])
+def test_evaluation_loss_does_not_depend_on_the_batch_size(finetuned, topic_files, tmp_path, batch):
+    out, results = finetuned
+    arguments = {
+        "model_name_or_path": str(out),
+        "test_file": topic_files["test_labels"],
+        "id_column_name": "id",
+        "output_dir": str(tmp_path / "p"),
+        "per_device_eval_batch_size": batch,
+        "use_cpu": True,
+    }
+    results = run_finetune.main(arguments)
+    assert results["test_loss"] == pytest.approx(results["test_log_loss"], rel=1e-5)
+
+
+# ---------------------------------------------------------------- other tasks and mistakes
+
+
+def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path):
+    def error(**arguments):
+        with pytest.raises(InputError) as caught:
+            run(tiny_bert, topic_files, tmp_path / "x", **arguments)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "x").exists()
+        return str(caught.value)
+
+    assert "--freeze" in error(freeze="all")
+    assert "--token_pooling clss" in error(token_pooling="clss")
+    assert "--layers" in error(layers="12")
+    assert "did you mean learning_rate" in error(learning_rat=1)
+    assert "--do_predict needs --test_file" in error(do_predict=True)
+    assert "no column 'body'" in error(text_column_names=["body"])
+    assert "no such file" in error(test_file="none.csv")
+    assert "--resume_from_checkpoint last" in error(resume_from_checkpoint="last")
+    assert "--label_smoothing_factor" in error(label_smoothing_factor=0.1, label_delimiter="|")
+
+
+def test_multi_label_and_regression_runs_beat_a_constant(tiny_bert, tmp_path):
+    rows = pd.DataFrame(make_rows(150))
+    rows["tags"] = [
+        f"{a}|{'even' if 'cat' in t else 'odd'}" for a, t in zip(rows.label, rows.text, strict=True)
+    ]
+    rows["score"] = [len(t.split()) + 0.5 for t in rows.text]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    files = {"train": str(tmp_path / "rows.csv")}
+    common = {"test_file": files["train"], "num_train_epochs": 6}
+    results = run(
+        tiny_bert, files, tmp_path / "m", label_column_name=["tags"], label_delimiter="|", **common
+    )
+    frequencies = np.mean(
+        [
+            [p in t.split("|") for p in ("animals", "even", "moods", "odd", "places")]
+            for t in rows.tags
+        ],
+        axis=0,
+    )
+    constant = -(frequencies * np.log(frequencies) + (1 - frequencies) * np.log(1 - frequencies))
+    assert results["test_log_loss"] < 0.7 * constant.mean()
+    for metric in ("f1_micro", "f1_macro", "roc_auc_micro", "roc_auc_macro", "lrap"):
+        assert 0.7 < results[f"test_{metric}"] <= 1, metric
+    results = run(tiny_bert, files, tmp_path / "r", label_column_name=["score"], **common)
+    assert results["test_rmse"] < 0.7 * rows["score"].std()
+    for metric in ("mae", "pearson", "spearman"):
+        assert np.isfinite(results[f"test_{metric}"])
+
+
+def test_a_run_left_in_the_middle_is_not_mixed_with_a_new_one(tiny_bert, topic_files, tmp_path):
+    (tmp_path / "o" / "checkpoint-7").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"checkpoint-7 is left .*--resume_from_checkpoint last"):
+        run(tiny_bert, topic_files, tmp_path / "o")
+    assert (tmp_path / "o" / "checkpoint-7").is_dir()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bert, topic_files, tmp_path):
+    run(tiny_bert, topic_files, tmp_path / "whole", num_train_epochs=2, keep_checkpoints=True)
+    checkpoints = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda p: p.stat().st_mtime)
+    assert checkpoints  # kept as asked
+    half = tmp_path / "half"
+    half.mkdir()
+    first = min(checkpoints, key=lambda p: int(p.name.split("-")[1]))
+    first.rename(half / first.name)
+    run(tiny_bert, topic_files, half, num_train_epochs=2, resume_from_checkpoint="last")
+    a, b = (load_classifier(tmp_path / name)[0].state_dict() for name in ("whole", "half"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
+
+
+def test_extra_metrics_by_path(tiny_bert, topic_files, tmp_path):
+    script = tmp_path / "hits.py"
+    script.write_text(
+        "import datasets, evaluate\n"
+        "class Hits(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        value = datasets.Value('int64')\n"
+        "        features = datasets.Features({'predictions': value, 'references': value})\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=features)\n"
+        "    def _compute(self, predictions, references, times='1'):\n"
+        "        hits = sum(p == r for p, r in zip(predictions, references))\n"
+        "        return {'hits': float(hits) * float(times)}\n"
+    )
+    extra = f"{script}:times=10"
+    results = run(tiny_bert, topic_files, tmp_path / "o", num_train_epochs=1, extra_metrics=[extra])
+    rows = len(pd.read_csv(tmp_path / "o" / "predictions_validation.csv"))
+    assert results["eval_hits"] == pytest.approx(10 * results["eval_accuracy"] * rows)
+    with pytest.raises(InputError, match="--extra_metrics no_such_metric"):
+        run(tiny_bert, topic_files, tmp_path / "p", extra_metrics=["no_such_metric"])

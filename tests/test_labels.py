@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from command_line import InputError
+from labels import LabelSpec
+from modeling import DocumentClassifierConfig
+
+
+def infer(columns: dict, names=("label",), **options) -> LabelSpec:
+    return LabelSpec.infer(Dataset.from_dict(columns), "train.csv", list(names), **options)
+
+
+def test_integers_sort_as_numbers_whether_text_or_not():
+    for values in (["10", "2", "1"], [10, 2, 1], [10.0, 2.0, 1.0]):
+        spec = infer({"label": values})
+        assert spec.problem_type == "single_label"
+        assert spec.names == ("1", "2", "10")
+        assert spec.encode(Dataset.from_dict({"label": values}), "x") == [2, 1, 0]
+
+
+def test_words_sort_alphabetically():
+    assert infer({"label": ["b", "a", "b"]}).names == ("a", "b")
+
+
+def test_class_label_features_keep_their_names_and_order():
+    features = Features({"label": ClassLabel(names=["zebra", "ant"]), "text": Value("string")})
+    table = Dataset.from_dict({"label": [1, 0], "text": ["", ""]}, features=features)
+    spec = LabelSpec.infer(table, "hub", ["label"])
+    assert spec.names == ("zebra", "ant")
+    assert spec.encode(table, "hub") == [1, 0]
+
+
+def test_list_columns_and_delimiters_are_multi_label():
+    table = {"label": [["a", "b"], [], ["b"]]}
+    spec = infer(table)
+    assert (spec.problem_type, spec.names) == ("multi_label", ("a", "b"))
+    assert spec.encode(Dataset.from_dict(table), "x") == [[1, 1], [0, 0], [0, 1]]
+    spec = infer({"label": ["a|b", "b"]}, delimiter="|")
+    assert (spec.problem_type, spec.names) == ("multi_label", ("a", "b"))
+    assert spec.predictions(np.array([[0.9, 0.6], [0.1, 0.2]])) == ["a|b", ""]
+
+
+def test_several_columns():
+    spec = infer({"x": ["1", "0"], "y": ["0", "0"]}, names=("x", "y"))
+    assert (spec.problem_type, spec.names) == ("multi_label", ("x", "y"))
+    spec = infer({"x": ["1.5", "0"], "y": ["0", "3"]}, names=("x", "y"))
+    assert spec.problem_type == "regression"
+    np.testing.assert_allclose(spec.target_mean, [0.75, 1.5])
+    np.testing.assert_allclose(spec.target_scale, [0.75, 1.5])
+
+
+def test_fractions_are_regression_and_the_flag_decides_for_integers():
+    assert infer({"label": [1.5, 2.0]}).problem_type == "regression"
+    assert infer({"label": [1, 2]}, problem_type="regression").names == ("label",)
+
+
+def test_a_label_that_training_lacks_names_file_row_and_value():
+    spec = infer({"label": ["a", "b"]})
+    with pytest.raises(InputError, match=r"test\.csv, row 2: label 'c' .*a, b"):
+        spec.encode(Dataset.from_dict({"label": ["a", "c"]}), "test.csv")
+
+
+@pytest.mark.parametrize("missing", [None, ""])
+def test_a_missing_label_names_the_row(missing):
+    with pytest.raises(InputError, match=r"train\.csv, row 2: the label is missing \(1 of 3"):
+        infer({"label": ["a", missing, "b"]})
+
+
+def test_other_mistakes_are_named():
+    with pytest.raises(InputError, match=r"no column 'label'.*there are: klass"):
+        infer({"klass": ["a"]})
+    with pytest.raises(InputError, match="one label only"):
+        infer({"label": ["a", "a"]})
+    with pytest.raises(InputError, match=r"row 1: 'a' is not a number"):
+        infer({"label": ["a", "2"]}, problem_type="regression")
+    with pytest.raises(InputError, match=r"row 1, column 'x': '2' is neither 0 nor 1"):
+        spec = infer({"x": ["2", "0"], "y": ["0", "0"]}, ("x", "y"), problem_type="multi_label")
+        spec.encode(Dataset.from_dict({"x": ["2", "0"], "y": ["0", "0"]}), "train.csv")
+
+
+def test_test_tables_without_labels():
+    spec = infer({"label": ["a", "b"]})
+    assert not spec.has_labels(Dataset.from_dict({"text": ["x"]}))
+    assert not spec.has_labels(Dataset.from_dict({"label": ["", ""]}))
+    assert spec.has_labels(Dataset.from_dict({"label": ["a", ""]}))
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label", "regression"])
+def test_the_spec_comes_back_from_the_config(problem_type, tmp_path):
+    values = {"single_label": ["a", "b"], "multi_label": [["a"], ["b"]], "regression": [1.5, 9.0]}
+    spec = infer({"label": values[problem_type]})
+    DocumentClassifierConfig(**spec.config_fields()).save_pretrained(tmp_path)
+    config = DocumentClassifierConfig.from_pretrained(tmp_path)
+    back = LabelSpec.from_config(config, spec.columns)
+    if problem_type == "regression":
+        assert (back.target_mean, back.target_scale) == (spec.target_mean, spec.target_scale)
+        assert back.problem_type == "regression"
+    else:
+        assert back == spec
+
+
+def test_probabilities_do_not_overflow():
+    logits = np.array([[1000.0, 0.0], [-1000.0, 0.0]], dtype=np.float32)
+    np.testing.assert_allclose(infer({"label": ["a", "b"]}).probabilities(logits), [[1, 0], [0, 1]])
+    multi = infer({"label": [["a"], ["b"]]})
+    np.testing.assert_allclose(multi.probabilities(logits), [[1, 0.5], [0, 0.5]])
+
+
+def test_prediction_tables():
+    ids, p = ["x", "y"], np.array([[0.9, 0.1], [0.2, 0.8]])
+    table = infer({"label": ["a", "b"]}).prediction_table(ids, p)
+    assert list(table.columns) == ["id", "prediction", "prob_a", "prob_b"]
+    assert list(table["prediction"]) == ["a", "b"]
+    table = infer({"x": [0.5, 1.5], "y": [0.1, 0.2]}, ("x", "y")).prediction_table(ids, p)
+    assert list(table.columns) == ["id", "prediction_x", "prediction_y"]
