@@ -13,7 +13,13 @@ from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
 from command_line import InputError, as_input_error
-from modeling import DocumentClassifierConfig, is_document_classifier, max_positions, pad_documents
+from modeling import (
+    DocumentClassifierConfig,
+    is_document_classifier,
+    max_positions,
+    pad_documents,
+    quiet_loading,
+)
 from windows import (
     SpecialTokens,
     WindowSpec,
@@ -37,7 +43,7 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     Args:
         kwargs: for `AutoTokenizer.from_pretrained`, such as `revision`, `trust_remote_code`.
     """
-    with as_input_error(f"tokenizer of {name}"):
+    with as_input_error(f"tokenizer of {name}"), quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any id does

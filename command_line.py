@@ -29,12 +29,12 @@ class InputError(ValueError):
 
 @contextmanager
 def as_input_error(what: str = "") -> Iterator[None]:
-    """Turn the ValueError or OSError of a library or a helper into the one line a user gets."""
+    """Turn what a library or a helper raises about its input into the one line a user gets."""
     try:
         yield
     except InputError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise InputError(f"{what}: {first_line}" if what else first_line) from error
 
@@ -364,7 +364,7 @@ def is_main_process() -> bool:
 def start_logging() -> None:
     """Progress on standard error, from the main process alone."""
     style = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(level=logging.WARNING, force=True, **style)
+    logging.basicConfig(level=logging.WARNING, **style)
     for name in ("__main__", *OWN_MODULES):
         logging.getLogger(name).setLevel(logging.INFO if is_main_process() else logging.ERROR)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it raises is said by us

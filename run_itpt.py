@@ -218,15 +218,23 @@ def read_corpus(corpus: CorpusArguments, text: TextArguments) -> Dataset:
         parts.append(to_documents(rows, source, columns, separator, text.text_pair))
         logger.info("%s: %d documents", source, len(rows))
     documents = concatenate_datasets(parts)
-    filled = [i for i, words in enumerate(documents["text"][:]) if words.strip()]
+    filled = [i for i, words in enumerate(all_text(documents)) if words.strip()]
     if not filled:
         raise InputError(f"{', '.join(tables)}: no text")
     return documents.select(filled)
 
 
+def all_text(documents: Dataset) -> list[str]:
+    """The text of each document, both texts of a pair."""
+    if "text_pair" not in documents.column_names:
+        return documents["text"][:]
+    pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
+    return ["\n".join(pair) for pair in pairs]
+
+
 def split_corpus(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """Training and held-out documents; documents of the same text stay on one side."""
-    texts, group = np.unique(documents["text"][:], return_inverse=True)
+    texts, group = np.unique(all_text(documents), return_inverse=True)
     held_out = hold_out([0] * len(texts), share, seed)
     if not held_out.any() or held_out.all():
         raise InputError(

@@ -459,7 +459,7 @@ def test_multi_label_and_regression_runs_beat_a_constant(tiny_bert, tmp_path):
     rows["score"] = [len(t.split()) + 0.5 for t in rows.text]
     rows.to_csv(tmp_path / "rows.csv", index=False)
     files = {"train": str(tmp_path / "rows.csv")}
-    common = {"test_file": files["train"], "num_train_epochs": 6}
+    common = {"test_file": files["train"], "num_train_epochs": 12}
     results = run(
         tiny_bert, files, tmp_path / "m", label_column_name=["tags"], label_delimiter="|", **common
     )
@@ -504,7 +504,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bert, topic_files, tmp_p
 def test_extra_metrics_by_path(tiny_bert, topic_files, tmp_path):
     script = tmp_path / "hits.py"
     script.write_text(
-        "import datasets, evaluate\n"
+        "import datasets\nimport evaluate\n"
         "class Hits(evaluate.Metric):\n"
         "    def _info(self):\n"
         "        value = datasets.Value('int64')\n"
