@@ -4,12 +4,14 @@ Feature matrices in, probabilities out; no files, no tokenizers. A probe is trai
 vanishes, because a probe that is not measures the optimizer and not the representation.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C, from strong to weak
@@ -87,7 +89,9 @@ def fit_multinomial(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) ->
     model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     fits = []
     for strength in strengths:
-        model.set_params(C=strength).fit(x, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # told by Fit.converged
+            model.set_params(C=strength).fit(x, y)
         weights, bias = model.coef_.copy(), model.intercept_.copy()
         if len(weights) == 1:  # two classes: one column of log odds
             weights = np.concatenate([np.zeros_like(weights), weights])

@@ -1,0 +1,236 @@
+"""Features against a plain forward pass, the store, and the script as a whole."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+import run_probe
+from batches import settle_windows, to_windows
+from command_line import InputError
+from modeling import load_encoder
+from run_probe import FeatureStore, hash_encoder, named_models, token_batches
+
+POOLINGS = ["cls", "mean", "max", "last"]
+
+
+def cut(tiny_bert, tokenizer, texts, **given):
+    documents = Dataset.from_dict({"id": [str(i) for i in range(len(texts))], "text": texts})
+    return to_windows(documents, tokenizer, *settle_windows(given, tiny_bert, tokenizer))[0]
+
+
+TEXTS = ["red cat", "", "the river of the forest " * 4, "dog", "a large house in the city"] * 3
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 8192])
+def test_features_equal_one_document_at_a_time(tiny_bert, tokenizers, tmp_path, tokens_per_batch):
+    tokenizer = tokenizers["bert"]
+    encoder = load_encoder(tiny_bert)[0].eval()
+    dataset = cut(tiny_bert, tokenizer, TEXTS, truncation="hierarchical", max_seq_length=12)
+    store = FeatureStore(tmp_path, encoder, tokenizer.pad_token_id)
+    features = store.of(dataset, POOLINGS, tokens_per_batch, "x")
+    assert features.shape == (15, 5, 4, 32) and features.dtype == np.float32
+    for row in range(5):
+        windows = []
+        for ids in dataset[row]["windows"]:
+            with torch.no_grad():
+                states = encoder(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            windows.append([[h[0, 0], h[0].mean(0), h[0].max(0).values, h[0, -1]] for h in states])
+        expected = [
+            [sum(w[k][p] for w in windows) / len(windows) for p in range(4)] for k in range(5)
+        ]
+        expected = torch.stack([torch.stack(poolings) for poolings in expected])
+        np.testing.assert_allclose(features[row], expected, atol=1e-5)
+
+
+def test_stored_features_are_read_again_until_anything_changes(
+    tiny_bert, tokenizers, tmp_path, monkeypatch
+):
+    tokenizer = tokenizers["bert"]
+    encoder = load_encoder(tiny_bert)[0].eval()
+    dataset = cut(tiny_bert, tokenizer, TEXTS)
+    computed = []
+    compute = FeatureStore.compute
+    monkeypatch.setattr(FeatureStore, "compute", lambda *a: computed.append(1) or compute(*a))
+
+    def is_computed(dataset=dataset, poolings=("cls",), encoder=encoder):
+        computed.clear()
+        FeatureStore(tmp_path, encoder, 0).of(dataset, list(poolings), 8192, "x")
+        return bool(computed)
+
+    assert is_computed() and not is_computed()
+    assert is_computed(poolings=("mean",))
+    assert is_computed(dataset=cut(tiny_bert, tokenizer, ["blue cat", *TEXTS[1:]]))
+    assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS[::-1]))
+    assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS, max_seq_length=12))
+    monkeypatch.setattr("run_probe.versions", lambda: {"torch": "9", "transformers": "9"})
+    assert is_computed() and not is_computed()
+    with torch.no_grad():
+        encoder.encoder.layer[3].output.dense.bias[0] += 1e-3
+    assert is_computed() and not is_computed()
+
+
+def test_a_crash_leaves_no_half_written_features(tiny_bert, tokenizers, tmp_path, monkeypatch):
+    encoder = load_encoder(tiny_bert)[0]
+    dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+
+    def fail(*args):
+        raise RuntimeError
+
+    monkeypatch.setattr(FeatureStore, "compute", fail)
+    with pytest.raises(RuntimeError):
+        FeatureStore(tmp_path, encoder, 0).of(dataset, ["cls"], 8192, "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_is_of_weights_not_of_where_they_came_from(tiny_bert, tmp_path):
+    encoder, _ = load_encoder(tiny_bert)
+    encoder.save_pretrained(tmp_path)
+    assert hash_encoder(load_encoder(tmp_path)[0]) == hash_encoder(encoder)
+
+
+def test_token_batches_hold_the_budget_and_every_row_once():
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    batches = list(token_batches(lengths, 100))
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    for batch in batches:
+        assert len(batch) == 1 or lengths[batch].max() * len(batch) <= 100
+    assert lengths[batches[0]].max() == lengths.max()
+
+
+def test_model_names():
+    assert named_models(["a=x/y", "z/base"]) == {"a": "x/y", "base": "z/base"}
+    for wrong, message in ((["a=x", "a=y"], "twice"), (["a="], "write name=path")):
+        with pytest.raises(InputError, match=message):
+            named_models(wrong)
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory, tiny_bert, topic_files):
+    import run_finetune
+
+    out = tmp_path_factory.mktemp("probe") / "finetuned"
+    results = run_finetune.main(
+        {
+            "model_name_or_path": tiny_bert,
+            "train_file": topic_files["train"],
+            "test_file": topic_files["test_labels"],
+            "id_column_name": "id",
+            "token_pooling": "mean",
+            "learning_rate": 3e-3,
+            "num_train_epochs": 4,
+            "output_dir": str(out),
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+    )
+    return out, results
+
+
+def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
+    folder, tuned = finetuned
+    arguments = {
+        "models": [f"base={tiny_bert}", f"tuned={folder}"],
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "id_column_name": "id",
+        "output_dir": str(tmp_path / "o"),
+    }
+    headline = run_probe.main(arguments)
+    assert list(headline["what"]) == [
+        "majority class", "base: best frozen layer", "base: last layer",
+        "tuned: best frozen layer", "tuned: last layer", "tuned: as fine-tuned, own head",
+    ]  # fmt: skip
+    score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
+    assert score["majority class"] == pytest.approx(1 / 3)
+    assert score["base: best frozen layer"] > 0.8
+    assert score["tuned: as fine-tuned, own head"] == pytest.approx(tuned["test_accuracy"])
+    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    assert list(results.columns) == [
+        "model", "layer", "token_pooling", "probe", "split", "metric", "value"
+    ]  # fmt: skip
+    probes = results[(results.metric == "accuracy") & (results.split == "test")]
+    assert len(probes[probes.probe == "linear"]) == 2 * 5 * 2
+    assert (results[results.metric == "converged"]["value"] == 1).all()
+    # the best layer is the best on validation, not on test
+    validation = results[
+        (results.metric == "accuracy") & (results.split == "validation") & (results.model == "base")
+    ]
+    chosen = headline["validation accuracy"][1]
+    assert chosen == validation[validation.probe == "linear"]["value"].max()
+    report = (tmp_path / "o" / "report.md").read_text()
+    assert "layers.png" in report and "Every probe converged" in report
+    assert (tmp_path / "o" / "layers.png").stat().st_size > 10_000
+    saved = json.loads((tmp_path / "o" / "all_results.json").read_text())
+    assert "commit" in saved["versions"] and saved["seed"] == 42
+    features = list((tmp_path / "o" / "features").iterdir())
+    assert len(features) == 2 * 3
+    again = run_probe.main([str(tmp_path / "o" / "run_args.yaml")])
+    pd.testing.assert_frame_equal(again, headline)
+    assert sorted(features) == sorted((tmp_path / "o" / "features").iterdir())
+
+
+def test_a_head_for_other_labels_is_not_scored(finetuned, topic_files, tmp_path, caplog):
+    frame = pd.read_csv(topic_files["train"])
+    frame["label"] = frame["label"].str.upper()
+    frame.to_csv(tmp_path / "upper.csv", index=False)
+    headline = run_probe.main(
+        {
+            "models": [f"tuned={finetuned[0]}"],
+            "train_file": str(tmp_path / "upper.csv"),
+            "output_dir": str(tmp_path / "o"),
+        }
+    )
+    assert "trained for other labels" in caplog.text
+    assert len(headline) == 3 and headline["test accuracy"].isna().all()
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
+def test_other_problem_types(problem_type, tiny_bert, topic_files, tmp_path):
+    frame = pd.read_csv(topic_files["train"])
+    words = frame["text"].str.split()
+    frame["label"] = {
+        "multi_label": frame["label"] + "|" + np.where(words.str.len() > 7, "long", "short"),
+        "regression": words.str.len() + 0.5,
+    }[problem_type]
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    arguments = {
+        "models": [tiny_bert],
+        "train_file": str(tmp_path / "rows.csv"),
+        "test_file": str(tmp_path / "rows.csv"),
+        "token_pooling": ["mean"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    if problem_type == "multi_label":
+        arguments["label_delimiter"] = "|"
+    headline = run_probe.main(arguments)
+    metric = headline.columns[-1]
+    majority, best = headline[metric][0], headline[metric][1]
+    if problem_type == "multi_label":
+        assert metric == "test lrap" and best > 0.85 > majority
+    else:
+        assert metric == "test rmse" and best < 0.6 * majority
+
+
+def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path, monkeypatch):
+    def error(**arguments):
+        fields = {
+            "models": [f"base={tiny_bert}"],
+            "train_file": topic_files["train"],
+            "output_dir": str(tmp_path / "x"),
+        }
+        with pytest.raises(InputError) as caught:
+            run_probe.main({**fields, **arguments})
+        assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
+        return str(caught.value)
+
+    assert "--token_pooling attention" in error(token_pooling=["attention"])
+    assert "one occurs twice" in error(token_pooling=["cls", "cls"])
+    assert "give --models" in error(models=[])
+    assert "give --train_file" in error(train_file=None, test_file=topic_files["test_labels"])
+    assert "/no/where" in error(models=["a=/no/where"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in error()
