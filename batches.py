@@ -1,4 +1,4 @@
-"""Documents -> windows -> batches: the tokenizer, how documents are cut, the collator, the order of rows."""
+"""Documents -> windows -> batches: tokenizer, window settings, collator, the order of rows."""
 
 import logging
 from collections import Counter
@@ -73,7 +73,8 @@ def settle_windows(
         kwargs: for `AutoConfig.from_pretrained`.
 
     Raises:
-        InputError: for a window beyond the model's positions or without room for text, and for flags
+        InputError: for a window beyond the model's positions or without room for text, and for
+            flags
             that the truncation does not use.
     """
     with as_input_error(f"--model_name_or_path {path}"):
@@ -138,8 +139,9 @@ def to_windows(
     """Documents -> their windows.
 
     Returns:
-        the documents with columns windows (lists of ids), window_types (pairs only, where the tokenizer
-        has token types) and length (tokens in all windows), text removed; and what was cut.
+        the documents with columns windows (lists of ids), window_types (pairs only, where the
+        tokenizer has token types) and length (tokens in all windows), text removed; and what was
+        cut.
     """
     pair = "text_pair" in documents.column_names
     counts = Counter()
@@ -219,11 +221,11 @@ class DocumentCollator:
 class GroupedByLength(Sampler[int]):
     """A new random order every epoch whose batches hold rows of similar length.
 
-    Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a chunk,
-    and the batches of a chunk are shuffled; the longest batch comes first, so that memory runs out at
-    once or never. The order depends on seed and epoch alone: the same in every process, and the same
-    after a resume. (transformers' own sampler draws from the global generator, which processes do not
-    share, and under its strategy evaluation is permuted too.)
+    Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a
+    chunk, and the batches of a chunk are shuffled; the longest batch comes first, so that memory
+    runs out at once or never. The order depends on seed and epoch alone: the same in every process,
+    and the same after a resume. (transformers' own sampler draws from the global generator, which
+    processes do not share, and under its strategy evaluation is permuted too.)
     """
 
     def __init__(
@@ -271,5 +273,5 @@ class GroupedByLength(Sampler[int]):
 
 
 def longest_first(lengths: Sequence[int]) -> np.ndarray:
-    """Row numbers by falling length, ties in row order: the order in which prediction pads least."""
+    """Row numbers by falling length, ties in row order: so prediction pads least."""
     return np.argsort(-np.asarray(lengths), kind="stable")

@@ -339,7 +339,7 @@ def print_help(
 
 
 def refuse_data_parallel(num_gpus: int) -> None:
-    """One process with several GPUs means DataParallel, which splits documents and scales losses wrong."""
+    """One process with several GPUs means DataParallel, which scales losses wrong."""
     if num_gpus > 1:
         script = Path(sys.argv[0]).name
         raise InputError(

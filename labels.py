@@ -22,7 +22,7 @@ class LabelSpec:
 
     Attributes:
         problem_type: single_label, multi_label or regression.
-        names: the classes in the order of the model's outputs, or the names of the regression targets.
+        names: the classes in the order of the model's outputs, or the regression targets.
         columns: the columns of a table that hold the labels.
         delimiter: splits a text label into several, or None.
         target_mean, target_scale: of each regression target in training; empty otherwise.
@@ -48,8 +48,9 @@ class LabelSpec:
     ) -> "LabelSpec":
         """Settle the problem type and the label map from the training table.
 
-        Several columns: multi_label if all values are 0 or 1, else regression. One column: lists, or a
-        delimiter, mean multi_label; numbers with a fraction mean regression; all else is single_label.
+        Several columns are multi_label if all values are 0 or 1, else regression. In one column,
+        lists or a delimiter mean multi_label, numbers with a fraction mean regression; all else is
+        single_label.
 
         Raises:
             InputError: naming `source`, row and value, for missing or unfit labels.
@@ -72,7 +73,7 @@ class LabelSpec:
             )
         if kind == "single_label" and (len(columns) > 1 or isinstance(values[0], list)):
             raise InputError(
-                f"--problem_type single_label needs one label a row; {' '.join(columns)} holds several"
+                f"--problem_type single_label needs one label a row, not {' '.join(columns)}"
             )
         return cls(kind, names, tuple(columns), delimiter)
 
@@ -107,7 +108,7 @@ class LabelSpec:
     # -- table -> numbers
 
     def has_labels(self, table: Dataset) -> bool:
-        """Whether a table (a test file, say) holds labels: the columns exist and are not all empty."""
+        """Whether a table (a test file, say) has the label columns, and not all empty."""
         if not set(self.columns) <= set(table.column_names):
             return False
         return any(not is_missing(v) for v in label_values(table, self.columns, self.delimiter))
@@ -116,7 +117,7 @@ class LabelSpec:
         """Labels of each row: a class number, or a list of 0.0/1.0, or a list of targets.
 
         Raises:
-            InputError: naming `source`, row (from 1) and value, for a label that training did not have.
+            InputError: naming `source`, row (from 1) and value, for a label that training lacks.
         """
         values = label_values(table, self.columns, self.delimiter)
         require_labels(values, source)
@@ -168,7 +169,7 @@ class LabelSpec:
         return shifted / shifted.sum(axis=1, keepdims=True)
 
     def predictions(self, probabilities: np.ndarray) -> list[str] | list[float]:
-        """The label of each row; several labels (threshold 0.5) are joined by the delimiter or "|"."""
+        """The label of each row; several (threshold 0.5) are joined by the delimiter or "|"."""
         if self.problem_type == "regression":
             return probabilities[:, 0].tolist()
         if self.problem_type == "single_label":
@@ -180,7 +181,7 @@ class LabelSpec:
         ]
 
     def prediction_table(self, ids: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-        """id, prediction, prob_<label> ...; several regression targets: id, prediction_<target> ..."""
+        """id, prediction, prob_<label> ...; several targets: id, prediction_<target> ..."""
         values = dict(zip(self.names, probabilities.T, strict=True))
         columns: dict[str, Any] = {"id": ids}
         if self.problem_type == "regression" and len(self.names) > 1:
@@ -231,8 +232,8 @@ def require_labels(values: list[Any], source: str) -> None:
     missing = [row for row, value in enumerate(values, 1) if is_missing(value)]
     if missing:
         raise InputError(
-            f"{source}, row {missing[0]}: the label is missing ({len(missing)} of {len(values)} rows); "
-            "fill it in or drop the row"
+            f"{source}, row {missing[0]}: the label is missing "
+            f"({len(missing)} of {len(values)} rows); fill it in or drop the row"
         )
 
 
@@ -283,7 +284,7 @@ def guess_problem_type(values: list[Any], num_columns: int) -> str:
 
 
 def label_names(table: Dataset, column: str, values: list[Any]) -> tuple[str, ...]:
-    """Names in a fixed order: that of the ClassLabel feature, else numbers by value, else alphabetical."""
+    """Names in the order of a ClassLabel feature, else numbers by value, else alphabetical."""
     feature = table.features[column]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)

@@ -50,7 +50,7 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Args: both [n, targets]. Several targets: RMSE and MAE over all values, mean of the correlations."""
+    """Args: both [n, targets]. RMSE and MAE over all values, mean of the correlations."""
     columns = range(targets.shape[1])
     pairs = [(predictions[:, c], targets[:, c]) for c in columns]
     return {
@@ -97,8 +97,8 @@ _REFERENCES = {
 class DocumentMetrics(evaluate.Metric):
     """All scores of a problem type at once: `DocumentMetrics("multi_label").compute(...)`.
 
-    `predictions` are probabilities (regression: values), one list a row; `references` are class numbers
-    or lists.
+    `predictions` are probabilities (regression: values), one list a row; `references` are class
+    numbers or lists.
     """
 
     def __init__(self, problem_type: str):

@@ -1,6 +1,7 @@
 """A document classifier on any `AutoModel` encoder.
 
-encoder -> layer pooling -> token pooling -> segment pooling -> head, one path for every combination:
+encoder -> layer pooling -> token pooling -> segment pooling -> head, one path for every
+combination:
 
     input_ids [documents, segments, length]      a document of one window has segments = 1
       flatten, run only the real segments        [real, length]
@@ -10,8 +11,8 @@ encoder -> layer pooling -> token pooling -> segment pooling -> head, one path f
       head                                       [documents, labels]
 
 This file, `pooling.py` and `windows.py` are copied into every saved folder, so that
-`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline` work
-where this project is not installed. Hence the two ways to import them.
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline`
+work where this project is not installed. Hence the two ways to import them.
 """
 
 import json
@@ -64,7 +65,7 @@ def regression_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape), reduction="sum")
 
 
-LOSS_SUMS = {  # summed over documents (and labels); the caller divides by the number of label values
+LOSS_SUMS = {  # summed over documents and labels; the caller divides by the number of values
     "single_label_classification": single_label_loss,
     "multi_label_classification": multi_label_loss,
     "regression": regression_loss,
@@ -82,7 +83,7 @@ def document_loss(
     Args:
         logits: [documents, labels]. For regression in the units of the targets.
         labels: [documents] for single_label, [documents, labels] else.
-        num_items: label values in the whole accumulated batch over all processes. None: a plain mean.
+        num_items: label values in the accumulated batch over all processes. None: a plain mean.
     """
     logits = logits.float()
     if (
@@ -103,7 +104,7 @@ def document_loss(
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load report: what a checkpoint lacks is said by the caller, in one line."""
+    """Silence transformers' load report; the caller says in one line what is missing."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -115,9 +116,9 @@ def quiet_loading() -> Iterator[None]:
 def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
     """Load the encoder of any checkpoint, in float32, without a pooler.
 
-    Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a folder
-    written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own dtype by
-    default; weights in half precision do not train, so float32 is asked for.
+    Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a
+    folder written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own
+    dtype by default; weights in half precision do not train, so float32 is asked for.
 
     Args:
         kwargs: for `AutoModel.from_pretrained`, such as `revision`, `trust_remote_code`.
@@ -141,10 +142,11 @@ def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
 
 
 def strip_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Take off what no path here uses: the pooler (it would get no gradient) and the key-value cache."""
+    """Take off what no path here uses: the pooler, which would get no gradient, and the cache."""
     if getattr(encoder.config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{encoder.config.model_type} is an encoder-decoder; give an encoder (BERT, RoBERTa ...) or a decoder"
+            f"{encoder.config.model_type} is an encoder-decoder; "
+            "give an encoder (BERT, RoBERTa ...) or a decoder"
         )
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
@@ -154,7 +156,7 @@ def strip_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_classifier(path: str | os.PathLike) -> tuple["DocumentClassifier", list[str]]:
-    """Load what run_finetune.py wrote; also the names of weights that were missing (none, normally)."""
+    """Load what run_finetune.py wrote; and the names of missing weights (normally none)."""
     with quiet_loading():
         model, info = DocumentClassifier.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True
@@ -177,7 +179,7 @@ def num_blocks(config: PreTrainedConfig) -> int:
 
 
 def max_positions(config: PreTrainedConfig) -> int | float:
-    """The longest window the position embeddings allow, special tokens included; inf where nothing says."""
+    """The longest window that the position embeddings allow; inf where nothing says."""
     config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if (
@@ -209,7 +211,7 @@ def encode_layers(
     token_type_ids: Tensor | None,
     layers: list[int],
 ) -> list[Tensor]:
-    """Run the encoder on flat windows and return the asked-for layers, each [windows, length, hidden]."""
+    """Run the encoder on flat windows; the asked-for layers, each [windows, length, hidden]."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if token_type_ids is not None:
         inputs["token_type_ids"] = token_type_ids
@@ -225,8 +227,9 @@ def encode_layers(
 class DocumentClassifierConfig(PreTrainedConfig):
     """Everything needed to rebuild the classifier and to cut text the way it was trained.
 
-    `windows` and `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
-    `target_mean` and `target_scale` (one per target) undo the standardisation of regression targets.
+    `windows` and `special_tokens` are the fields of `windows.WindowSpec` and
+    `windows.SpecialTokens`; `target_mean` and `target_scale` (one per target) undo the
+    standardisation of regression targets.
     """
 
     model_type = "document_classifier"
@@ -247,8 +250,9 @@ class DocumentClassifierConfig(PreTrainedConfig):
         target_scale: Sequence[float] = (1.0,),
         **kwargs: Any,
     ):
-        # The parent comes before the encoder's config: it resets the attention implementation of every
-        # sub-config it finds, and a loaded encoder would get a mask of one kind, attention of another.
+        # The parent comes before the encoder's config: it resets the attention implementation of
+        # every sub-config it finds, and a loaded encoder would get a mask of one kind, attention of
+        # another.
         self.encoder_config = None
         super().__init__(**kwargs)
         if isinstance(encoder_config, dict):
@@ -333,7 +337,8 @@ class DocumentClassifier(PreTrainedModel):
         """Classify documents.
 
         Args:
-            input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives it:
+            input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives
+                it:
                 then a row longer than the window is cut as in training.
             attention_mask: like `input_ids`; a segment with no 1 is absent.
             labels: [documents] or [documents, labels]; adds the loss.
@@ -366,7 +371,7 @@ class DocumentClassifier(PreTrainedModel):
     def pool_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> Tensor:
-        """[documents, segments, length] -> [documents, features]; absent segments are never encoded."""
+        """[documents, segments, length] -> [documents, features]; absent segments never run."""
         mask = attention_mask.bool()
         present = mask.any(dim=-1)  # [documents, segments]
         types = None if token_type_ids is None else token_type_ids[present]
@@ -400,15 +405,15 @@ class DocumentClassifier(PreTrainedModel):
     def _as_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[documents, length] -> [documents, segments, length], cut where longer than the window."""
+        """[documents, length] -> [documents, segments, length], cut if longer than a window."""
         spec = self.config.window_spec()
         if input_ids.shape[1] <= spec.max_seq_length:
             types = None if token_type_ids is None else token_type_ids.unsqueeze(1)
             return input_ids.unsqueeze(1), attention_mask.unsqueeze(1), types
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError(
-                f"a text pair of {input_ids.shape[1]} tokens does not fit the window of {spec.max_seq_length}: "
-                "pass truncation=True, max_length=... to the tokenizer"
+                f"a text pair of {input_ids.shape[1]} tokens does not fit the window of "
+                f"{spec.max_seq_length}: pass truncation=True, max_length=... to the tokenizer"
             )
         special = self.config.specials()
         documents = []

@@ -1,4 +1,4 @@
-"""What a run leaves behind: files that are never half written, what made them, model cards, curves."""
+"""What a run leaves behind: files never half written, what made them, model cards, curves."""
 
 import json
 import logging
@@ -76,18 +76,20 @@ def find_checkpoint(folder: str, asked: str | None) -> str | None:
     """Where training goes on from.
 
     Args:
-        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest in `folder`, or None.
+        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest in `folder`, or
+            None.
 
     Raises:
-        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a new
+        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
+            new
             run would mix with its own.
     """
     left = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
     last = str(left[-1]) if left else None
     if asked is None and last is not None:
         raise InputError(
-            f"{last} is left from a run that did not end: go on with --resume_from_checkpoint last, "
-            "or choose another --output_dir, or delete it"
+            f"{last} is left from a run that did not end: go on with --resume_from_checkpoint "
+            "last, or choose another --output_dir, or delete it"
         )
     if asked is None:
         return None
@@ -101,7 +103,7 @@ def find_checkpoint(folder: str, asked: str | None) -> str | None:
 
 
 def remove_checkpoints(folder: str) -> None:
-    """The best weights are in the folder itself now; checkpoints only serve a run that did not end."""
+    """The best weights are in the folder itself; checkpoints serve a run that did not end."""
     for checkpoint in Path(folder).glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
@@ -139,7 +141,7 @@ def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that decide the numbers, and the commit of these scripts."""
+    """Versions of Python and of the packages behind the numbers, and these scripts' commit."""
     found = {"python": python_version()}
     for package in PACKAGES:
         found[package] = metadata.version(package)
@@ -148,7 +150,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the folder of these scripts, with `-dirty` if tracked files differ; or "unknown"."""
+    """The commit of the folder of these scripts, with `-dirty` if tracked files differ; or
+    "unknown"."""
     here = Path(__file__).resolve().parent
     try:
         command = [
@@ -217,8 +220,8 @@ def model_card(
 def evaluation_history(log_history: list[dict[str, Any]]) -> pd.DataFrame:
     """The Trainer's log -> one row per evaluation.
 
-    `train_loss` is the mean of the logged losses since the evaluation before, weighted by the steps each
-    covers; learning rates are those last logged.
+    `train_loss` is the mean of the logged losses since the evaluation before, weighted by the steps
+    each covers; learning rates are those last logged.
     """
     rows, losses, rates, last_step = [], [], {}, 0
     for entry in log_history:

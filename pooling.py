@@ -1,7 +1,7 @@
 """Layers, tokens and segments -> one vector.
 
-Named poolings are plain functions on tensors; those with parameters are modules. This file travels with
-every saved classifier, like `modeling.py` and `windows.py`.
+Named poolings are plain functions on tensors; those with parameters are modules. This file travels
+with every saved classifier, like `modeling.py` and `windows.py`.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
         or len(set(resolved)) < len(resolved)
     ):
         raise ValueError(
-            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers from 0 to {num_blocks} "
-            "(0 = embeddings, -1 = last)"
+            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers "
+            f"from 0 to {num_blocks} (0 = embeddings, -1 = last)"
         )
     return resolved
 

@@ -1,7 +1,7 @@
 """Probes: how much of a task a simple model reads off frozen features.
 
-Feature matrices in, probabilities out; no files, no tokenizers. A probe is trained until its gradient
-vanishes, because a probe that is not measures the optimizer and not the representation.
+Feature matrices in, probabilities out; no files, no tokenizers. A probe is trained until its
+gradient vanishes, because a probe that is not measures the optimizer and not the representation.
 """
 
 import warnings
@@ -52,9 +52,9 @@ def fit_linear_probe(
 ) -> ProbeResult:
     """Train a linear probe at every strength and keep the one that does best on validation.
 
-    Multinomial logistic regression, one-versus-rest logistic regression, or ridge regression by problem
-    type, on features standardised by the training rows. Strengths go from strong to weak, each starting
-    from the solution before. Of equal scores the stronger regularisation is kept.
+    Multinomial logistic regression, one-versus-rest logistic regression, or ridge regression by
+    problem type, on features standardised by the training rows. Strengths go from strong to weak,
+    each starting from the solution before. Of equal scores the stronger regularisation is kept.
 
     Args:
         features: [n, features] for train and validation, and any further splits to predict.
@@ -116,7 +116,8 @@ class SoftmaxPredictor:
 def fit_one_versus_rest(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) -> list[Fit]:
     """All labels in one L-BFGS solve: the objectives are a plain sum, each scikit-learn's own.
 
-    Objective: sum over labels of (sum of log losses + |w|^2 / (2 C)), divided by the number of rows.
+    Objective: sum over labels of (sum of log losses + |w|^2 / (2 C)), divided by the number of
+    rows.
     """
     n, d = x.shape
     y = y.astype(np.float32)
@@ -173,7 +174,7 @@ FITS = {
 
 
 def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
-    """What a model that sees no text says of n rows: label frequencies, or the mean of each target."""
+    """What a model without text says of n rows: label frequencies, or the mean of each target."""
     if problem_type == "single_label":
         constant = np.bincount(labels, minlength=num_labels) / len(labels)
     else:

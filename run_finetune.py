@@ -3,8 +3,8 @@
     python run_finetune.py --model_name_or_path bert-base-uncased --train_file train.csv \\
         --test_file test.csv --text_column_names title abstract --output_dir out
 
-What runs follows from the files: a training file trains (and holds out --validation_split of it unless
-there is a --validation_file), a test file predicts. With a folder this script wrote as
+What runs follows from the files: a training file trains (and holds out --validation_split of it
+unless there is a --validation_file), a test file predicts. With a folder this script wrote as
 --model_name_or_path and a test file alone, it only predicts.
 
 Recipe: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?" (arXiv 1905.05583).
@@ -36,7 +36,8 @@ from command_line import (
     wants_help,
 )
 
-# What is set here and not left to transformers.TrainingArguments. Rates: Sun et al. 2019, section 5.2, 5.3.
+# What is set here and not left to transformers.TrainingArguments. Rates: Sun et al. 2019, section
+# 5.2, 5.3.
 DEFAULTS = {
     "output_dir": "finetuned",
     "learning_rate": 2e-5,
@@ -299,8 +300,8 @@ def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) ->
         spec = LabelSpec.from_config(config, columns, delimiter)
     else:
         raise InputError(
-            f"--model_name_or_path {path} was not written by run_finetune.py, so it cannot predict; "
-            "give --train_file"
+            f"--model_name_or_path {path} was not written by run_finetune.py, so it cannot "
+            "predict; give --train_file"
         )
     names = ", ".join(spec.names[:12]) + (" ..." if len(spec.names) > 12 else "")
     logger.info("Labels: %s, %d: %s", spec.problem_type, len(spec.names), names)
@@ -403,10 +404,11 @@ def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -
 
 
 def freeze(model: DocumentClassifier, what: str) -> None:
-    """Freeze embeddings, the encoder, or embeddings and the lowest N blocks; and blocks that nothing reads.
+    """Freeze embeddings, the encoder, or embeddings and the lowest N blocks; and blocks that
+    nothing reads.
 
-    A block above the highest layer in use gets no gradient: frozen, it is left out of the optimizer and
-    does not stall processes that wait for its gradient.
+    A block above the highest layer in use gets no gradient: frozen, it is left out of the optimizer
+    and does not stall processes that wait for its gradient.
     """
     blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
     rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
@@ -441,7 +443,8 @@ ROOMS = {
 
 
 def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The encoder's blocks by structure: the ModuleList of num_hidden_layers, or ALBERT's shared groups.
+    """The encoder's blocks by structure: the ModuleList of num_hidden_layers, or ALBERT's shared
+    groups.
 
     Raises:
         ValueError: if there is none.
@@ -496,8 +499,8 @@ def layer_groups(
         decayed: names of the parameters that get `weight_decay`; the others get none.
 
     Returns:
-        groups from the lowest room to the head, each with name, params, lr, weight_decay. Every trainable
-        parameter is in exactly one.
+        groups from the lowest room to the head, each with name, params, lr, weight_decay. Every
+        trainable parameter is in exactly one.
 
     Raises:
         ValueError: for a parameter in no known place.
@@ -542,7 +545,7 @@ def group_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 class ClassifierTrainer(Trainer):
-    """Trainer with layer-wise rates, batches by length, evaluation in a fixed order, and counted labels."""
+    """Trainer with layer-wise rates, batches by length, and counted labels."""
 
     def __init__(self, method: MethodArguments, **kwargs: Any):
         super().__init__(**kwargs)
@@ -580,7 +583,8 @@ class ClassifierTrainer(Trainer):
     ) -> tuple[list, Any]:
         """Count label values over the accumulated batch and all processes.
 
-        The Trainer leaves out values of -100, which as a regression target is a value like any other.
+        The Trainer leaves out values of -100, which as a regression target is a value like any
+        other.
         """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.model.config.problem_type != "regression" or count is None:

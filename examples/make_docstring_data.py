@@ -1,11 +1,12 @@
-"""Make a title + abstract classification set from the docstrings of installed packages. No download.
+"""Make a title + abstract data set from the docstrings of installed packages. No download.
 
     python examples/make_docstring_data.py --output_dir data
 
-A row is a function, class or method of numpy, scipy, scikit-learn, pandas or torch: title = its name,
-abstract = its description without signature, parameters and examples, label = one of 13 topics. Most
-topics draw on several libraries, so that a library's style does not give the label away. A class and its
-methods, namesakes (numpy.fft.fft and scipy.fft.fft) and near-duplicates always stay on one side.
+A row is a function, class or method of numpy, scipy, scikit-learn, pandas or torch: title = its
+name, abstract = its description without signature, parameters and examples, label = one of 13
+topics. Most topics draw on several libraries, so that a library's style does not give the label
+away. A class and its methods, namesakes (numpy.fft.fft and scipy.fft.fft) and near-duplicates
+always stay on one side.
 
 Writes train.csv (labelled), unlabelled.csv (for further pretraining), test.csv (no labels),
 test_labels.csv (test.csv with its labels, to score with afterwards), sample_submission.csv.
@@ -31,29 +32,33 @@ TOPICS = {
     "linear algebra": "numpy.linalg scipy.linalg torch.linalg scipy.sparse.linalg",
     "sparse matrices and graphs": "scipy.sparse scipy.sparse.csgraph torch.sparse",
     "probability distributions": "torch.distributions numpy.random scipy.stats:distribution",
-    "statistics": "scipy.stats:function scipy.stats.mstats numpy:mean,average,median,std,var,quantile,"
-    "percentile,nanmean,nanmedian,nanstd,nanvar,nanquantile,corrcoef,cov,histogram,histogram2d,"
-    "bincount,digitize torch:mean,median,mode,std,var,std_mean,var_mean,quantile,nanquantile,nanmean,"
-    "nanmedian,histc,histogram,cov,corrcoef pandas:qcut,cut",
-    "signal processing": "scipy.signal scipy.fft numpy.fft torch.fft torch.signal.windows torch:stft,istft,"
-    "hann_window,hamming_window,bartlett_window,blackman_window,kaiser_window numpy:convolve,correlate,"
-    "hanning,hamming,kaiser,blackman,bartlett",
+    "statistics": """scipy.stats:function scipy.stats.mstats pandas:qcut,cut
+        numpy:mean,average,median,std,var,quantile,percentile,nanmean,nanmedian,nanstd,nanvar
+        numpy:nanquantile,corrcoef,cov,histogram,histogram2d,bincount,digitize
+        torch:mean,median,mode,std,var,std_mean,var_mean,quantile,nanquantile,nanmean,nanmedian
+        torch:histc,histogram,cov,corrcoef""",
+    "signal processing": """scipy.signal scipy.fft numpy.fft torch.fft torch.signal.windows
+        torch:stft,istft,hann_window,hamming_window,bartlett_window,blackman_window,kaiser_window
+        numpy:convolve,correlate,hanning,hamming,kaiser,blackman,bartlett""",
     "optimisation": "scipy.optimize torch.optim torch.optim.lr_scheduler torch.optim.swa_utils",
-    "clustering and neighbours": "sklearn.cluster sklearn.mixture sklearn.neighbors sklearn.manifold "
-    "scipy.cluster.hierarchy scipy.cluster.vq scipy.spatial scipy.spatial.distance",
-    "neural networks": "torch.nn torch.nn.functional torch.nn.init torch.nn.utils sklearn.neural_network",
-    "supervised learning": "sklearn.linear_model sklearn.svm sklearn.tree sklearn.ensemble "
-    "sklearn.naive_bayes sklearn.gaussian_process sklearn.gaussian_process.kernels "
-    "sklearn.discriminant_analysis sklearn.kernel_ridge sklearn.isotonic sklearn.multiclass",
-    "evaluation and preprocessing": "sklearn.metrics sklearn.model_selection sklearn.inspection "
-    "sklearn.preprocessing sklearn.impute sklearn.decomposition sklearn.feature_selection "
-    "sklearn.compose sklearn.feature_extraction sklearn.calibration sklearn.pipeline",
+    "clustering and neighbours": """sklearn.cluster sklearn.mixture sklearn.neighbors
+        sklearn.manifold scipy.cluster.hierarchy scipy.cluster.vq scipy.spatial
+        scipy.spatial.distance""",
+    "neural networks": """torch.nn torch.nn.functional torch.nn.init torch.nn.utils
+        sklearn.neural_network""",
+    "supervised learning": """sklearn.linear_model sklearn.svm sklearn.tree sklearn.ensemble
+        sklearn.naive_bayes sklearn.gaussian_process sklearn.gaussian_process.kernels
+        sklearn.discriminant_analysis sklearn.kernel_ridge sklearn.isotonic sklearn.multiclass""",
+    "evaluation and preprocessing": """sklearn.metrics sklearn.model_selection
+        sklearn.inspection sklearn.preprocessing sklearn.impute sklearn.decomposition
+        sklearn.feature_selection sklearn.compose sklearn.feature_extraction sklearn.calibration
+        sklearn.pipeline""",
     "mathematical functions": "scipy.special torch.special numpy:ufunc",
-    "interpolation and integration": "scipy.interpolate scipy.integrate numpy.polynomial "
-    "numpy.polynomial.polynomial numpy.polynomial.chebyshev numpy.polynomial.legendre "
-    "torch:trapezoid,cumulative_trapezoid numpy:interp,trapezoid,polyfit,polyval",
-    "tables and time series": "pandas pandas.Series.str pandas.Series.dt pandas.tseries.offsets "
-    "pandas.api.types",
+    "interpolation and integration": """scipy.interpolate scipy.integrate numpy.polynomial
+        numpy.polynomial.polynomial numpy.polynomial.chebyshev numpy.polynomial.legendre
+        torch:trapezoid,cumulative_trapezoid numpy:interp,trapezoid,polyfit,polyval""",
+    "tables and time series": """pandas pandas.Series.str pandas.Series.dt
+        pandas.tseries.offsets pandas.api.types""",
 }
 MOST_ROWS_A_TOPIC = 330
 MOST_METHODS_A_CLASS = 12  # a DataFrame has 200, all on one side
@@ -81,7 +86,8 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     counts = rows["split"].value_counts().to_dict()
     words = rows["abstract"].str.split().str.len().mean()
     print(
-        f"{folder}: {len(rows)} rows, {rows['label'].nunique()} topics, {words:.0f} words on average; "
+        f"{folder}: {len(rows)} rows, {rows['label'].nunique()} topics, "
+        f"{words:.0f} words on average; "
         + ", ".join(f"{n} {split}" for split, n in sorted(counts.items()))
     )
     return counts
@@ -108,7 +114,7 @@ def collect_rows() -> pd.DataFrame:
 
 
 def descriptions(source: str) -> Iterator[tuple[str, str, str, str]]:
-    """(library, title, group, abstract) of the objects of a source and of the methods of its classes."""
+    """(library, title, group, abstract) of a source's objects and of its classes' methods."""
     path, _, wanted = source.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some names are deprecated
@@ -158,8 +164,9 @@ def is_wanted(name: str, thing: Any, wanted: str) -> bool:
 
 
 SECTION = re.compile(
-    r"\n\s*(?:Parameters|Returns|Args|Arguments|Examples?|See Also|Attributes|Notes|References|Raises|"
-    r"Keyword args|Keyword Arguments|Shape|Methods|Yields|Note)\s*:{0,2}\s*\n|\n\s*\.\. |\n\s*>>> "
+    r"\n\s*(?:Parameters|Returns|Yields|Args|Arguments|Keyword args|Keyword Arguments|Examples?|"
+    r"See Also|Attributes|Methods|Notes?|References|Raises|Shape)\s*:{0,2}\s*\n"
+    r"|\n\s*\.\. |\n\s*>>> "
 )
 
 

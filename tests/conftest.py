@@ -1,4 +1,4 @@
-"""Tiny tokenizers and models, built from a config and a local vocabulary: no network, no downloads."""
+"""Tiny tokenizers and models, built from a config and a local vocabulary: no network."""
 
 import os
 import random

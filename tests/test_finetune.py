@@ -1,4 +1,4 @@
-"""Optimizer groups, freezing, the loss under accumulation and processes, and the script as a whole."""
+"""Optimizer groups, freezing, the loss under accumulation and processes, and the script."""
 
 import json
 import os
@@ -322,7 +322,7 @@ def dataset_for(problem_type, n=24):
 
 
 def one_step(problem_type, out, batch, accumulation, rows=24):
-    """The gradients of the first optimizer step, by a plain SGD step of rate 1, and its logged loss."""
+    """Gradients of the first optimizer step, by an SGD step of rate 1, and its logged loss."""
     from batches import DocumentCollator
     from modeling import PROBLEM_TYPES
 

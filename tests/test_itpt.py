@@ -102,7 +102,8 @@ def one_step(tokenizer, out, batch, accumulation, rows=24):
         report_to="none",
         remove_unused_columns=False,
         save_strategy="no",
-        # not evaluate() before train(): it would leave the model unwrapped, and processes unsynchronised
+        # not evaluate() before train(): it would leave the model unwrapped, and processes
+        # unsynchronised
         eval_on_start=True,
         disable_tqdm=True,
         use_cpu=True,

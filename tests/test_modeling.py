@@ -1,4 +1,4 @@
-"""The path layers -> tokens -> segments -> head, against plain loops, and what is saved and loaded."""
+"""Layers -> tokens -> segments -> head against plain loops; what is saved and loaded."""
 
 import subprocess
 import sys

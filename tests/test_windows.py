@@ -92,7 +92,7 @@ def test_head_and_tail_keep_their_ends():
 def test_windows_without_room_are_refused():
     with pytest.raises(ValueError, match=r"--max_seq_length 2 .* at least 3"):
         cut_windows([1], WindowSpec("head", 2), SPECIAL)
-    with pytest.raises(ValueError, match=r"--segment_overlap 10 .* less than 10"):
+    with pytest.raises(ValueError, match=r"--segment_overlap 10 .* holds 10 tokens"):
         cut_windows([1], WindowSpec("hierarchical", 12, segment_overlap=10), SPECIAL)
 
 
