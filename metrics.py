@@ -1,13 +1,19 @@
 """Scores by problem type, from scikit-learn, behind an `evaluate.Metric` that needs no network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sk
+from transformers import EvalPrediction
+
+from command_line import as_input_error
+from labels import LabelSpec
+from modeling import DocumentClassifierConfig, document_loss
 
 # The score that picks the best checkpoint and the best layer, and whether more is better.
 MAIN_METRIC = {
@@ -141,3 +147,36 @@ class ExtraMetric:
         if self.problem_type == "regression" and labels.shape[1] == 1:
             labels = labels[:, 0]
         return self.metric.compute(predictions=predictions, references=labels, **self.arguments)
+
+
+def metric_function(
+    spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """All scores of a set of predictions, and their exact mean loss.
+
+    The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
+    """
+    metric = DocumentMetrics(spec.problem_type)
+    extra = []
+    for description in extra_metrics:
+        with as_input_error(f"--extra_metrics {description}"):
+            extra.append(ExtraMetric(description, spec.problem_type))
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = (
+            torch.as_tensor(prediction.predictions),
+            torch.as_tensor(prediction.label_ids),
+        )
+        scores = {"loss": document_loss(logits, labels, config).item()}
+        probabilities = spec.probabilities(prediction.predictions)
+        scores |= metric.compute(predictions=probabilities, references=prediction.label_ids)
+        for function in extra:
+            scores |= function(probabilities, prediction.label_ids)
+        return scores
+
+    return compute
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric says how good the model is, not how long it took."""
+    return name.startswith(("eval_", "test_")) and not name.endswith(("_runtime", "_per_second"))

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from command_line import (
+from arguments import (
     DataArguments,
     EncoderArguments,
-    InputError,
     LabelArguments,
     TextArguments,
     WindowArguments,
     arg,
+)
+from command_line import (
+    InputError,
     as_input_error,
     changed,
     one_of,
@@ -119,7 +121,6 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
     sys.exit()
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -151,11 +151,10 @@ from batches import (
     to_windows,
 )
 from labels import LabelSpec
-from metrics import LESS_IS_BETTER, MAIN_METRIC, DocumentMetrics, ExtraMetric
+from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function
 from modeling import (
     DocumentClassifier,
     DocumentClassifierConfig,
-    document_loss,
     is_document_classifier,
     load_classifier,
     load_encoder,
@@ -194,27 +193,12 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     check_arguments(as_run, data, training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path = checkpoint.model_name_or_path
-    hub = {"revision": checkpoint.model_revision, "trust_remote_code": checkpoint.trust_remote_code}
+    path, hub = checkpoint.model_name_or_path, checkpoint.hub
 
     # 2. Tables -> labelled documents
-    tables = read_splits(
-        data.files,
-        data.limits,
-        data.dataset_name,
-        data.dataset_config_name,
-        text.delimiter,
-        text.encoding,
-    )
+    tables = read_splits(**data.sources, **text.format)
     spec = settle_labels(tables, label, path)
-    documents = label_documents(
-        tables,
-        spec,
-        text.text_column_names,
-        text.text_separator,
-        text.text_pair,
-        text.id_column_name,
-    )
+    documents = label_documents(tables, spec, **text.columns)
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, training.seed
     )
@@ -630,34 +614,6 @@ def settle_training(
     return training
 
 
-def metric_function(
-    spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """All scores of a set of predictions, and their exact mean loss.
-
-    The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
-    """
-    metric = DocumentMetrics(spec.problem_type)
-    extra = []
-    for description in extra_metrics:
-        with as_input_error(f"--extra_metrics {description}"):
-            extra.append(ExtraMetric(description, spec.problem_type))
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = (
-            torch.as_tensor(prediction.predictions),
-            torch.as_tensor(prediction.label_ids),
-        )
-        scores = {"loss": document_loss(logits, labels, config).item()}
-        probabilities = spec.probabilities(prediction.predictions)
-        scores |= metric.compute(predictions=probabilities, references=prediction.label_ids)
-        for function in extra:
-            scores |= function(probabilities, prediction.label_ids)
-        return scores
-
-    return compute
-
-
 # ---------------------------------------------------------------- 7. predict
 
 
@@ -679,11 +635,6 @@ def predict(trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec) -> 
     scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
     logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
     return metrics
-
-
-def is_score(name: str) -> bool:
-    """Whether a metric says how good the model is, not how long it took."""
-    return name.startswith(("eval_", "test_")) and not name.endswith(("_runtime", "_per_second"))
 
 
 # ---------------------------------------------------------------- 8. write

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from command_line import (
+from arguments import (
     EncoderArguments,
-    InputError,
     TextArguments,
     arg,
+)
+from command_line import (
+    InputError,
     as_input_error,
     at_least,
     changed,
@@ -139,8 +141,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     refuse_data_parallel(training.n_gpu)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path = encoder_path(checkpoint.model_name_or_path)
-    hub = {"revision": checkpoint.model_revision, "trust_remote_code": checkpoint.trust_remote_code}
+    path, hub = encoder_path(checkpoint.model_name_or_path), checkpoint.hub
 
     # 2. Tables -> documents, some held out
     documents = read_corpus(corpus, text)
@@ -212,12 +213,11 @@ def read_corpus(corpus: CorpusArguments, text: TextArguments) -> Dataset:
             raise InputError(f"--dataset_name {corpus.dataset_name} has no train split")
         tables = {corpus.dataset_name: table}
     else:
-        tables = {p: read_table(p, text.delimiter, text.encoding) for p in corpus.train_file}
+        tables = {p: read_table(p, **text.format) for p in corpus.train_file}
     parts = []
     for source, table in tables.items():
         rows = first_rows(table, corpus.max_train_samples)
-        columns, separator = text.text_column_names, text.text_separator
-        parts.append(to_documents(rows, source, columns, separator, text.text_pair))
+        parts.append(to_documents(rows, source, **text.columns | {"id_column": None}))
         logger.info("%s: %d documents", source, len(rows))
     documents = concatenate_datasets(parts)
     filled = [i for i, words in enumerate(all_text(documents)) if words.strip()]

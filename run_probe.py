@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from command_line import (
+from arguments import (
     DataArguments,
-    InputError,
     LabelArguments,
     TextArguments,
     WindowArguments,
     arg,
+)
+from command_line import (
+    InputError,
     as_input_error,
     at_least,
     one_of,
@@ -128,24 +130,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     # 2. Tables -> labelled documents
-    tables = read_splits(
-        data.files,
-        data.limits,
-        data.dataset_name,
-        data.dataset_config_name,
-        text.delimiter,
-        text.encoding,
-    )
+    tables = read_splits(**data.sources, **text.format)
     columns, delimiter = label.label_column_name, label.label_delimiter
     spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
-    documents = label_documents(
-        tables,
-        spec,
-        text.text_column_names,
-        text.text_separator,
-        text.text_pair,
-        text.id_column_name,
-    )
+    documents = label_documents(tables, spec, **text.columns)
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, probing.seed
     )

@@ -129,15 +129,15 @@ def open_text(path: str, encoding: str) -> io.TextIOBase:
 
 
 def find_delimiter(path: str, encoding: str) -> str:
-    """The delimiter under which the first rows have the same, largest, number of columns."""
+    """The delimiter that gives the header the most columns, if the first rows have as many."""
     with open_text(path, encoding) as lines:
         sample = [line for line, _ in zip(lines, range(200), strict=False)]
 
-    def columns(delimiter: str) -> int:
-        widths = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row][:20]
-        return widths[0] if widths and set(widths) == {widths[0]} else 0
+    def fit(delimiter: str) -> tuple[bool, int]:
+        widths = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row][:20] or [1]
+        return len(set(widths)) == 1 and widths[0] > 1, widths[0]
 
-    return max(DELIMITERS, key=columns)  # the first of equals: comma
+    return max(DELIMITERS, key=fit)  # the first of equals: comma
 
 
 def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
@@ -272,17 +272,16 @@ def _count_missing(documents: Dataset, source: str) -> None:
 
 
 def label_documents(
-    tables: dict[str, Table],
-    spec: LabelSpec,
-    text_columns: Sequence[str],
-    separator: str = " ",
-    pair: bool = False,
-    id_column: str | None = None,
+    tables: dict[str, Table], spec: LabelSpec, **columns: Any
 ) -> dict[str, Dataset]:
-    """Tables -> documents with a column labels; a test table without labels stays without."""
+    """Tables -> documents with a column labels; a test table without labels stays without.
+
+    Args:
+        columns: the arguments of `to_documents` from `text_columns` on.
+    """
     documents = {}
     for split, (rows, source) in tables.items():
-        documents[split] = to_documents(rows, source, text_columns, separator, pair, id_column)
+        documents[split] = to_documents(rows, source, **columns)
         if split != "test" or spec.has_labels(rows):
             labels = spec.encode(rows, source)
             documents[split] = documents[split].add_column("labels", labels)

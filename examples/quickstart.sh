@@ -49,7 +49,7 @@ python "$here/run_finetune.py" --model_name_or_path "$out/itpt" $text $labelled 
 
 say "5/5 Comparison: frozen probe, fine-tuned, ITPT -> fine-tuned, ITPT -> probe"
 python "$here/run_probe.py" $text $labelled --test_file "$out/data/test_labels.csv" \
-  --models "frozen=$MODEL" "itpt=$out/itpt" "finetuned=$out/finetuned" \
+  --models "base=$MODEL" "itpt=$out/itpt" "finetuned=$out/finetuned" \
   "itpt_finetuned=$out/itpt_finetuned" --output_dir "$out/probed"
 
 say "Done. Look at $out/probed/report.md, $out/finetuned/history.png, $out/finetuned/README.md"

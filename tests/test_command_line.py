@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import pytest
 from conftest import ROOT
 
-from command_line import (
-    InputError,
+from arguments import (
     LabelArguments,
     TextArguments,
     arg,
+)
+from command_line import (
+    InputError,
     changed,
     flags_of,
     parse,

@@ -520,3 +520,78 @@ def test_extra_metrics_by_path(tiny_bert, topic_files, tmp_path):
     assert results["eval_hits"] == pytest.approx(10 * results["eval_accuracy"] * rows)
     with pytest.raises(InputError, match="--extra_metrics no_such_metric"):
         run(tiny_bert, topic_files, tmp_path / "p", extra_metrics=["no_such_metric"])
+
+
+@pytest.fixture
+def long_pairs(tmp_path) -> str:
+    """A folder in the form of a hub data set: title and text, documents of up to four windows."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split, n, seed in (("train", 150, 0), ("validation", 30, 1), ("test", 30, 2)):
+        rows = make_rows(n, seed, words=(5, 60))
+        rows = [row | {"title": row["text"].split()[0]} for row in rows]
+        pd.DataFrame(rows).to_json(folder / f"{split}.jsonl", orient="records", lines=True)
+    return str(folder)
+
+
+def test_long_text_pairs_from_a_data_set_by_name(tiny_bert, long_pairs, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arguments = {
+        **BASICS,
+        "model_name_or_path": tiny_bert,
+        "dataset_name": long_pairs,
+        "text_column_names": ["title", "text"],
+        "text_pair": True,
+        "truncation": "hierarchical",
+        "max_seq_length": 20,
+        "segment_overlap": 2,
+        "max_segments": 4,
+        "layers": "0 -1",
+        "layer_pooling": "weighted",
+        "token_pooling": "attention",
+        "segment_pooling": "attention",
+        "max_train_samples": 120,
+        "max_eval_samples": 27,
+        "do_train": True,
+    }
+    results = run_finetune.main({**arguments, "output_dir": str(tmp_path / "o")})
+    assert results["eval_accuracy"] > 0.8
+    assert not (tmp_path / "o" / "predictions_test.csv").exists()  # --do_train asks for no more
+    assert len(pd.read_csv(tmp_path / "o" / "predictions_validation.csv")) == 27
+    assert "of 120 documents are longer than one window" in caplog.text
+    groups = set(pd.read_csv(tmp_path / "o" / "optimizer_groups.csv")["group"])
+    assert "head" in groups and "block 4" in groups
+    alone = {
+        "model_name_or_path": str(tmp_path / "o"),
+        "dataset_name": long_pairs,
+        "text_column_names": ["title", "text"],
+        "text_pair": True,
+        "id_column_name": "id",
+        "do_predict": True,
+        "max_predict_samples": 21,
+        "output_dir": str(tmp_path / "p"),
+        "use_cpu": True,
+    }
+    results = run_finetune.main(alone)  # windows and poolings come from the folder
+    assert results["test_accuracy"] > 0.8 and "eval_accuracy" not in results
+    assert len(pd.read_csv(tmp_path / "p" / "predictions_test.csv")) == 21
+
+
+def test_joined_columns_and_other_ways_to_cut(tiny_bert, long_pairs, tmp_path):
+    for truncation in ("tail", "head_tail"):
+        arguments = {
+            **BASICS,
+            "model_name_or_path": tiny_bert,
+            "dataset_name": long_pairs,
+            "text_column_names": ["title", "text"],
+            "text_separator": " . ",
+            "truncation": truncation,
+            "max_seq_length": 16,
+            "layers": "last4",
+            "output_dir": str(tmp_path / truncation),
+        }
+        if truncation == "head_tail":
+            arguments["head_tokens"] = 4
+        assert run_finetune.main(arguments)["test_accuracy"] > 0.7
+        saved = json.loads((tmp_path / truncation / "config.json").read_text())
+        assert saved["windows"]["truncation"] == truncation and saved["layers"] == [1, 2, 3, 4]

@@ -46,6 +46,19 @@ def test_features_equal_one_document_at_a_time(tiny_bert, tokenizers, tmp_path, 
         np.testing.assert_allclose(features[row], expected, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_on_a_gpu_are_those_of_the_cpu(tiny_bert, tokenizers, tmp_path):
+    dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+    features = {
+        device: FeatureStore(tmp_path, load_encoder(tiny_bert)[0].to(device), 0).of(
+            dataset, POOLINGS, 8192, device
+        )
+        for device in ("cpu", "cuda")
+    }
+    np.testing.assert_allclose(features["cpu"], features["cuda"], atol=1e-3)
+
+
 def test_stored_features_are_read_again_until_anything_changes(
     tiny_bert, tokenizers, tmp_path, monkeypatch
 ):

@@ -108,7 +108,7 @@ def test_gbk_is_read_when_named_and_named_when_not_utf8(tmp_path):
         ("a.csv", "", "the file is empty"),
         ("a.csv", "text,label\n", "no rows"),
         ("a.csv", "text,text\n1,2\n", "column 'text' occurs twice"),
-        ("a.csv", "text,label\n1,2\n1,2,3\n", "line 3"),
+        ("a.csv", "text,label\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
         ("a.xls", "x", "one of .csv"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "JSON"),
     ],
@@ -195,7 +195,7 @@ def test_labels_stay_with_their_rows_and_test_may_lack_them(tmp_path):
     files = {"train": train, "validation": None, "test": test}
     tables = read_splits(files, dict.fromkeys(files))
     spec = LabelSpec.infer(*tables["train"], ["label"])
-    documents = label_documents(tables, spec, ["text"])
+    documents = label_documents(tables, spec, text_columns=["text"])
     assert "labels" not in documents["test"].column_names
     split = hold_out_validation(documents, 0.1, spec.problem_type, seed=1)
     rows = split["train"].to_list() + split["validation"].to_list()
