@@ -50,16 +50,18 @@ class DataArguments:
     @property
     def sources(self) -> dict[str, Any]:
         """What `text_data.read_splits` needs to know."""
-        limits = {
+        return {
+            "files": self.files,
+            "dataset_name": self.dataset_name,
+            "dataset_config_name": self.dataset_config_name,
+        }
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        return {
             "train": self.max_train_samples,
             "validation": self.max_eval_samples,
             "test": self.max_predict_samples,
-        }
-        return {
-            "files": self.files,
-            "limits": limits,
-            "dataset_name": self.dataset_name,
-            "dataset_config_name": self.dataset_config_name,
         }
 
 

@@ -46,6 +46,7 @@ class ProbeResult:
 def fit_linear_probe(
     features: dict[str, np.ndarray],
     labels: np.ndarray,
+    num_labels: int,
     problem_type: str,
     validation_score: Callable[[np.ndarray], float],
     strengths: Sequence[float] = STRENGTHS,
@@ -58,11 +59,12 @@ def fit_linear_probe(
 
     Args:
         features: [n, features] for train and validation, and any further splits to predict.
-        labels: of the training rows: class numbers [n], or 0/1 or targets [n, labels].
+        labels: of the training rows: class numbers [n], or 0/1 or targets [n, num_labels].
+        num_labels: also counts classes that no training row has.
         validation_score: validation probabilities -> a number, more is better.
     """
     standardise = Standardiser(features["train"])
-    path = FITS[problem_type](standardise(features["train"]), labels, sorted(strengths))
+    path = FITS[problem_type](standardise(features["train"]), labels, num_labels, sorted(strengths))
     validation = standardise(features["validation"])
     scored = [(validation_score(fit.predict(validation)), fit) for fit in path]
     best = max(scored, key=lambda pair: pair[0])[1]  # the first of equals is the strongest
@@ -83,9 +85,10 @@ class Standardiser:
         return (np.asarray(features, dtype=np.float32) - self.mean) / self.scale
 
 
-def fit_multinomial(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) -> list[Fit]:
+def fit_multinomial(
+    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+) -> list[Fit]:
     """scikit-learn's L-BFGS: sum of log losses + |W|^2 / (2 C), warm-started."""
-    classes = int(y.max()) + 1
     model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     fits = []
     for strength in strengths:
@@ -96,7 +99,7 @@ def fit_multinomial(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) ->
         if len(weights) == 1:  # two classes: one column of log odds
             weights = np.concatenate([np.zeros_like(weights), weights])
             bias = np.concatenate([np.zeros_like(bias), bias])
-        predict = SoftmaxPredictor(weights, bias, model.classes_.astype(int), classes)
+        predict = SoftmaxPredictor(weights, bias, model.classes_.astype(int), num_labels)
         fits.append(Fit(strength, bool(model.n_iter_.max() < MAX_ITERATIONS), predict))
     return fits
 
@@ -113,7 +116,9 @@ class SoftmaxPredictor:
         return probabilities
 
 
-def fit_one_versus_rest(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) -> list[Fit]:
+def fit_one_versus_rest(
+    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+) -> list[Fit]:
     """All labels in one L-BFGS solve: the objectives are a plain sum, each scikit-learn's own.
 
     Objective: sum over labels of (sum of log losses + |w|^2 / (2 C)), divided by the number of
@@ -121,7 +126,7 @@ def fit_one_versus_rest(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]
     """
     n, d = x.shape
     y = y.astype(np.float32)
-    shape = (d + 1, y.shape[1])  # last row: bias, not regularised
+    shape = (d + 1, num_labels)  # last row: bias, not regularised
     start = np.zeros(shape)
     fits = []
     for strength in strengths:
@@ -155,7 +160,9 @@ class SigmoidPredictor:
         return expit(x @ self.weights + self.bias)
 
 
-def fit_ridge(x: np.ndarray, y: np.ndarray, strengths: Sequence[float]) -> list[Fit]:
+def fit_ridge(
+    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+) -> list[Fit]:
     """Ridge regression with penalty 1 / C per row, solved in closed form."""
     fits = []
     for strength in strengths:

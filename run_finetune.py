@@ -198,7 +198,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 2. Tables -> labelled documents
     tables = read_splits(**data.sources, **text.format)
     spec = settle_labels(tables, label, path)
-    documents = label_documents(tables, spec, **text.columns)
+    documents = label_documents(tables, data.limits, spec, **text.columns)
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, training.seed
     )

@@ -133,7 +133,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     tables = read_splits(**data.sources, **text.format)
     columns, delimiter = label.label_column_name, label.label_delimiter
     spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
-    documents = label_documents(tables, spec, **text.columns)
+    documents = label_documents(tables, data.limits, spec, **text.columns)
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, probing.seed
     )
@@ -323,7 +323,8 @@ def probe_rows(
 
     def fit(layer: int, pooling: int) -> ProbeResult:
         features = {split: x[:, layer, pooling] for split, x in layers.items()}
-        return fit_linear_probe(features, labels["train"], spec.problem_type, score)
+        names, kind = len(spec.names), spec.problem_type
+        return fit_linear_probe(features, labels["train"], names, kind, score)
 
     with threadpool_limits(limits=1):
         work = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(

@@ -168,7 +168,6 @@ class Table(NamedTuple):
 
 def read_splits(
     files: dict[str, str | None],
-    limits: dict[str, int | None],
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     delimiter: str | None = None,
@@ -178,7 +177,6 @@ def read_splits(
 
     Args:
         files: a path or None for each split.
-        limits: for each split, how many of the first rows to use, or None.
     """
     if dataset_name is None:
         tables = {
@@ -191,7 +189,7 @@ def read_splits(
         tables = {s: Table(t, f"{dataset_name} ({s})") for s, t in splits.items() if t is not None}
     if not tables:
         raise InputError(f"--dataset_name {dataset_name} has no split {', '.join(files)}")
-    return {s: Table(first_rows(t.rows, limits[s]), t.source) for s, t in tables.items()}
+    return tables
 
 
 def first_rows(table: Dataset, limit: int | None) -> Dataset:
@@ -272,15 +270,17 @@ def _count_missing(documents: Dataset, source: str) -> None:
 
 
 def label_documents(
-    tables: dict[str, Table], spec: LabelSpec, **columns: Any
+    tables: dict[str, Table], limits: dict[str, int | None], spec: LabelSpec, **columns: Any
 ) -> dict[str, Dataset]:
     """Tables -> documents with a column labels; a test table without labels stays without.
 
     Args:
+        limits: for each split, how many of its first rows to use, or None.
         columns: the arguments of `to_documents` from `text_columns` on.
     """
     documents = {}
-    for split, (rows, source) in tables.items():
+    for split, (table, source) in tables.items():
+        rows = first_rows(table, limits[split])
         documents[split] = to_documents(rows, source, **columns)
         if split != "test" or spec.has_labels(rows):
             labels = spec.encode(rows, source)

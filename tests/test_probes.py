@@ -35,7 +35,7 @@ def test_the_standardiser_uses_training_rows_and_drops_constants():
 def test_multinomial_reaches_scikit_learns_cold_objective(classes):
     x, y, _ = planted(classes=classes)
     rows = np.arange(len(y))
-    for fit in fit_multinomial(x, y, [1e-3, 1e-1, 10.0]):
+    for fit in fit_multinomial(x, y, classes, [1e-3, 1e-1, 10.0]):
         cold = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-7).fit(x, y)
         best = -np.log(cold.predict_proba(x)[rows, y]).sum()
         best += 0.5 / fit.strength * (cold.coef_**2).sum()
@@ -47,8 +47,10 @@ def test_multinomial_reaches_scikit_learns_cold_objective(classes):
 def test_a_class_that_training_lacks_gets_no_probability():
     x, y, _ = planted(classes=3)
     y = np.where(y == 1, 2, y)
-    (fit,) = fit_multinomial(x, y, [1.0])
-    assert fit.predict(x).shape == (300, 3) and (fit.predict(x)[:, 1] == 0).all()
+    (fit,) = fit_multinomial(x, y, 4, [1.0])
+    assert fit.predict(x).shape == (300, 4)
+    np.testing.assert_allclose(fit.predict(x)[:, [1, 3]], 0)
+    np.testing.assert_allclose(fit.predict(x).sum(axis=1), 1)
 
 
 def test_one_versus_rest_reaches_scikit_learns_objective_for_every_label():
@@ -60,7 +62,7 @@ def test_one_versus_rest_reaches_scikit_learns_objective_for_every_label():
         z = (x @ w + b).astype(float)
         return -(log_expit(z) - (1 - y[:, label]) * z).sum() + 0.5 / strength * (w**2).sum()
 
-    for fit in fit_one_versus_rest(x, y, [1e-3, 1e-1, 10.0]):
+    for fit in fit_one_versus_rest(x, y, 4, [1e-3, 1e-1, 10.0]):
         assert fit.converged
         for label in range(4):
             exact = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-7).fit(x, y[:, label])
@@ -74,7 +76,7 @@ def test_one_versus_rest_reaches_scikit_learns_objective_for_every_label():
 def test_ridge_is_the_closed_form():
     x, _, weights = planted()
     y = x @ weights[:, :2] + 3.0
-    for fit in fit_ridge(x, y, [1e-2, 1.0]):
+    for fit in fit_ridge(x, y, 2, [1e-2, 1.0]):
         centred = x - x.mean(axis=0)
         gram = centred.T @ centred + np.eye(20) / fit.strength
         w = np.linalg.solve(gram.astype(float), centred.T @ (y - y.mean(axis=0)))
@@ -91,21 +93,21 @@ def test_strength_is_chosen_on_validation_and_ties_go_to_the_stronger():
         seen.append(SCORES["single_label"](p, y[200:400])["accuracy"])
         return seen[-1]
 
-    result = fit_linear_probe(features, y[:200], "single_label", accuracy)
+    result = fit_linear_probe(features, y[:200], 4, "single_label", accuracy)
     assert len(seen) == len(probes.STRENGTHS)
     assert result.strength == sorted(probes.STRENGTHS)[int(np.argmax(seen))]
     assert accuracy(result.probabilities["validation"]) == max(seen) > 0.7
     assert set(result.probabilities) == {"train", "validation", "test"}
-    tied = fit_linear_probe(features, y[:200], "single_label", lambda p: 0.0)
+    tied = fit_linear_probe(features, y[:200], 4, "single_label", lambda p: 0.0)
     assert tied.strength == min(probes.STRENGTHS)
 
 
 def test_an_unconverged_probe_says_so(monkeypatch):
     x, y, _ = planted()
     monkeypatch.setattr(probes, "MAX_ITERATIONS", 2)
-    (fit,) = fit_multinomial(x, y, [10.0])
+    (fit,) = fit_multinomial(x, y, 4, [10.0])
     assert not fit.converged
-    (fit,) = fit_one_versus_rest(x, np.eye(4)[y], [10.0])
+    (fit,) = fit_one_versus_rest(x, np.eye(4)[y], 4, [10.0])
     assert not fit.converged
 
 
@@ -114,7 +116,7 @@ def test_features_with_no_information_score_like_the_majority():
     features = {s: rng.normal(size=(400, 5)) for s in ("train", "validation")}
     y = rng.choice(3, size=400, p=[0.6, 0.3, 0.1])
     score = lambda p: -SCORES["single_label"](p, y)["log_loss"]  # noqa: E731
-    result = fit_linear_probe(features, y, "single_label", score)
+    result = fit_linear_probe(features, y, 3, "single_label", score)
     baseline = majority_baseline(y, "single_label", 3, 400)
     assert score(result.probabilities["validation"]) == pytest.approx(score(baseline), abs=0.05)
 

@@ -144,15 +144,20 @@ def test_data_sets_by_name(tmp_path):
     assert read_hub_table(str(tmp_path), None, "train")["text"][:] == ["a"]
     assert read_hub_table(str(tmp_path), None, "test") is None
     files = dict.fromkeys(("train", "validation", "test"))
-    assert list(read_splits(files, files, dataset_name=str(tmp_path))) == ["train"]
+    assert list(read_splits(files, dataset_name=str(tmp_path))) == ["train"]
     with pytest.raises(InputError, match="--dataset_name no/such"):
         read_hub_table("no/such", None, "train")
 
 
 def test_limits_take_the_first_rows(tmp_path):
-    path = write(tmp_path / "a.csv", "text\na\nb\nc\n")
-    tables = read_splits({"train": path, "test": None}, {"train": 2, "test": None})
-    assert tables["train"].rows["text"][:] == ["a", "b"]
+    """Labels are settled by the whole training table, so that a sample has the same classes."""
+    path = write(tmp_path / "a.csv", "text,label\na,x\nb,y\nc,z\n")
+    tables = read_splits({"train": path, "test": path})
+    spec = LabelSpec.infer(*tables["train"], ["label"])
+    limits = {"train": 2, "test": None}
+    documents = label_documents(tables, limits, spec, text_columns=["text"])
+    assert documents["train"]["text"][:] == ["a", "b"]
+    assert documents["test"]["labels"][:] == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- documents
@@ -193,9 +198,9 @@ def test_labels_stay_with_their_rows_and_test_may_lack_them(tmp_path):
     )
     test = write(tmp_path / "b.csv", "text\nt\n")
     files = {"train": train, "validation": None, "test": test}
-    tables = read_splits(files, dict.fromkeys(files))
+    tables = read_splits(files)
     spec = LabelSpec.infer(*tables["train"], ["label"])
-    documents = label_documents(tables, spec, text_columns=["text"])
+    documents = label_documents(tables, dict.fromkeys(files), spec, text_columns=["text"])
     assert "labels" not in documents["test"].column_names
     split = hold_out_validation(documents, 0.1, spec.problem_type, seed=1)
     rows = split["train"].to_list() + split["validation"].to_list()
