@@ -213,7 +213,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 4. Model
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
-    model = build_model(path, hub, architecture, spec, shape, tokenizer)
+    model, new_head = build_model(path, hub, architecture, spec, shape, tokenizer)
+    if new_head and "train" in splits:
+        start_at_frequencies(model.head, splits["train"]["labels"][:], spec.problem_type)
     freeze(model, method.freeze)
 
     # 5. Trainer
@@ -313,8 +315,10 @@ def build_model(
     spec: LabelSpec,
     shape: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-) -> DocumentClassifier:
-    """Encoder and head. A trained classifier keeps its head where labels and poolings agree.
+) -> tuple[DocumentClassifier, bool]:
+    """Encoder and head, and whether the head is new.
+
+    A trained classifier keeps its head where labels, layers and poolings agree.
 
     Args:
         hub: for `from_pretrained`: revision, trust_remote_code.
@@ -341,7 +345,8 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = DocumentClassifier(config, encoder)
-    if before is not None and same_head(before.config, config):
+    new_head = before is None or not same_head(before.config, config)
+    if not new_head:
         model.load_state_dict(before.state_dict())
         logger.info("Head: kept from %s", path)
     else:
@@ -349,7 +354,20 @@ def build_model(
         missing = [*missing, *head]
     if missing:
         logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
-    return model
+    return model, new_head
+
+
+def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
+    """A new multi-label head starts at the frequencies of the labels: bias = log odds.
+
+    From a bias of 0 the loss falls fastest by saying no to every label of every text, and with many
+    rare labels the encoder is bent to that end until all texts look alike to it.
+    """
+    if problem_type != "multi_label":
+        return
+    counts = torch.tensor(labels).sum(dim=0)
+    frequencies = (counts + 0.5) / (len(labels) + 1)  # never 0 or 1
+    head.bias.data.copy_(torch.logit(frequencies))
 
 
 def settle_architecture(

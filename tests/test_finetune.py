@@ -480,6 +480,17 @@ def test_multi_label_and_regression_runs_beat_a_constant(tiny_bert, tmp_path):
         assert np.isfinite(results[f"test_{metric}"])
 
 
+def test_a_new_multi_label_head_starts_at_the_label_frequencies():
+    head = nn.Linear(2, 3)
+    labels = [[1.0, 0.0, 1.0]] * 30 + [[0.0, 0.0, 1.0]] * 69
+    run_finetune.start_at_frequencies(head, labels, "multi_label")
+    expected = torch.tensor([30.5, 0.5, 99.5]) / 100
+    torch.testing.assert_close(head.bias.detach().sigmoid(), expected)
+    before = head.bias.detach().clone()
+    run_finetune.start_at_frequencies(head, [0, 1, 2], "single_label")
+    assert torch.equal(head.bias, before)
+
+
 def test_a_run_left_in_the_middle_is_not_mixed_with_a_new_one(tiny_bert, topic_files, tmp_path):
     (tmp_path / "o" / "checkpoint-7").mkdir(parents=True)
     with pytest.raises(InputError, match=r"checkpoint-7 is left .*--resume_from_checkpoint last"):
