@@ -217,7 +217,9 @@ def encode_layers(
         inputs["token_type_ids"] = token_type_ids
     if layers == [num_blocks(encoder.config)]:  # keeps no other layer alive
         return [encoder(**inputs).last_hidden_state]
-    states = encoder(**inputs, output_hidden_states=True).hidden_states
+    outputs = encoder(**inputs, output_hidden_states=True)
+    # transformers 5.0 lists ModernBERT's last block before the final norm, later versions after it
+    states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
     return [states[k] for k in layers]
 
 
