@@ -216,7 +216,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     model, new_head = build_model(path, hub, architecture, spec, shape, tokenizer)
     if new_head and "train" in splits:
         start_at_frequencies(model.head, splits["train"]["labels"][:], spec.problem_type)
-    freeze(model, method.freeze)
+    with as_input_error():
+        freeze(model, method.freeze)
 
     # 5. Trainer
     trainer = ClassifierTrainer(
@@ -406,15 +407,14 @@ def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -
 
 
 def freeze(model: DocumentClassifier, what: str) -> None:
-    """Freeze embeddings, the encoder, or embeddings and the lowest N blocks; and blocks that
-    nothing reads.
+    """Freeze embeddings, the encoder, or embeddings and N blocks; and blocks that nothing reads.
 
     A block above the highest layer in use gets no gradient: frozen, it is left out of the optimizer
     and does not stall processes that wait for its gradient.
     """
     blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
     rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
-    shared = len({room for room in rooms.values() if isinstance(room, int)} - {0}) < blocks
+    shared = len({room for room in rooms.values() if 0 < room < HEAD}) < blocks
     lowest = {"none": -1, "embeddings": 0, "encoder": blocks}.get(what)
     if lowest is None:
         lowest = int(what)
@@ -445,8 +445,7 @@ ROOMS = {
 
 
 def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The encoder's blocks by structure: the ModuleList of num_hidden_layers, or ALBERT's shared
-    groups.
+    """The encoder's blocks: its ModuleList of num_hidden_layers, or ALBERT's shared groups.
 
     Raises:
         ValueError: if there is none.

@@ -150,6 +150,11 @@ def test_blocks_that_nothing_reads_are_not_trained():
 def test_shared_blocks_cannot_be_frozen_by_number():
     with pytest.raises(InputError, match="--freeze 2: albert shares its blocks"):
         freeze(classifier("albert"), "2")
+    two = classifier("albert")
+    two.encoder.config.num_hidden_layers = 2
+    two.config.layers = [2]
+    with pytest.raises(InputError, match="--freeze 1: albert shares its blocks"):
+        freeze(two, "1")
     with pytest.raises(InputError, match="--freeze 9: bert has 4 blocks"):
         freeze(classifier("bert"), "9")
 
