@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
 from command_line import InputError, as_input_error
 from modeling import (
@@ -48,6 +55,23 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any id does
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
+    """Raises InputError if the tokenizer has more tokens than the model of `path` embeds."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
+            "give the --tokenizer_name that belongs to the model"
+        )
+
+
+def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
+    """Let the collators see windows and length; memory is pinned only where there is a device."""
+    training.remove_unused_columns = False
+    training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
+    return training
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -144,6 +144,8 @@ from transformers.models.auto.modeling_auto import (
 from batches import (
     DocumentCollator,
     GroupedByLength,
+    check_vocabulary,
+    keep_all_columns,
     load_tokenizer,
     longest_first,
     pad_id,
@@ -332,12 +334,7 @@ def build_model(
             encoder = before.encoder
         else:
             encoder, missing = load_encoder(path, **hub)
-    rows = encoder.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
-            "give the --tokenizer_name that belongs to the model"
-        )
+    check_vocabulary(tokenizer, encoder, path)
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
         **settle_architecture(architecture, encoder, before),
@@ -615,8 +612,7 @@ def settle_training(
     training: TrainingArguments, spec: LabelSpec, as_run: dict[str, Any], trains: bool
 ) -> TrainingArguments:
     """Settings that follow from the task, unless the user gave them."""
-    training.remove_unused_columns = False  # the collator reads windows and length
-    training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
+    keep_all_columns(training)
     if not trains:
         training.eval_strategy = "no"
         training.load_best_model_at_end = False

@@ -107,7 +107,14 @@ from transformers import (
     set_seed,
 )
 
-from batches import GroupedByLength, load_tokenizer, settle_windows, to_windows
+from batches import (
+    GroupedByLength,
+    check_vocabulary,
+    keep_all_columns,
+    load_tokenizer,
+    settle_windows,
+    to_windows,
+)
 from modeling import is_document_classifier, quiet_loading
 from outputs import (
     evaluation_history,
@@ -169,7 +176,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 5. Trainer
     trainer = MaskedLMTrainer(
         model=model,
-        args=settle_training(training),
+        args=keep_all_columns(training),
         batch_by_length=corpus.batch_by_length,
         train_dataset=train,
         eval_dataset=held_out,
@@ -326,12 +333,7 @@ def load_masked_lm(
         model, info = AutoModelForMaskedLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **hub
         )
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
-            "give the --tokenizer_name that belongs to the model"
-        )
+    check_vocabulary(tokenizer, model, path)
     untrained = sorted(info["missing_keys"])
     if untrained:
         logger.warning(
@@ -446,12 +448,6 @@ def masked_lm_scores(prediction: EvalPrediction) -> dict[str, float]:
         "masked_accuracy": hits / tokens,
         "masked_tokens": tokens,
     }
-
-
-def settle_training(training: TrainingArguments) -> TrainingArguments:
-    training.remove_unused_columns = False  # the collator reads length away
-    training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
-    return training
 
 
 # ---------------------------------------------------------------- 8. write
