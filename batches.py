@@ -74,6 +74,15 @@ def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
     return training
 
 
+def refuse_other_order(training: TrainingArguments) -> None:
+    """Raises InputError where the Trainer is asked to order the rows, which is done here."""
+    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
+    if strategy != "random" or getattr(training, "group_by_length", False):
+        raise InputError(
+            "--batch_by_length orders batches here; leave the Trainer's own order alone"
+        )
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 

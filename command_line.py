@@ -114,15 +114,22 @@ def parse(
     return *objects, as_run
 
 
-def read_arguments(path: str) -> dict[str, Any]:
+def read_arguments(path: str, name: str = "") -> dict[str, Any]:
+    """A YAML or JSON file with `name: value` lines; or such text itself, if it begins with {.
+
+    Args:
+        name: the argument that an error message names, in place of the file.
+    """
+    what = f"{name} {path}".strip()
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+        text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)  # JSON is YAML
     except (OSError, yaml.YAMLError) as error:
         raise InputError(
-            f"{path}: cannot be read as YAML or JSON: {str(error).splitlines()[0]}"
+            f"{what}: cannot be read as YAML or JSON: {str(error).splitlines()[0]}"
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold arguments as 'name: value' lines")
+        raise InputError(f"{what}: must hold arguments as 'name: value' lines")
     return content
 
 
@@ -224,5 +231,5 @@ def start_logging() -> None:
 
 OWN_MODULES = (
     *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
-    *("modeling", "outputs", "probes", "metrics"),
+    *("modeling", "outputs", "probes", "metrics", "corpus", "vocabulary", "blocks"),
 )

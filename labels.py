@@ -195,10 +195,13 @@ class LabelSpec:
 # ---------------------------------------------------------------- values
 
 
-def require_columns(table: Dataset, columns: Iterable[str], source: str, argument: str) -> None:
+def require_columns(
+    table: Dataset | dict[str, Any], columns: Iterable[str], source: str, argument: str
+) -> None:
+    names = getattr(table, "column_names", table)  # a streamed row is a dict
     for column in columns:
-        if column not in table.column_names:
-            there = ", ".join(table.column_names)
+        if column not in names:
+            there = ", ".join(names)
             raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
 
 

@@ -189,8 +189,14 @@ def max_positions(config: PreTrainedConfig) -> int | float:
     ):
         return float("inf")  # DeBERTa-v3 and others have relative positions only
     if config.model_type in POSITIONS_AFTER_PADDING:  # positions start at padding_idx + 1
-        return positions - config.pad_token_id - 1
+        return positions - first_position(config)
     return positions
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id of a text's first token."""
+    config = config.get_text_config()
+    return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
 
 
 POSITIONS_AFTER_PADDING = (

@@ -149,6 +149,7 @@ from batches import (
     load_tokenizer,
     longest_first,
     pad_id,
+    refuse_other_order,
     settle_windows,
     to_windows,
 )
@@ -269,11 +270,7 @@ def check_arguments(
             if as_run.get(flag) and not any(getattr(data, name) for name in names):
                 raise InputError(f"--{flag} needs " + " or ".join(f"--{name}" for name in names))
     refuse_data_parallel(training.n_gpu)
-    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
-    if strategy != "random" or getattr(training, "group_by_length", False):
-        raise InputError(
-            "--batch_by_length orders batches here; leave the Trainer's own order alone"
-        )
+    refuse_other_order(training)
 
 
 # ---------------------------------------------------------------- 2. labels

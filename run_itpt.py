@@ -1,13 +1,13 @@
 """Further pretraining: masked language modelling on the text of a task, before fine-tuning on it.
 
-    python run_itpt.py --model_name_or_path bert-base-uncased --train_file train.csv unlabelled.txt
-    \\
-        --text_column_names title abstract --output_dir itpt
+    python run_itpt.py --model_name_or_path bert-base-uncased \\
+        --train_file train.csv domain=abstracts.jsonl --text_column_names title abstract \\
+        --output_dir itpt
     python run_finetune.py --model_name_or_path itpt ...
 
 Text of the task itself is within-task (ITPT), of the same field in-domain, of others cross-domain
-pretraining: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.4.
-Documents become windows without overlap. Loss and perplexity are measured on held-out documents.
+pretraining: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?" (arXiv 1905.05583),
+section 5.4. Loss and perplexity are measured on held-out documents, before the first step and on.
 """
 
 import logging
@@ -17,16 +17,12 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from arguments import (
-    EncoderArguments,
-    TextArguments,
-    arg,
-)
+from arguments import EncoderArguments, TextArguments, arg
 from command_line import (
     InputError,
-    as_input_error,
     at_least,
     changed,
+    one_of,
     parse,
     print_help,
     refuse_data_parallel,
@@ -36,8 +32,7 @@ from command_line import (
     wants_help,
 )
 
-# What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, section
-# 5.1.
+# What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, 5.1.
 DEFAULTS = {
     "output_dir": "further_pretrained",
     "learning_rate": 5e-5,
@@ -58,64 +53,186 @@ DEFAULTS = {
 
 @dataclass
 class CorpusArguments:
-    _argument_group_name = "corpus"
+    _argument_group_name = "corpora"
 
-    train_file: list[str] = arg([], "Tables of text: .csv .tsv .txt .json .jsonl .parquet (.gz).")
-    dataset_name: str | None = arg(None, "Hub data set (its train split), in place of files.")
+    train_file: list[str] = arg(
+        [], "path or name=path ...: .csv .tsv .txt .json .jsonl .parquet (.gz). No name: task."
+    )
+    dataset_name: str | None = arg(None, "Hub data set (its train split), corpus task.")
     dataset_config_name: str | None = arg(None, "Its configuration.")
+    corpora: str | None = arg(
+        None, "YAML file, name: {file or dataset_name, text_column_names ...}, for own columns."
+    )
+    corpus_weights: list[str] = arg(
+        [], "name=2: twice an epoch, name=0.5: a random half. --streaming: odds of being drawn."
+    )
+    test_file: list[str] = arg([], "Test text: is taken out of the corpora, or see next.")
+    include_test_text: bool = arg(False, "Train on text of the test set too (transductive).")
+    deduplicate: bool = arg(True, "Keep one of documents with the same words.")
     max_train_samples: int | None = arg(None, "Use the first N documents of each table.")
     validation_split: float = arg(0.05, "Share of the documents held out to measure the loss.")
+    streaming: bool = arg(False, "Read text as it is needed; needs --max_steps.")
+
+    def __post_init__(self) -> None:
+        if not (self.train_file or self.dataset_name or self.corpora):
+            raise InputError("no text: give --train_file, --dataset_name or --corpora")
+        if self.include_test_text and not (self.test_file or self.train_file or self.corpora):
+            raise InputError("--include_test_text needs --test_file")
+        share("validation_split", self.validation_split)
+        at_least("max_train_samples", self.max_train_samples, 1)
+
+
+@dataclass
+class BlockArguments:
+    _argument_group_name = "rows and batches"
+
     max_seq_length: int | None = arg(
-        None, "Tokens a window, special tokens included. Else: what the model takes, at most 512."
+        None, "Tokens a row, special tokens included. Else: what the model takes, at most 512."
     )
-    mlm_probability: float = arg(0.15, "Share of tokens to predict.")
-    batch_by_length: bool = arg(True, "Training batches hold windows of similar length.")
+    blocks: str = arg(
+        "document", "document: a window a row. packed: short documents share a row, unseen."
+    )
+    tokens_per_batch: int | None = arg(
+        None, "At most so many tokens a batch, padding included, in place of a number of rows."
+    )
+    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
+
+    def __post_init__(self) -> None:
+        one_of("blocks", self.blocks, ("document", "packed"))
+        at_least("max_seq_length", self.max_seq_length, 1)
+        at_least("tokens_per_batch", self.tokens_per_batch, 1)
+
+
+@dataclass
+class MaskArguments:
+    _argument_group_name = "masks"
+
+    mlm_probability: float = arg(0.15, "Share of tokens to predict; up to 0.4 has been useful.")
+    mask_unit: str = arg("token", "token, word (all pieces or none) or ngram (runs of words).")
+    max_ngram: int = arg(3, "Most words of a run.")
+    word_segmenter: str = arg(
+        "characters", "Chinese and Japanese: characters as words, or jieba (pip install jieba)."
+    )
+    mask_replace_prob: float = arg(0.8, "Share of the chosen that becomes the mask token.")
+    random_replace_prob: float = arg(0.1, "Share that becomes a random token; the rest stays.")
+    label_words: str | None = arg(
+        None, "Label column: its words stand before the text, and half the time are predicted."
+    )
+
+    def __post_init__(self) -> None:
+        share("mlm_probability", self.mlm_probability)
+        one_of("mask_unit", self.mask_unit, ("token", "word", "ngram"))
+        one_of("word_segmenter", self.word_segmenter, ("characters", "jieba"))
+        at_least("max_ngram", self.max_ngram, 1)
+        at_least("mask_replace_prob", self.mask_replace_prob, 0)
+        at_least("random_replace_prob", self.random_replace_prob, 0)
+        if self.mask_replace_prob + self.random_replace_prob > 1:
+            raise InputError(
+                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob "
+                f"{self.random_replace_prob} add up to more than 1"
+            )
+
+
+@dataclass
+class StartArguments(EncoderArguments):
+    model_name_or_path: str | None = arg(
+        None, "Hub name, transformers folder, or folder of one of these scripts."
+    )
+    config_name: str | None = arg(
+        None, "In place of a model: train from scratch by this config, with --tokenizer_name."
+    )
+    add_tokens: str | None = arg(
+        None, "auto:500: frequent words that are split much become tokens; or a file of words."
+    )
+    keep_pooler: bool = arg(
+        False, "Save the model's pooler along, for --token_pooling pooler of run_finetune.py."
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.model_name_or_path) == bool(self.config_name):
+            raise InputError("give either --model_name_or_path or, from scratch, --config_name")
+        if self.config_name and not self.tokenizer_name:
+            raise InputError("--config_name needs --tokenizer_name")
+        if self.config_name and (self.keep_pooler or self.add_tokens):
+            raise InputError("--config_name: there is no pooler to keep, no embedding to begin at")
+
+
+@dataclass
+class RunArguments:
+    _argument_group_name = "run"
+
+    early_stopping_patience: int | None = arg(
+        None, "Stop after N evaluations without a better held-out loss."
+    )
+    save_at_steps: list[int] = arg([], "Keep the model of these steps as step-N folders.")
     keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
 
     def __post_init__(self) -> None:
-        if bool(self.train_file) == bool(self.dataset_name):
-            raise InputError("give either --train_file (one or several) or --dataset_name")
-        share("validation_split", self.validation_split)
-        share("mlm_probability", self.mlm_probability)
-        at_least("max_train_samples", self.max_train_samples, 1)
-        at_least("max_seq_length", self.max_seq_length, 1)
+        at_least("early_stopping_patience", self.early_stopping_patience, 1)
+        for step in self.save_at_steps:
+            at_least("save_at_steps", step, 1)
 
 
-OWN_ARGUMENTS = (CorpusArguments, TextArguments, EncoderArguments)
+OWN_ARGUMENTS = (
+    CorpusArguments,
+    TextArguments,
+    BlockArguments,
+    MaskArguments,
+    StartArguments,
+    RunArguments,
+)
 
 if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
     sys.exit()
 
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, concatenate_datasets
+from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    DataCollatorForTokenClassification,
-    EvalPrediction,
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from batches import (
-    GroupedByLength,
-    check_vocabulary,
-    keep_all_columns,
-    load_tokenizer,
-    settle_windows,
-    to_windows,
+from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
+from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
+from corpus import (
+    DocumentStream,
+    Source,
+    all_text,
+    clean,
+    read_corpora,
+    refuse_test_text,
+    settle_sources,
+    settle_weights,
+    split_corpora,
 )
-from modeling import is_document_classifier, quiet_loading
+from draws import DrawnBatches, Draws, StreamedBatches
+from fingerprint import hash_texts, read_fingerprint, write_fingerprint
+from masked_lm import (
+    MaskedLMScores,
+    SparseHead,
+    check_packing,
+    load_masked_lm,
+    masked_lm_from_scratch,
+    read_pooler,
+)
+from masking import Masker
+from modeling import first_position, is_document_classifier
 from outputs import (
     evaluation_history,
     find_checkpoint,
@@ -129,7 +246,8 @@ from outputs import (
     write_text,
     write_yaml,
 )
-from text_data import first_rows, hold_out, read_hub_table, read_table, to_documents
+from vocabulary import add_words, words_to_add
+from words import SEGMENTERS
 
 logger = logging.getLogger(__name__)
 
@@ -141,70 +259,103 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    corpus, text, checkpoint, training, as_run = parse(
+    corpus, text, block, mask, start, run, training, as_run = parse(
         (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
     )
     start_logging()
-    refuse_data_parallel(training.n_gpu)
+    check_arguments(corpus, text, block, mask, run, training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path, hub = encoder_path(checkpoint.model_name_or_path), checkpoint.hub
+    path, hub = encoder_path(start.model_name_or_path or start.config_name), start.hub
 
-    # 2. Tables -> documents, some held out
-    documents = read_corpus(corpus, text)
-    train, held_out = split_corpus(documents, corpus.validation_split, training.seed)
+    # 2. Corpora -> documents, some held out
+    sources, weights, test_hashes = settle_corpora(corpus, text, mask.label_words)
+    read = stream_documents if corpus.streaming else read_documents
+    documents, held_out, counts = read(corpus, sources, weights, test_hashes, training.seed)
 
-    # 3. Documents -> windows, each a row; those held out get their mask once and for all
-    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
-    check_mask_token(tokenizer, checkpoint.tokenizer_name or path)
-    given = {"truncation": "hierarchical", "max_seq_length": corpus.max_seq_length}
-    given = {name: value for name, value in given.items() if value is not None}
-    windows, special = settle_windows(given, path, tokenizer, **hub)
-    train, held_out = (
-        one_row_per_window(to_windows(rows, tokenizer, windows, special)[0])
-        for rows in (train, held_out)
-    )
-    collator = MaskingCollator(tokenizer, corpus.mlm_probability)
-    held_out = collator.mask_for_good(held_out, training.seed)
-    logger.info(
-        "Windows of %d tokens: %d, %d held out", windows.max_seq_length, len(train), len(held_out)
-    )
+    # 3. Tokenizer and model, perhaps with new tokens
+    tokenizer = load_tokenizer(start.tokenizer_name or path, **hub)
+    check_mask_token(tokenizer, start.tokenizer_name or path)
+    new_tokens = grow_tokenizer(tokenizer, start.add_tokens, documents)
+    if start.config_name is not None:
+        model, untrained = masked_lm_from_scratch(path, tokenizer, hub)
+    else:
+        model, untrained = load_masked_lm(path, tokenizer, hub, new_tokens)
+    pooler = read_pooler(path, model, hub) if start.keep_pooler else {}
 
-    # 4. Model
-    model, untrained = load_masked_lm(path, tokenizer, hub)
+    # 4. Documents -> rows; those held out get their mask once and for all
+    maker = settle_rows(path, tokenizer, block, mask, hub)
+    collator = settle_masks(tokenizer, mask, model, training.seed)
+    held_out = collator.mask_for_good(to_rows(held_out, maker))
+    if corpus.streaming:
+        rows = stream_rows(documents, maker, block, training)
+    else:
+        rows = training_rows(documents, maker, block, collator, model)
+        counts |= count_rows(rows, held_out)
 
     # 5. Trainer
     trainer = MaskedLMTrainer(
+        block=block,
+        weights=weights,
+        pooler=pooler,
+        hashes=known_hashes(documents, rows, path, hub),
         model=model,
         args=keep_all_columns(training),
-        batch_by_length=corpus.batch_by_length,
-        train_dataset=train,
+        train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=collator,
-        compute_metrics=masked_lm_scores,
+        compute_metrics=MaskedLMScores(held_out["corpus"][:]),
     )
+    if run.save_at_steps:
+        trainer.add_callback(KeepSteps(run.save_at_steps, trainer))
+    if run.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
 
     # 6. Train, and keep the best
-    results: dict[str, Any] = {
-        "documents": len(documents),
-        "untrained_head_weights": len(untrained),
-    }
+    results: dict[str, Any] = {**counts, "untrained_weights": len(untrained)}
+    results |= {"new_tokens": len(new_tokens), "transductive": corpus.include_test_text}
     results |= trainer.train(resume_from_checkpoint=resume_from).metrics
 
     # 7. Measure on held-out documents
     results |= trainer.evaluate()
 
     # 8. Write the checkpoint, curves and results
+    trainer.save_plain(Path(training.output_dir))
     if trainer.is_world_process_zero():
         write_run(trainer, results, as_run)
-        if not corpus.keep_checkpoints:
+        if not run.keep_checkpoints:
             remove_checkpoints(training.output_dir)
     trainer.accelerator.wait_for_everyone()
     return results
 
 
-# ---------------------------------------------------------------- 2. documents
+# ---------------------------------------------------------------- 1. arguments
+
+
+def check_arguments(
+    corpus: CorpusArguments,
+    text: TextArguments,
+    block: BlockArguments,
+    mask: MaskArguments,
+    run: RunArguments,
+    training: TrainingArguments,
+) -> None:
+    """What no single dataclass can check."""
+    refuse_data_parallel(training.n_gpu)
+    refuse_other_order(training)
+    if text.text_pair and mask.label_words is not None:
+        raise InputError("--label_words stands where the first text of a --text_pair would")
+    if run.early_stopping_patience is not None and not training.load_best_model_at_end:
+        raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
+    if not corpus.streaming:
+        return
+    if training.max_steps < 1:
+        raise InputError("--streaming needs --max_steps: text without end has no epochs")
+    if training.dataloader_num_workers:
+        raise InputError("--streaming reads in the training process; --dataloader_num_workers 0")
+    if block.blocks == "packed":
+        raise InputError("--streaming goes with --blocks document")
 
 
 def encoder_path(path: str) -> str:
@@ -212,49 +363,75 @@ def encoder_path(path: str) -> str:
     return str(Path(path) / "encoder") if is_document_classifier(path) else path
 
 
-def read_corpus(corpus: CorpusArguments, text: TextArguments) -> Dataset:
-    """All documents of all tables, in order, labels left aside."""
+# ---------------------------------------------------------------- 2. documents
+
+
+def settle_corpora(
+    corpus: CorpusArguments, text: TextArguments, label_words: str | None
+) -> tuple[list[Source], dict[str, float], np.ndarray | None]:
+    """All tables, the weights of the corpora, and the hashes of the documents to leave out."""
+    defaults = {
+        "text_column_names": tuple(text.text_column_names),
+        "text_separator": text.text_separator,
+        "text_pair": text.text_pair,
+        "max_samples": corpus.max_train_samples,
+        **text.format,
+    }
+    sources = settle_sources(corpus.train_file, corpus.corpora, defaults, label_words)
     if corpus.dataset_name is not None:
-        table = read_hub_table(corpus.dataset_name, corpus.dataset_config_name, "train")
-        if table is None:
-            raise InputError(f"--dataset_name {corpus.dataset_name} has no train split")
-        tables = {corpus.dataset_name: table}
-    else:
-        tables = {p: read_table(p, **text.format) for p in corpus.train_file}
-    parts = []
-    for source, table in tables.items():
-        rows = first_rows(table, corpus.max_train_samples)
-        parts.append(to_documents(rows, source, **text.columns | {"id_column": None}))
-        logger.info("%s: %d documents", source, len(rows))
-    documents = concatenate_datasets(parts)
-    filled = [i for i, words in enumerate(all_text(documents)) if words.strip()]
-    if not filled:
-        raise InputError(f"{', '.join(tables)}: no text")
-    return documents.select(filled)
+        names = {
+            "dataset_name": corpus.dataset_name,
+            "dataset_config_name": corpus.dataset_config_name,
+        }
+        sources.append(Source("task", **names, label_words=label_words, **defaults))
+    if not corpus.include_test_text:
+        refuse_test_text(sources)
+    test = settle_sources(corpus.test_file, None, defaults, None)
+    test_hashes = None
+    if corpus.include_test_text:
+        sources += test
+    elif test:
+        test_hashes = hash_texts(all_text(read_corpora(test)))
+    names = list(dict.fromkeys(source.corpus for source in sources))
+    return sources, settle_weights(corpus.corpus_weights, names), test_hashes
 
 
-def all_text(documents: Dataset) -> list[str]:
-    """The text of each document, both texts of a pair."""
-    if "text_pair" not in documents.column_names:
-        return documents["text"][:]
-    pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
-    return ["\n".join(pair) for pair in pairs]
+def read_documents(
+    corpus: CorpusArguments,
+    sources: list[Source],
+    weights: dict[str, float],
+    test_hashes: np.ndarray | None,
+    seed: int,
+) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """Training and held-out documents, and how many were read and left out."""
+    documents, counts = clean(read_corpora(sources), corpus.deduplicate, test_hashes)
+    train, held_out = split_corpora(documents, corpus.validation_split, seed)
+    counts |= {"documents": len(train), "held_out_documents": len(held_out)}
+    names = np.array(train["corpus"][:])
+    for name, weight in weights.items():
+        logger.info("Corpus %s: %d documents, weight %g", name, (names == name).sum(), weight)
+    return train, held_out, counts
 
 
-def split_corpus(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out documents; documents of the same text stay on one side."""
-    texts, group = np.unique(all_text(documents), return_inverse=True)
-    held_out = hold_out([0] * len(texts), share, seed)
-    if not held_out.any() or held_out.all():
-        raise InputError(
-            f"--validation_split {share} of {len(texts)} different documents leaves one side "
-            "empty; use another share or more text"
-        )
-    held_out = held_out[group]
-    return documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
+HELD_OUT_OF_STREAM = 1000  # documents
 
 
-# ---------------------------------------------------------------- 3. windows and masks
+def stream_documents(
+    corpus: CorpusArguments,
+    sources: list[Source],
+    weights: dict[str, float],
+    test_hashes: np.ndarray | None,
+    seed: int,
+) -> tuple[DocumentStream, Dataset, dict[str, Any]]:
+    """A stream for training, and held-out documents from its beginning."""
+    stream = DocumentStream(
+        sources, weights, corpus.validation_split, test_hashes, corpus.deduplicate, seed
+    )
+    held_out = stream.held_out(HELD_OUT_OF_STREAM)
+    return stream, held_out, {"held_out_documents": len(held_out)}
+
+
+# ---------------------------------------------------------------- 3. tokenizer
 
 
 def check_mask_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -265,107 +442,110 @@ def check_mask_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
-def one_row_per_window(documents: Dataset) -> Dataset:
-    """Documents with windows -> rows input_ids, (token_type_ids,) length, in order."""
+def grow_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, asked: str | None, documents: Dataset | DocumentStream
+) -> dict[int, list[int]]:
+    """Add what --add_tokens asks for, counted in the documents or the first 10,000 of a stream."""
+    if asked is None:
+        return {}
+    if isinstance(documents, DocumentStream):
+        first = itertools.islice(documents.documents(0, 1), 10_000)
+        texts = ["\n".join((d["text"], d.get("text_pair", ""))) for _, d in first]
+    else:
+        texts = all_text(documents)
+    words = words_to_add(asked, texts, tokenizer)
+    logger.info("New tokens: %d: %s", len(words), " ".join(words[:12]))
+    return add_words(tokenizer, words)
 
-    def explode(rows: dict[str, list]) -> dict[str, list]:
-        ids = [window for windows in rows["windows"] for window in windows]
-        columns = {"input_ids": ids, "length": [len(window) for window in ids]}
-        if "window_types" in rows:
-            columns["token_type_ids"] = [t for types in rows["window_types"] for t in types]
-        return columns
 
-    return documents.map(
-        explode,
-        batched=True,
-        remove_columns=documents.column_names,
-        load_from_cache_file=False,
-        desc="Windows",
+# ---------------------------------------------------------------- 4. rows and masks
+
+
+def settle_rows(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    block: BlockArguments,
+    mask: MaskArguments,
+    hub: dict[str, Any],
+) -> RowMaker:
+    """Windows without overlap, of what the model takes; words where masks need them."""
+    given = {"truncation": "hierarchical", "max_seq_length": block.max_seq_length}
+    given = {name: value for name, value in given.items() if value is not None}
+    windows, special = settle_windows(given, path, tokenizer, **hub)
+    segment = None if mask.mask_unit == "token" else SEGMENTERS[mask.word_segmenter]
+    return RowMaker(tokenizer, windows, special, segment)
+
+
+def settle_masks(
+    tokenizer: PreTrainedTokenizerBase, mask: MaskArguments, model: PreTrainedModel, seed: int
+) -> MaskingCollator:
+    masker = Masker(
+        mask_id=tokenizer.mask_token_id,
+        vocabulary=np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids),
+        rate=mask.mlm_probability,
+        unit=mask.mask_unit,
+        max_ngram=mask.max_ngram,
+        mask=mask.mask_replace_prob,
+        random=mask.random_replace_prob,
+    )
+    additive = model.config._attn_implementation == "eager"
+    return MaskingCollator(tokenizer, masker, seed, first_position(model.config), additive)
+
+
+def training_rows(
+    documents: Dataset,
+    maker: RowMaker,
+    block: BlockArguments,
+    collator: MaskingCollator,
+    model: PreTrainedModel,
+) -> Dataset:
+    """Windows as rows, or several in a row."""
+    rows, room = to_rows(documents, maker), maker.windows.max_seq_length
+    if block.blocks == "document":
+        return rows
+    lengths = np.array(rows["length"][:])
+    order = np.argsort(-lengths, kind="stable")
+    longest = next((i for i in order if lengths[i] + lengths[order[-1]] <= room), order[-1])
+    check_packing(model, [rows[int(longest)], rows[int(order[-1])]], collator)
+    return pack_rows(rows, room)
+
+
+def count_rows(rows: Dataset, held_out: Dataset) -> dict[str, int]:
+    counts = {
+        "rows": len(rows),
+        "tokens": int(np.sum(rows["length"][:])),
+        "held_out_rows": len(held_out),
+    }
+    logger.info("Rows: %(rows)d, %(tokens)d tokens; held out: %(held_out_rows)d rows", counts)
+    return counts
+
+
+def stream_rows(
+    documents: DocumentStream, maker: RowMaker, block: BlockArguments, training: TrainingArguments
+) -> StreamedBatches:
+    return StreamedBatches(
+        lambda: documents.documents(training.process_index, training.world_size),
+        maker,
+        training.per_device_train_batch_size,
+        block.tokens_per_batch,
+        block.batch_by_length,
+        training.seed,
     )
 
 
-class MaskingCollator:
-    """Pads windows; masks those that come without labels, anew each time (dynamic masking).
-
-    Of the chosen tokens 80 % become the mask token, 10 % a random token, 10 % stay (Devlin et al.
-    2019). Special tokens are never chosen.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float):
-        self.masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
-        self.padder = DataCollatorForTokenClassification(tokenizer)
-        self.special = torch.tensor(tokenizer.all_special_ids)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        rows = [{k: v for k, v in row.items() if k != "length"} for row in rows]
-        if "labels" in rows[0]:
-            return dict(self.padder(rows))
-        batch = dict(self.masker.tokenizer.pad(rows, return_tensors="pt"))
-        batch["input_ids"], batch["labels"] = self.mask(batch["input_ids"])
-        return batch
-
-    def mask(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """ids [rows, length] -> masked ids and labels, -100 where nothing is to be predicted."""
-        special = torch.isin(ids, self.special)
-        return self.masker.torch_mask_tokens(ids.clone(), special_tokens_mask=special)
-
-    def mask_for_good(self, rows: Dataset, seed: int) -> Dataset:
-        """Mask each row by the seed alone: losses compare over steps and checkpoints."""
-
-        def convert(row: dict[str, Any], index: int) -> dict[str, Any]:
-            self.masker.generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            ids, labels = self.mask(torch.tensor([row["input_ids"]]))
-            return {"input_ids": ids[0].tolist(), "labels": labels[0].tolist()}
-
-        masked = rows.map(convert, with_indices=True, load_from_cache_file=False, desc="Masking")
-        self.masker.generator = None  # training draws from the global generator
-        return masked
-
-
-# ---------------------------------------------------------------- 4. model
-
-
-def load_masked_lm(
-    path: str, tokenizer: PreTrainedTokenizerBase, hub: dict[str, Any]
-) -> tuple[PreTrainedModel, list[str]]:
-    """Load any `*ForMaskedLM`; says aloud which weights of its head were not in the checkpoint."""
-    with as_input_error(f"--model_name_or_path {path}"), quiet_loading():
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **hub
-        )
-    check_vocabulary(tokenizer, model, path)
-    untrained = sorted(info["missing_keys"])
-    if untrained:
-        logger.warning(
-            "%s holds no masked-LM head: %s start untrained, so the loss starts high and the first "
-            "steps train mostly the head",
-            path,
-            ", ".join(untrained),
-        )
-    return model, untrained
-
-
-class SparseHead:
-    """Let the head of a `*ForMaskedLM` see only the positions to predict.
-
-    About 15 % of the positions need logits. A forward hook on the base model gathers them from the
-    last hidden state, so that the head gets [1, masked, hidden] in place of [rows, length, hidden]
-    and gives logits [1, masked, vocabulary]. Loss and gradients stay the same; most of the head's
-    work and memory is gone.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self.positions: Tensor | None = None  # [rows, length], True where to predict
-        model.base_model.register_forward_hook(self._gather)
-
-    def _gather(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
-        if self.positions is None:
-            return outputs
-        masked = outputs[0][self.positions].unsqueeze(0)  # [1, masked, hidden]
-        if isinstance(outputs, tuple):
-            return (masked, *outputs[1:])
-        outputs["last_hidden_state"] = masked
-        return outputs
+def known_hashes(
+    documents: Dataset | DocumentStream,
+    rows: Dataset | StreamedBatches,
+    path: str,
+    hub: dict[str, Any],
+) -> Callable[[], np.ndarray]:
+    """What the checkpoint will have seen: all documents of this run and of those before it."""
+    before = read_fingerprint(path, **hub)
+    before = np.zeros(0, dtype=np.uint64) if before is None else before
+    if isinstance(rows, StreamedBatches):  # known when they were read
+        return lambda: np.array([*before.tolist(), *gather_object([*rows.hashes])], np.uint64)
+    now = np.concatenate([before, hash_texts(all_text(documents))])
+    return lambda: now
 
 
 # ---------------------------------------------------------------- 5. trainer
@@ -376,23 +556,54 @@ class MaskedLMTrainer(Trainer):
 
     Most masked-LM heads take no notice of `num_items_in_batch`; left to the Trainer their loss
     would be multiplied by accumulation steps and processes.
+
+    Args:
+        weights: of each corpus.
+        pooler: weights to save along.
+        hashes: gives the fingerprint of the documents; called by all processes.
     """
 
-    def __init__(self, batch_by_length: bool, **kwargs: Any):
+    def __init__(
+        self,
+        block: BlockArguments,
+        weights: dict[str, float],
+        pooler: dict[str, Tensor] | None = None,
+        hashes: Callable[[], np.ndarray] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
-        self.batch_by_length = batch_by_length
+        self.block = block
+        self.weights = weights
+        self.pooler = pooler or {}
+        self.hashes = hashes
         self.sparse_head = SparseHead(self.model)
 
-    def masked_logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits [masked, vocabulary] and targets [masked]."""
-        labels = inputs["labels"]
-        self.sparse_head.positions = labels != -100
-        try:
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
-        finally:
-            self.sparse_head.positions = None
-        return outputs.logits[0].float(), labels[labels != -100]
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches are dealt out to the processes here, and not once more by accelerate."""
+        args, data = self.args, self.train_dataset
+        options = {"collate_fn": self.data_collator, "pin_memory": args.dataloader_pin_memory}
+        if isinstance(data, StreamedBatches):
+            return DataLoader(data, batch_size=None, **options)
+        batches = DrawnBatches(
+            data["length"][:],
+            [self.weights[name] for name in data["corpus"][:]],
+            args.per_device_train_batch_size,
+            self.block.tokens_per_batch,
+            self.block.batch_by_length,
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: int(self.state.epoch or 0),
+            args.process_index,
+            args.world_size,
+        )
+        return DataLoader(
+            Draws(data),
+            batch_sampler=batches,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            **options,
+        )
 
     def compute_loss(
         self,
@@ -401,7 +612,7 @@ class MaskedLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        logits, targets = self.masked_logits(model, inputs)
+        logits, targets = self.sparse_head(model, inputs)
         total = F.cross_entropy(logits, targets, reduction="sum")
         count = targets.numel() if num_items_in_batch is None else num_items_in_batch
         loss = total / max(int(count), 1)
@@ -416,10 +627,10 @@ class MaskedLMTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per row [summed loss, hits] and the masked tokens; `masked_lm_scores` adds up."""
+        """Per row [summed loss, hits] and the masked tokens; `MaskedLMScores` adds up."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits, targets = self.masked_logits(model, inputs)
+            logits, targets = self.sparse_head(model, inputs)
         losses = F.cross_entropy(logits, targets, reduction="none")  # [masked]
         hits = (logits.argmax(dim=-1) == targets).float()
         masked = inputs["labels"] != -100
@@ -427,44 +638,51 @@ class MaskedLMTrainer(Trainer):
         sums = losses.new_zeros(len(masked), 2).index_add_(
             0, row, torch.stack([losses, hits], dim=1)
         )
-        counts = masked.sum(dim=1)
-        return losses.mean(), sums, counts
+        return losses.mean(), sums, masked.sum(dim=1)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.batch_by_length:
-            return super()._get_train_sampler(dataset)
-        return GroupedByLength.of(self, dataset)
+    def save_plain(self, folder: Path) -> None:
+        """A plain masked-LM checkpoint, its tokenizer and fingerprint. Called by all processes."""
+        weights = self.accelerator.get_state_dict(self.model)
+        hashes = self.hashes()
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model)
+            with replacing_files(folder) as temporary:
+                model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
+                self.processing_class.save_pretrained(temporary)
+                write_fingerprint(temporary, hashes)
+        self.accelerator.wait_for_everyone()
 
 
-def masked_lm_scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Means over all masked tokens, whatever batch they were in. Perplexity = exp(mean loss)."""
-    losses, hits = prediction.predictions.astype(np.float64).sum(axis=0)
-    tokens = max(int(prediction.label_ids.sum()), 1)
-    loss = losses / tokens
-    return {
-        "loss": loss,
-        "perplexity": float(np.exp(min(loss, 700.0))),
-        "masked_accuracy": hits / tokens,
-        "masked_tokens": tokens,
-    }
+class KeepSteps(TrainerCallback):
+    """Keep the model of some steps in folders step-N, each a checkpoint to start from."""
+
+    def __init__(self, steps: Sequence[int], trainer: MaskedLMTrainer):
+        self.steps = steps
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if max(self.steps) > state.max_steps:
+            raise InputError(
+                f"--save_at_steps {max(self.steps)}: the run ends after {state.max_steps} steps"
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in self.steps:
+            self.trainer.save_plain(Path(args.output_dir) / f"step-{state.global_step}")
 
 
 # ---------------------------------------------------------------- 8. write
 
 
 def write_run(trainer: Trainer, results: dict[str, Any], as_run: dict[str, Any]) -> None:
-    """A plain masked-LM checkpoint, its tokenizer, card, curves and results."""
+    """Beside the checkpoint: its card, curves, arguments and results."""
     folder = Path(trainer.args.output_dir)
-    with replacing_files(folder) as temporary:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(temporary)
-        trainer.processing_class.save_pretrained(temporary)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     plot_history(folder / "history.png", history, "eval_masked_accuracy")
     card = model_card(
         title=folder.name,
-        base_model=as_run["model_name_or_path"],
+        base_model=as_run.get("model_name_or_path") or as_run["config_name"],
         pipeline_tag="fill-mask",
         summary="Masked language model, further pretrained on the text of a task.",
         usage=USAGE,
@@ -483,9 +701,11 @@ SCORES = ("eval_loss", "eval_perplexity", "eval_masked_accuracy")
 USAGE = """
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER") model =
-AutoModelForMaskedLM.from_pretrained("PATH OF THIS FOLDER") encoder =
-AutoModel.from_pretrained("PATH OF THIS FOLDER", add_pooling_layer=False)  # without its head
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")
+model = AutoModelForMaskedLM.from_pretrained("PATH OF THIS FOLDER")
+
+# the encoder alone, without the head
+encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER", add_pooling_layer=False)
 """
 
 

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+)
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
@@ -29,11 +36,13 @@ DELIMITERS = (",", "\t", ";", "|")
 # ---------------------------------------------------------------- tables
 
 
-def read_table(path: str, delimiter: str | None = None, encoding: str = "utf-8") -> Dataset:
+def read_table(
+    path: str, delimiter: str | None = None, encoding: str = "utf-8", streaming: bool = False
+) -> Dataset | IterableDataset:
     """Read .csv, .tsv, .txt (a document a line), .json, .jsonl or .parquet, each also .gz.
 
     Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a
-    label means is settled later, by its values.
+    label means is settled later, by its values. Streamed, rows are read as they are asked for.
 
     Raises:
         InputError: for a missing, empty, undecodable or malformed file.
@@ -51,12 +60,12 @@ def read_table(path: str, delimiter: str | None = None, encoding: str = "utf-8")
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"  # reads a byte order mark away, and text without one as before
     try:
-        table = READERS[suffix](path, delimiter, encoding)
+        table = READERS[suffix](path, delimiter, encoding, streaming)
     except InputError:
         raise
     except (DatasetGenerationError, ValueError, OSError, EOFError, LookupError, csv.Error) as error:
         raise InputError(f"{path}: {_reason(error, encoding)}") from error
-    if len(table) == 0:
+    if not streaming and len(table) == 0:
         raise InputError(f"{path}: no rows")
     return table
 
@@ -74,7 +83,9 @@ def _reason(error: BaseException, encoding: str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_delimited(path: str, delimiter: str | None, encoding: str) -> Dataset:
+def _read_delimited(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
     delimiter = delimiter or find_delimiter(path, encoding)
     with open_text(path, encoding) as lines:
         header = next(csv.reader(lines, delimiter=delimiter), [])
@@ -91,26 +102,38 @@ def _read_delimited(path: str, delimiter: str | None, encoding: str) -> Dataset:
         keep_default_na=False,
         quoting=csv.QUOTE_NONE if is_unquoted(path, delimiter, encoding) else csv.QUOTE_MINIMAL,
         skip_blank_lines=len(header) > 1,  # with one column a blank line is an empty document
+        streaming=streaming,
     )
 
 
-def _read_tab_separated(path: str, delimiter: str | None, encoding: str) -> Dataset:
-    return _read_delimited(path, delimiter or "\t", encoding)
+def _read_tab_separated(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    return _read_delimited(path, delimiter or "\t", encoding, streaming)
 
 
-def _read_lines(path: str, delimiter: str | None, encoding: str) -> Dataset:
-    return load_dataset("text", data_files=path, split="train", encoding=encoding)
+def _read_lines(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    options = {"encoding": encoding, "streaming": streaming}
+    return load_dataset("text", data_files=path, split="train", **options)
 
 
-def _read_json(path: str, delimiter: str | None, encoding: str) -> Dataset:
-    return load_dataset("json", data_files=path, split="train", encoding=encoding)
+def _read_json(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    options = {"encoding": encoding, "streaming": streaming}
+    return load_dataset("json", data_files=path, split="train", **options)
 
 
-def _read_parquet(path: str, delimiter: str | None, encoding: str) -> Dataset:
+def _read_parquet(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
     if path.endswith(".gz"):  # the only format that datasets does not unpack
         with gzip.open(path) as packed:
-            return Dataset(parquet.read_table(io.BytesIO(packed.read())))
-    return load_dataset("parquet", data_files=path, split="train")
+            table = Dataset(parquet.read_table(io.BytesIO(packed.read())))
+        return table.to_iterable_dataset() if streaming else table
+    return load_dataset("parquet", data_files=path, split="train", streaming=streaming)
 
 
 READERS = {
@@ -196,13 +219,15 @@ def first_rows(table: Dataset, limit: int | None) -> Dataset:
     return table if limit is None else table.select(range(min(limit, len(table))))
 
 
-def read_hub_table(name: str, config_name: str | None, split: str) -> Dataset | None:
+def read_hub_table(
+    name: str, config_name: str | None, split: str, streaming: bool = False
+) -> Dataset | IterableDataset | None:
     """A split of a data set of the hub or a local folder, or None where it has no such split."""
     with as_input_error(f"--dataset_name {name}"):
         try:
             if split not in get_dataset_split_names(name, config_name):
                 return None
-            return load_dataset(name, config_name, split=split)
+            return load_dataset(name, config_name, split=split, streaming=streaming)
         except (DatasetGenerationError, ConnectionError) as error:
             raise InputError(f"--dataset_name {name}: {_reason(error, 'utf-8')}") from error
 
@@ -228,15 +253,11 @@ def to_documents(
         require_columns(table, [id_column], source, "--id_column_name")
 
     def convert(rows: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        columns = [[_as_text(value) for value in rows[name]] for name in text_columns]
         ids = numbers if id_column is None else rows[id_column]
-        documents = {"id": [str(i) for i in ids]}
-        if pair:
-            return documents | {"text": columns[0], "text_pair": columns[1]}
-        joined = [
-            separator.join(part for part in parts if part) for parts in zip(*columns, strict=True)
-        ]
-        return documents | {"text": joined}
+        rows_of_texts = zip(*(rows[name] for name in text_columns), strict=True)
+        documents = [join_texts(texts, separator, pair) for texts in rows_of_texts]
+        columns = {name: [document[name] for document in documents] for name in documents[0]}
+        return {"id": [str(i) for i in ids], **columns}
 
     documents = table.map(
         convert,
@@ -254,6 +275,14 @@ def to_documents(
                 f"{source}: id {twice[0]!r} occurs more than once in column {id_column!r}"
             )
     return documents
+
+
+def join_texts(texts: Sequence[Any], separator: str, pair: bool) -> dict[str, str]:
+    """The columns of a row -> text, or text and text_pair. A missing value is no text."""
+    parts = [_as_text(value) for value in texts]
+    if pair:
+        return {"text": parts[0], "text_pair": parts[1]}
+    return {"text": separator.join(part for part in parts if part)}
 
 
 def _as_text(value: Any) -> str:

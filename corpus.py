@@ -1,0 +1,362 @@
+"""Corpora of further pretraining: which tables, how often, without duplicates and test text.
+
+Text of the task itself is within-task, of the same field in-domain, of other fields cross-domain
+(Sun et al. 2019, section 5.4). A corpus is a name for one or more tables; each may have its own
+columns.
+"""
+
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, IterableDataset, Value, concatenate_datasets
+
+from command_line import InputError, nearest, read_arguments
+from fingerprint import hash_text, hash_texts
+from labels import label_values, require_columns
+from text_data import first_rows, hold_out, join_texts, read_hub_table, read_table, to_documents
+
+logger = logging.getLogger(__name__)
+
+NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)", re.DOTALL)  # name=path
+TEST = re.compile(r"(^|[^a-z])test([^a-z]|$)")  # test.csv, my_test_labels.csv; not latest.csv
+
+
+@dataclass(frozen=True)
+class Source:
+    """One table of a corpus and how its rows become documents."""
+
+    corpus: str
+    file: str | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    split: str = "train"
+    text_column_names: tuple[str, ...] = ("text",)
+    text_separator: str = " "
+    text_pair: bool = False
+    label_words: str | None = None  # column
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+    max_samples: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.file or f"{self.dataset_name} ({self.split})"
+
+    def read(self, streaming: bool = False) -> Dataset | IterableDataset:
+        """The table; streamed, its rows are read as they are needed.
+
+        Raises:
+            InputError: where it is not there or not readable.
+        """
+        if self.file is not None:
+            table = read_table(self.file, self.delimiter, self.encoding, streaming)
+        else:
+            table = read_hub_table(
+                self.dataset_name, self.dataset_config_name, self.split, streaming
+            )
+            if table is None:
+                raise InputError(f"data set {self.dataset_name} has no split {self.split}")
+        return table
+
+
+# ---------------------------------------------------------------- what the user named
+
+
+def settle_sources(
+    files: Sequence[str],
+    corpora: str | None,
+    defaults: dict[str, Any],
+    label_words: str | None = None,
+) -> list[Source]:
+    """All tables of all corpora.
+
+    Args:
+        files: `path` or `name=path`; without a name the corpus is `task`.
+        corpora: a YAML or JSON file, or such text: name -> a path, or a mapping with the fields of
+            `Source` (file or dataset_name, text_column_names, max_samples ...), or a list of these.
+        defaults: fields of `Source` where a table names no others.
+        label_words: a column, as the field of `Source`.
+    """
+    defaults = {**defaults, "label_words": label_words}
+    sources = []
+    for entry in files:
+        match = None if Path(entry).is_file() else NAMED.fullmatch(entry)
+        name, path = match.groups() if match else ("task", entry)
+        sources.append(Source(name, file=path, **defaults))
+    if corpora is None:
+        return sources
+    for name, entries in read_arguments(corpora, "--corpora").items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            fields = {"file": entry} if isinstance(entry, str) else entry
+            sources.append(_source(str(name), fields, defaults))
+    return sources
+
+
+def _source(corpus: str, fields: Any, defaults: dict[str, Any]) -> Source:
+    where = f"--corpora, {corpus}"
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: give a path or a mapping such as file: train.csv")
+    known = [field.name for field in dataclasses.fields(Source) if field.name != "corpus"]
+    for field in fields:
+        if field not in known:
+            raise InputError(
+                f"{where}: {field} is not one of {', '.join(known)}{nearest(field, known)}"
+            )
+    if bool(fields.get("file")) == bool(fields.get("dataset_name")):
+        raise InputError(f"{where}: give either file or dataset_name")
+    columns = fields.get("text_column_names")
+    if isinstance(columns, str):
+        columns = [columns]
+    settled = {**defaults, **fields}
+    return Source(corpus, **settled | ({"text_column_names": tuple(columns)} if columns else {}))
+
+
+def settle_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """`name=number ...` -> the weight of each corpus; 1 where none is given."""
+    settled = dict.fromkeys(names, 1.0)
+    for entry in weights:
+        name, _, number = entry.partition("=")
+        if name not in settled:
+            raise InputError(
+                f"--corpus_weights {entry}: there is no corpus {name!r}, only {', '.join(settled)}"
+            )
+        try:
+            settled[name] = float(number)
+        except ValueError:
+            raise InputError(f"--corpus_weights {entry}: write {name}=2 or {name}=0.5") from None
+        if not 0 < settled[name] <= 100:
+            raise InputError(f"--corpus_weights {entry}: must be above 0 and at most 100")
+    return settled
+
+
+def refuse_test_text(sources: Sequence[Source]) -> None:
+    """Test text is used only when it is asked for.
+
+    Raises:
+        InputError: for a test split, or a file whose name says that it is one.
+    """
+    for source in sources:
+        name = source.split if source.file is None else Path(source.file).name
+        if TEST.search(name.lower()):
+            raise InputError(
+                f"{source.name} seems to hold test text; if it may be used (scores become "
+                "transductive), add --include_test_text"
+            )
+
+
+# ---------------------------------------------------------------- documents
+
+
+def read_corpora(sources: Sequence[Source]) -> Dataset:
+    """All documents of all tables in order: id, text, (text_pair,) corpus, (label)."""
+    parts = []
+    for source in sources:
+        rows = first_rows(source.read(), source.max_samples)
+        columns = source.text_column_names
+        documents = to_documents(
+            rows, source.name, columns, source.text_separator, source.text_pair
+        )
+        documents = documents.add_column("corpus", [source.corpus] * len(documents))
+        if source.label_words is not None:
+            documents = documents.add_column("label", _labels(rows, source))
+        parts.append(documents)
+        logger.info("%s, %s: %d documents", source.corpus, source.name, len(rows))
+    return concatenate_datasets([_with_label(part, parts) for part in parts])
+
+
+def _labels(rows: Dataset, source: Source) -> list[str]:
+    """Words of the label; a table without the column is unlabelled text, and gives none."""
+    if source.label_words not in rows.column_names:
+        return [""] * len(rows)
+    return [label_text(v) for v in label_values(rows, [source.label_words], None)]
+
+
+def label_text(value: Any) -> str:
+    """The words of a label, or of a list of them: sci.space -> sci space."""
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(re.sub(r"[\W_]+", " ", str(v)).strip() for v in values if v is not None)
+
+
+def _with_label(part: Dataset, parts: list[Dataset]) -> Dataset:
+    if any("label" in other.column_names for other in parts) and "label" not in part.column_names:
+        part = part.add_column("label", [""] * len(part))
+    return part.cast_column("id", Value("string"))
+
+
+def clean(
+    documents: Dataset, deduplicate: bool, test_hashes: np.ndarray | None
+) -> tuple[Dataset, dict[str, int]]:
+    """Leave out empty documents, repeated ones (the first stays), and those of the test set.
+
+    Returns:
+        what is left, and the counts of what is not.
+
+    Raises:
+        InputError: if nothing is left.
+    """
+    texts = all_text(documents)
+    hashes = hash_texts(texts)
+    filled = np.array([bool(text.strip()) for text in texts], dtype=bool)
+    in_test = filled & (np.isin(hashes, test_hashes) if test_hashes is not None else False)
+    kept = filled & ~in_test
+    if deduplicate:
+        first = np.zeros(len(texts), dtype=bool)
+        candidates = np.flatnonzero(kept)
+        first[candidates[np.unique(hashes[candidates], return_index=True)[1]]] = True
+        repeated = kept & ~first
+    else:
+        repeated = np.zeros(len(texts), dtype=bool)
+    counts = {
+        "read": len(texts),
+        "empty": int((~filled).sum()),
+        "duplicates_removed": int(repeated.sum()),
+        "test_documents_removed": int(in_test.sum()),
+    }
+    left = np.flatnonzero(kept & ~repeated)
+    if not len(left):
+        raise InputError(f"no text is left of {len(texts)} documents ({counts})")
+    logger.info("Left out: %s", ", ".join(f"{k} {n}" for k, n in counts.items() if k != "read"))
+    return documents.select(left), counts
+
+
+def all_text(documents: Dataset) -> list[str]:
+    """The text of each document, both texts of a pair."""
+    if "text_pair" not in documents.column_names:
+        return documents["text"][:]
+    pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
+    return ["\n".join(pair) for pair in pairs]
+
+
+def split_corpora(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out documents, in proportion from each corpus; a text is on one side only.
+
+    Raises:
+        InputError: if a side is left empty.
+    """
+    _, first, group = np.unique(hash_texts(all_text(documents)), True, True)
+    corpora = np.array(documents["corpus"][:])
+    held_out = hold_out(corpora[first], share, seed)
+    if not held_out.any() or held_out.all():
+        raise InputError(
+            f"--validation_split {share} of {len(first)} different documents leaves one side "
+            "empty; use another share or more text"
+        )
+    held_out = held_out[group]
+    return documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
+
+
+# ---------------------------------------------------------------- streaming
+
+
+class DocumentStream:
+    """Documents of all corpora without end, for text that is larger than disk or memory.
+
+    Corpora are drawn in proportion to their weights, and begin anew when they end. A document
+    belongs to the process hash % processes: so each process drops its own duplicates without asking
+    the others. Held-out documents are known by their hash, too.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: dict[str, float],
+        share_held_out: float,
+        test_hashes: np.ndarray | None,
+        deduplicate: bool,
+        seed: int,
+    ):
+        self.sources = sources
+        self.weights = weights
+        self.held_out_below = int(share_held_out * 2**32)
+        self.test = set() if test_hashes is None else set(test_hashes.tolist())
+        self.deduplicate = deduplicate
+        self.seed = seed
+
+    def held_out(self, count: int) -> Dataset:
+        """The first `count` documents of the streams whose hashes are in the held-out share."""
+        found: dict[int, dict[str, str]] = {}
+        per_corpus = Counter()
+        quota = -(-count // len(self.weights))
+        for corpus in self.weights:
+            for number, document in self._documents(corpus):
+                if per_corpus[corpus] == quota:
+                    break
+                if self._is_held_out(number) and number not in found:
+                    found[number] = document
+                    per_corpus[corpus] += 1
+        if not found:
+            raise InputError("--validation_split holds out no document; use a larger share")
+        return Dataset.from_list(list(found.values()))
+
+    def documents(self, process: int, processes: int) -> Iterator[tuple[int, dict[str, str]]]:
+        """(hash, document) for one process, without end; within a pass no text comes twice.
+
+        Raises:
+            InputError: if a corpus gives no document in a whole pass.
+        """
+        rng = np.random.default_rng((self.seed, 1))
+        names = list(self.weights)
+        share = np.array(list(self.weights.values()))
+        share = share / share.sum()
+        streams = {name: self._mine(name, process, processes) for name in names}
+        while True:
+            yield next(streams[names[rng.choice(len(names), p=share)]])
+
+    def _mine(self, corpus: str, process: int, processes: int) -> Iterator[tuple[int, dict]]:
+        while True:  # pass after pass
+            seen: set[int] = set()
+            count = 0
+            for number, document in self._documents(corpus):
+                if number % processes != process or self._is_held_out(number):
+                    continue
+                if self.deduplicate and number in seen:
+                    continue
+                seen.add(number)
+                count += 1
+                yield number, document
+            if not count:
+                raise InputError(f"corpus {corpus}: a whole pass gives no document to train on")
+
+    def _is_held_out(self, number: int) -> bool:
+        return (number >> 32) < self.held_out_below
+
+    def _documents(self, corpus: str) -> Iterator[tuple[int, dict[str, str]]]:
+        for source in self.sources:
+            if source.corpus != corpus:
+                continue
+            for document in stream_documents(source):
+                number = hash_text("\n".join(document[k] for k in TEXTS if k in document))
+                if number not in self.test:
+                    yield number, document
+
+
+TEXTS = ("text", "text_pair")
+
+
+def stream_documents(source: Source) -> Iterator[dict[str, str]]:
+    """The documents of a table one by one, empty ones left out."""
+    table: Iterable[dict[str, Any]] = source.read(streaming=True)
+    feature = (table.features or {}).get(source.label_words)
+    for number, row in enumerate(table):
+        if source.max_samples is not None and number >= source.max_samples:
+            return
+        if number == 0:
+            require_columns(row, source.text_column_names, source.name, "--text_column_names")
+        texts = [row[name] for name in source.text_column_names]
+        document = join_texts(texts, source.text_separator, source.text_pair)
+        if not any(text.strip() for text in document.values()):
+            continue
+        document["corpus"] = source.corpus
+        if source.label_words is not None:
+            value = row.get(source.label_words)
+            if isinstance(feature, ClassLabel) and value is not None:
+                value = feature.int2str(value) if value >= 0 else None
+            document["label"] = label_text(value)
+        yield document

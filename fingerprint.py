@@ -1,0 +1,65 @@
+"""Which documents a checkpoint was pretrained on: hashes that travel with it.
+
+A score on test documents whose text the encoder has seen is transductive: fair where the test text
+is given beforehand, as in many competitions, but not a measure of unseen text. So every script that
+scores test documents looks for them here.
+"""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import cached_file
+
+from outputs import replacing
+from words import plain_words
+
+FILE = "corpus_hashes.npy"
+
+
+def normalised(text: str) -> str:
+    """What makes two texts the same: their words in order; case, punctuation and spacing do not."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(plain_words(folded)) or folded.strip()
+
+
+def hash_text(text: str) -> int:
+    """64 bits of the normalised text: a chance hit among 10^6 x 10^6 documents is at 5 in 10^8."""
+    content = normalised(text).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def hash_texts(texts: Iterable[str]) -> np.ndarray:
+    """uint64 [documents]."""
+    return np.fromiter(map(hash_text, texts), dtype=np.uint64)
+
+
+def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray) -> None:
+    """Save the sorted hashes of all documents beside a checkpoint."""
+    with replacing(Path(folder) / FILE) as temporary, temporary.open("wb") as file:
+        np.save(file, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
+
+
+def read_fingerprint(path: str | os.PathLike, **hub: object) -> np.ndarray | None:
+    """The hashes that lie beside a checkpoint in a folder or on the hub; None where there are none.
+
+    Args:
+        hub: `revision`, and whatever else `from_pretrained` takes.
+    """
+    found = cached_file(
+        str(path),
+        FILE,
+        revision=hub.get("revision"),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else np.load(found, allow_pickle=False)
+
+
+def count_seen(texts: Iterable[str], hashes: np.ndarray) -> int:
+    """How many of the texts are among the hashes."""
+    return int(np.isin(hash_texts(texts), hashes).sum())
