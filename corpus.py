@@ -20,7 +20,15 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value, concatenate_da
 from command_line import InputError, nearest, read_arguments
 from fingerprint import hash_text, hash_texts
 from labels import label_values, require_columns
-from text_data import first_rows, hold_out, join_texts, read_hub_table, read_table, to_documents
+from text_data import (
+    all_text,
+    first_rows,
+    hold_out,
+    join_texts,
+    read_hub_table,
+    read_table,
+    to_documents,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -224,14 +232,6 @@ def clean(
         raise InputError(f"no text is left of {len(texts)} documents ({counts})")
     logger.info("Left out: %s", ", ".join(f"{k} {n}" for k, n in counts.items() if k != "read"))
     return documents.select(left), counts
-
-
-def all_text(documents: Dataset) -> list[str]:
-    """The text of each document, both texts of a pair."""
-    if "text_pair" not in documents.column_names:
-        return documents["text"][:]
-    pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
-    return ["\n".join(pair) for pair in pairs]
 
 
 def split_corpora(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from blocks import RowMaker
+from command_line import InputError
 
 
 class Draws(torch.utils.data.Dataset):
@@ -82,6 +83,8 @@ class DrawnBatches:
         batches = self._to_count(self._cut(self._draws(epoch)))
         if not self.by_length:
             return batches
+        if self.processes > 1:  # else the lighter batch of a step would wait for the heavier
+            batches = sorted(batches, key=self._padded)
         steps = [batches[i : i + self.processes] for i in range(0, self.count, self.processes)]
         rng = np.random.default_rng((self.seed, epoch, 1))
         order = rng.permutation(len(steps)).tolist()
@@ -135,7 +138,7 @@ class DrawnBatches:
             )
             batch = batches[heaviest]
             if len(batch) == 1:
-                raise ValueError(f"{len(batches)} rows are too few for {self.processes} processes")
+                raise InputError(f"{len(batches)} rows are too few for {self.processes} processes")
             half = len(batch) // 2
             batches[heaviest : heaviest + 1] = [batch[:half], batch[half:]]
         while len(batches) > self.count:

@@ -6,16 +6,21 @@ scores test documents looks for them here.
 """
 
 import hashlib
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from transformers.utils import cached_file
 
 from outputs import replacing
+from text_data import all_text
 from words import plain_words
+
+logger = logging.getLogger(__name__)
 
 FILE = "corpus_hashes.npy"
 
@@ -58,6 +63,31 @@ def read_fingerprint(path: str | os.PathLike, **hub: object) -> np.ndarray | Non
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else np.load(found, allow_pickle=False)
+
+
+def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, object]:
+    """Say whether test documents were in the text that a checkpoint was further pretrained on.
+
+    Args:
+        documents: the test documents; None: there are none.
+
+    Returns:
+        for the results: test_documents_in_pretraining and transductive. Empty where the checkpoint
+        has no fingerprint, so that nothing is known.
+    """
+    hashes = None if documents is None else read_fingerprint(path, **hub)
+    if hashes is None:
+        return {}
+    seen = count_seen(all_text(documents), hashes)
+    if seen:
+        logger.warning(
+            "%d of %d test documents were in the text that %s was further pretrained on: their "
+            "scores are transductive",
+            seen,
+            len(documents),
+            path,
+        )
+    return {"test_documents_in_pretraining": seen, "transductive": seen > 0}
 
 
 def count_seen(texts: Iterable[str], hashes: np.ndarray) -> int:

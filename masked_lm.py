@@ -154,7 +154,7 @@ def check_packing(
     this is tried and not presumed.
 
     Args:
-        rows: two windows that fit one row.
+        rows: windows that fit one row.
 
     Raises:
         InputError: if the model's hidden states differ.

@@ -113,8 +113,10 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
-    """Load the encoder of any checkpoint, in float32, without a pooler.
+def load_encoder(
+    path: str | os.PathLike, pooler: bool = False, **kwargs: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the encoder of any checkpoint, in float32, without a pooler unless it is asked for.
 
     Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a
     folder written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own
@@ -127,28 +129,42 @@ def load_encoder(path: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
         the encoder and the names of the weights that the checkpoint lacked (they are random).
 
     Raises:
-        ValueError: for an encoder-decoder.
+        ValueError: for an encoder-decoder, and for a checkpoint without the pooler asked for.
     """
     if is_document_classifier(path):
         classifier, missing = load_classifier(path)
-        return classifier.encoder, [name.removeprefix("encoder.") for name in missing]
+        missing = [name.removeprefix("encoder.") for name in missing]
+        return require_pooler(strip_encoder(classifier.encoder, pooler), missing, pooler), missing
     with quiet_loading():
         encoder, info = AutoModel.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **kwargs
         )
-    encoder = strip_encoder(encoder)
+    encoder = require_pooler(strip_encoder(encoder, pooler), info["missing_keys"], pooler)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     return encoder, missing
 
 
-def strip_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Take off what no path here uses: the pooler, which would get no gradient, and the cache."""
+def require_pooler(
+    encoder: PreTrainedModel, missing: Sequence[str], asked: bool
+) -> PreTrainedModel:
+    """Raises ValueError where a pooler is asked for and would be none or a random one."""
+    none = getattr(encoder, "pooler", None) is None
+    if asked and (none or any(name.startswith("pooler.") for name in missing)):
+        raise ValueError(
+            "the checkpoint holds no pooler; use another --token_pooling, or for further "
+            "pretraining from a model that has one --keep_pooler of run_itpt.py"
+        )
+    return encoder
+
+
+def strip_encoder(encoder: PreTrainedModel, keep_pooler: bool = False) -> PreTrainedModel:
+    """Take off what is not used: a pooler, which would get no gradient, and the cache."""
     if getattr(encoder.config, "is_encoder_decoder", False):
         raise ValueError(
             f"{encoder.config.model_type} is an encoder-decoder; "
             "give an encoder (BERT, RoBERTa ...) or a decoder"
         )
-    if getattr(encoder, "pooler", None) is not None:
+    if getattr(encoder, "pooler", None) is not None and not keep_pooler:
         encoder.pooler = None
     if getattr(encoder.config, "use_cache", False):
         encoder.config.use_cache = False
@@ -306,11 +322,9 @@ class DocumentClassifier(PreTrainedModel):
 
     def __init__(self, config: DocumentClassifierConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
-        self.encoder = (
-            strip_encoder(AutoModel.from_config(config.encoder_config))
-            if encoder is None
-            else encoder
-        )
+        if encoder is None:
+            encoder = AutoModel.from_config(config.encoder_config)
+        self.encoder = strip_encoder(encoder, keep_pooler=config.token_pooling == "pooler")
         self.num_labels = config.num_labels
         hidden = config.encoder_config.get_text_config().hidden_size
         features = hidden * len(config.layers) if config.layer_pooling == "concat" else hidden
@@ -383,13 +397,7 @@ class DocumentClassifier(PreTrainedModel):
         mask = attention_mask.bool()
         present = mask.any(dim=-1)  # [documents, segments]
         types = None if token_type_ids is None else token_type_ids[present]
-        layers = encode_layers(
-            self.encoder, input_ids[present], attention_mask[present], types, self.config.layers
-        )
-        tokens = self._pool_layers(layers)  # [real, length, features]
-        vectors = self._pool(
-            TOKEN_POOLINGS, self.config.token_pooling, "token_attention", tokens, mask[present]
-        )
+        vectors = self._pool_tokens(input_ids[present], attention_mask[present], types)
         if present.shape[1] == 1:  # one window a document: nothing to pool
             return vectors
         segments = vectors.new_zeros(
@@ -399,6 +407,16 @@ class DocumentClassifier(PreTrainedModel):
         return self._pool(
             SEGMENT_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
         )
+
+    def _pool_tokens(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+        """Windows [real, length] -> [real, features]."""
+        if self.config.token_pooling == "pooler":
+            typed = {} if types is None else {"token_type_ids": types}
+            return self.encoder(input_ids=ids, attention_mask=mask, **typed).pooler_output
+        layers = encode_layers(self.encoder, ids, mask, types, self.config.layers)
+        tokens = self._pool_layers(layers)  # [real, length, features]
+        pooling = self.config.token_pooling
+        return self._pool(TOKEN_POOLINGS, pooling, "token_attention", tokens, mask.bool())
 
     def _pool_layers(self, layers: list[Tensor]) -> Tensor:
         pooling = LAYER_POOLINGS[self.config.layer_pooling]

@@ -66,14 +66,16 @@ class ModelArguments:
     )
     layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
     token_pooling: str | None = arg(
-        None, "cls, mean, max, attention or last. Else: cls; last for a decoder."
+        None,
+        "cls, mean, max, attention, last, or pooler (BERT's own). Else: cls; last for a decoder.",
     )
     segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
     head_dropout: float | None = arg(None, "Before the head. Else: 0.1.")
 
     def __post_init__(self) -> None:
         one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
-        one_of("token_pooling", self.token_pooling, ("cls", "mean", "max", "attention", "last"))
+        poolings = ("cls", "mean", "max", "attention", "last", "pooler")
+        one_of("token_pooling", self.token_pooling, poolings)
         one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
         if self.head_dropout is not None and not 0 <= self.head_dropout < 1:
             raise InputError(f"--head_dropout {self.head_dropout} must be at least 0 and below 1")
@@ -153,6 +155,7 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function
 from modeling import (
@@ -162,6 +165,7 @@ from modeling import (
     load_classifier,
     load_encoder,
     num_blocks,
+    require_pooler,
 )
 from outputs import (
     evaluation_history,
@@ -206,6 +210,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         documents, label.validation_split, spec.problem_type, training.seed
     )
 
+    seen = find_seen(documents.get("test"), path, **hub)
+
     # 3. Documents -> windows
     tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
     windows, special = settle_windows(window.given, path, tokenizer, **hub)
@@ -235,7 +241,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     )
 
     # 6. Train, and keep the best
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = dict(seen)
     if "train" in splits:
         results |= trainer.train(resume_from_checkpoint=resume_from).metrics
 
@@ -328,9 +334,9 @@ def build_model(
     with as_input_error(f"--model_name_or_path {path}"):
         if is_document_classifier(path):
             before, missing = load_classifier(path)
-            encoder = before.encoder
+            encoder = require_pooler(before.encoder, [], architecture.token_pooling == "pooler")
         else:
-            encoder, missing = load_encoder(path, **hub)
+            encoder, missing = load_encoder(path, architecture.token_pooling == "pooler", **hub)
     check_vocabulary(tokenizer, encoder, path)
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
@@ -382,6 +388,8 @@ def settle_architecture(
     settled |= {name: flag for name, flag in flags.items() if flag is not None}
     with as_input_error():
         settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
+    if settled["token_pooling"] == "pooler" and settled["layers"] != [num_blocks(encoder.config)]:
+        raise InputError("--token_pooling pooler reads the last layer; leave --layers out")
     return settled
 
 
@@ -433,7 +441,7 @@ ROOMS = {
     **dict.fromkeys(("embed_tokens", "wte", "wpe", "rel_embeddings", "relative_attention_bias"), 0),
     "LayerNorm": 0,  # DeBERTa: of the relative position embeddings
     "conv": 1,  # DeBERTa-v2: joins the output of block 1
-    **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm"), HEAD),
+    **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm", "pooler"), HEAD),
     **dict.fromkeys(("head", "layer_mix", "token_attention", "segment_attention"), HEAD),
 }
 
@@ -677,11 +685,13 @@ def write_model(
 ) -> None:
     """The classifier with its code, and the encoder alone as a plain `AutoModel` checkpoint."""
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
     with replacing_files(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        model.encoder.save_pretrained(temporary / "encoder")
-        tokenizer.save_pretrained(temporary / "encoder")
+        for part, where in ((model, temporary), (model.encoder, temporary / "encoder")):
+            part.save_pretrained(where)
+            tokenizer.save_pretrained(where)
+            if hashes is not None:  # what the encoder has seen stays with it
+                write_fingerprint(where, hashes)
     scores = {k: v for k, v in results.items() if is_score(k)}
     card = model_card(
         title=folder.name,

@@ -213,7 +213,6 @@ from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
 from corpus import (
     DocumentStream,
     Source,
-    all_text,
     clean,
     read_corpora,
     refuse_test_text,
@@ -246,6 +245,7 @@ from outputs import (
     write_text,
     write_yaml,
 )
+from text_data import all_text
 from vocabulary import add_words, words_to_add
 from words import SEGMENTERS
 
@@ -504,9 +504,11 @@ def training_rows(
     if block.blocks == "document":
         return rows
     lengths = np.array(rows["length"][:])
-    order = np.argsort(-lengths, kind="stable")
-    longest = next((i for i in order if lengths[i] + lengths[order[-1]] <= room), order[-1])
-    check_packing(model, [rows[int(longest)], rows[int(order[-1])]], collator)
+    order = [int(i) for i in np.argsort(-lengths, kind="stable")]
+    longest, shortest = order[0], order[-1]
+    beside = next((i for i in order if lengths[i] + lengths[shortest] <= room), shortest)
+    for windows in ([longest], [beside, shortest]):
+        check_packing(model, [rows[i] for i in windows], collator)
     return pack_rows(rows, room)
 
 

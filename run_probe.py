@@ -89,6 +89,7 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from fingerprint import find_seen
 from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
 from modeling import (
@@ -162,7 +163,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         rows += probe_rows(name, layers, labels, probing.token_pooling, spec)
         if is_document_classifier(path):
             rows += own_head_rows(name, path, cut, labels, spec, device)
-        facts.append(describe(name, path, encoder, missing, windows.truncation))
+        seen = find_seen(documents.get("test"), path, **hub)
+        facts.append(describe(name, path, encoder, missing, windows.truncation) | seen)
 
     # 4. Compare and write
     results = pd.DataFrame(rows)
@@ -538,6 +540,7 @@ def write_report(
         f"![{split} {metric} by layer](layers.png)\n",
         markdown_table(layer_table(results, metric, split)),
         convergence_note(unconverged),
+        transductive_note(facts),
         "## What was probed\n",
         markdown_table(pd.DataFrame(facts)),
     ]
@@ -547,6 +550,17 @@ def write_report(
     write_json(
         folder / "all_results.json", summary | {"seed": as_run["seed"], "versions": versions()}
     )
+
+
+def transductive_note(facts: list[dict[str, Any]]) -> str:
+    seen = [
+        f"{fact['model']} ({fact['test_documents_in_pretraining']} documents)"
+        for fact in facts
+        if fact.get("transductive")
+    ]
+    if not seen:
+        return ""
+    return f"**Transductive: test text was in the further pretraining of** {', '.join(seen)}.\n"
 
 
 def convergence_note(unconverged: pd.DataFrame) -> str:

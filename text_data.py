@@ -298,6 +298,14 @@ def _count_missing(documents: Dataset, source: str) -> None:
         logger.warning("%s: %d of %d documents have no text", source, empty, len(documents))
 
 
+def all_text(documents: Dataset) -> list[str]:
+    """The text of each document, both texts of a pair."""
+    if "text_pair" not in documents.column_names:
+        return documents["text"][:]
+    pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
+    return ["\n".join(pair) for pair in pairs]
+
+
 def label_documents(
     tables: dict[str, Table], limits: dict[str, int | None], spec: LabelSpec, **columns: Any
 ) -> dict[str, Dataset]:

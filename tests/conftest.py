@@ -111,12 +111,35 @@ def byte_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """SentencePiece's unigram model: whole words after a space, letters, and some ideographs."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    scored = [(piece, 0.0) for piece in specials] + [("▁", -3.0)]
+    scored += [(f"▁{word}", -2.0) for word in WORDS]
+    scored += [(piece, -5.0) for piece in [*letters, *".,!?0123456789", *"北京大学生活的研究"]]
+    tokenizer = Tokenizer(models.Unigram([*dict(scored).items()], unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = dict(bos_token="<s>", cls_token="<s>", pad_token="<pad>", eos_token="</s>")
+    names |= dict(sep_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+    )
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     return {
         "bert": bert_tokenizer(),
         "roberta": byte_tokenizer("roberta"),
         "gpt2": byte_tokenizer("gpt2"),
+        "unigram": unigram_tokenizer(),
     }
 
 

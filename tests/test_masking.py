@@ -1,0 +1,155 @@
+"""Words in any script, and which tokens are chosen and replaced."""
+
+import numpy as np
+import pytest
+
+from command_line import InputError
+from masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
+from words import jieba_spans, plain_words, word_spans
+
+KINDS = ["bert", "roberta", "unigram"]  # WordPiece, byte-level BPE, SentencePiece
+VOCABULARY = np.arange(10, 100)
+
+
+def masker(**changes):
+    return Masker(mask_id=4, vocabulary=VOCABULARY, **changes)
+
+
+def cut(text, spans):
+    return [text[a:b] for a, b in spans]
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_words_in_several_scripts():
+    text = "Don't  stop: naïve हिन्दी, 北京 C++ x_y 🙂"
+    assert cut(text, word_spans(text)) == [
+        *("Don", "'", "t", "stop", ":", "naïve", "हिन्दी", ",", "北", "京"),
+        *("C", "+", "+", "x", "_", "y", "🙂"),
+    ]
+    assert plain_words(text) == [*["Don", "t", "stop", "naïve", "हिन्दी", "北", "京", "C", "x", "y"]]
+    assert word_spans(" \n") == [] and word_spans("") == []
+
+
+def test_jieba_joins_characters_to_words():
+    pytest.importorskip("jieba")
+    text = "red北京大学的生活 is good"
+    assert cut(text, jieba_spans(text)) == ["red", "北京大学", "的", "生活", "is", "good"]
+
+
+def test_a_missing_segmenter_is_one_line(monkeypatch):
+    import sys
+
+    import words
+
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    words._load_jieba.cache_clear()
+    with pytest.raises(InputError, match="pip install jieba"):
+        jieba_spans("北京")
+    words._load_jieba.cache_clear()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text", ["red zebra, zebras  qq!", "the cat-dog x.y", "red北京大学 cat", "zebra"]
+)
+def test_pieces_of_a_word_share_its_number(tokenizers, kind, text):
+    found = tokenizers[kind](text, add_special_tokens=False, return_offsets_mapping=True)
+    numbers = word_numbers(text, found["offset_mapping"], word_spans)
+    words = cut(text, word_spans(text))
+    assert set(numbers) == set(range(len(words)))  # every word has a token, no number is made up
+    assert numbers == sorted(numbers)
+    for (start, stop), number in zip(found["offset_mapping"], numbers, strict=True):
+        assert text[start:stop].strip() in words[number]
+
+
+def test_a_text_of_spaces_has_no_words(tokenizers):
+    assert word_numbers("", [], word_spans) == []
+    found = tokenizers["roberta"]("  ", add_special_tokens=False, return_offsets_mapping=True)
+    assert word_numbers("  ", found["offset_mapping"], word_spans) == [0, 0]
+
+
+# ---------------------------------------------------------------- what is chosen
+
+
+def units_of(words, rng):
+    """Words of 1 to 4 tokens between special tokens."""
+    lengths = rng.integers(1, 5, words)
+    return np.array([SPECIAL, *np.repeat(np.arange(words), lengths), SPECIAL])
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+@pytest.mark.parametrize("unit", ["token", "word", "ngram"])
+def test_every_position_is_chosen_at_the_rate(unit, rate):
+    rng = np.random.default_rng(0)
+    units = units_of(9, rng)
+    chosen = np.mean([masker(unit=unit, rate=rate).choose(units, rng) for _ in range(8000)], axis=0)
+    assert chosen[0] == chosen[-1] == 0  # special
+    assert np.abs(chosen[1:-1] - rate).max() < 0.025  # the first and last words too
+
+
+@pytest.mark.parametrize("unit", ["word", "ngram"])
+def test_a_word_is_chosen_whole_or_not_at_all(unit):
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        units = units_of(30, rng)
+        chosen = masker(unit=unit, rate=0.3).choose(units, rng)
+        for word in range(30):
+            assert len(set(chosen[units == word])) == 1
+
+
+def runs(chosen):
+    edges = np.flatnonzero(np.diff([0, *chosen.astype(int), 0]))
+    return edges[1::2] - edges[::2]
+
+
+def test_ngrams_come_in_runs():
+    rng = np.random.default_rng(2)
+    units = np.arange(4000)
+    single = runs(masker(unit="word", rate=0.05).choose(units, rng))
+    runs_of_three = runs(masker(unit="ngram", rate=0.05, max_ngram=3).choose(units, rng))
+    # P(n) is 6/11, 3/11, 2/11 for n = 1, 2, 3: 1.64 words on average, a little more by overlaps
+    assert single.mean() < 1.15
+    assert 1.5 < runs_of_three.mean() < 1.9
+    alone = masker(unit="ngram", rate=0.2, max_ngram=1).choose(units, rng)
+    assert alone.mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_number_of_targets_hardly_varies_in_short_rows():
+    """1.5 of 10 words: always one or two, where coins would leave every fifth row without any."""
+    rng = np.random.default_rng(3)
+    counts = {masker(unit="word").choose(np.arange(10), rng).sum() for _ in range(300)}
+    assert counts == {1, 2}
+
+
+def test_label_words_are_chosen_together_and_at_their_own_rate():
+    rng = np.random.default_rng(4)
+    units = np.array([SPECIAL, LABEL, LABEL, SPECIAL, *range(20), SPECIAL])
+    chosen = np.array([masker().choose(units, rng) for _ in range(2000)])
+    assert (chosen[:, 1] == chosen[:, 2]).all()
+    assert chosen[:, 1].mean() == pytest.approx(0.5, abs=0.04)
+    assert chosen[:, 4:-1].mean() == pytest.approx(0.15, abs=0.01)
+
+
+# ---------------------------------------------------------------- what stands there
+
+
+@pytest.mark.parametrize(("mask", "random"), [(0.8, 0.1), (1.0, 0.0), (0.0, 0.5)])
+def test_chosen_tokens_are_replaced_in_the_given_shares(mask, random):
+    rng = np.random.default_rng(5)
+    ids = np.full(20_000, 7)  # not in VOCABULARY, so that a random token differs
+    masked, labels = masker(rate=0.4, mask=mask, random=random)(ids, np.arange(len(ids)), rng)
+    chosen = labels != IGNORE
+    assert chosen.mean() == pytest.approx(0.4, abs=0.001)
+    assert (labels[chosen] == 7).all() and (masked[~chosen] == 7).all()
+    assert (masked[chosen] == 4).mean() == pytest.approx(mask, abs=0.02)
+    assert np.isin(masked[chosen], VOCABULARY).mean() == pytest.approx(random, abs=0.02)
+    assert set(masked) <= {4, 7, *VOCABULARY}
+
+
+def test_nothing_to_choose_is_no_error():
+    rng = np.random.default_rng(6)
+    for unit in ("token", "word", "ngram"):
+        masked, labels = masker(unit=unit)(np.array([2, 3]), np.array([SPECIAL, SPECIAL]), rng)
+        assert masked.tolist() == [2, 3] and (labels == IGNORE).all()
