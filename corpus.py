@@ -176,6 +176,9 @@ def read_corpora(sources: Sequence[Source]) -> Dataset:
             documents = documents.add_column("label", _labels(rows, source))
         parts.append(documents)
         logger.info("%s, %s: %d documents", source.corpus, source.name, len(rows))
+    asked = {source.label_words for source in sources} - {None}
+    if asked and not any(any(part["label"][:]) for part in parts if "label" in part.features):
+        raise InputError(f"--label_words: no table has a column {min(asked)!r} with labels")
     return concatenate_datasets([_with_label(part, parts) for part in parts])
 
 

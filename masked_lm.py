@@ -165,10 +165,10 @@ def check_packing(
         f"--blocks packed does not work with {model.config.model_type}: documents of a row would "
         "see each other; use --blocks document"
     )
-    rows = [{**row, "key": number} for number, row in enumerate(rows)]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    packed = join_windows({name: [row[name] for row in rows] for name in rows[0]})
+    rows = [{**row, "labels": row["input_ids"]} for row in rows]  # what has labels is not masked
     try:
-        together = _hidden(model, collator([{**join_windows(columns), "key": 0}]))[0]
+        together = _hidden(model, collator([{**packed, "labels": packed["input_ids"]}]))[0]
     except (TypeError, ValueError, RuntimeError, IndexError) as failure:
         raise error from failure
     apart = torch.cat([_hidden(model, collator([row]))[0] for row in rows])

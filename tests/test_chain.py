@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, make_rows
 
+import fingerprint
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
 
 
@@ -29,6 +31,8 @@ def folder(tmp_path_factory, tiny_bert):
     return folder
 
 
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCHER += [str(ROOT / "examples" / "accelerate" / "two_processes.yaml")]
 TEXT = ["--text_column_names", "title", "text", "--id_column_name", "id"]
 
 
@@ -73,14 +77,12 @@ def test_the_chain(folder):
 
 def test_two_processes_by_accelerate_launch(folder):
     """Both launchers start the same script; rows come back once, in order."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(29000 + os.getpid() % 400)]
+    launch = [*LAUNCHER, "--main_process_port", str(29000 + os.getpid() % 400)]
     done = command(
         ROOT / "run_finetune.py", "--model_name_or_path", "model", "--train_file", "train.tsv",
         "--test_file", "test.tsv", *TEXT, "--token_pooling", "mean", "--learning_rate", "3e-3",
         "--num_train_epochs", 3, "--per_device_train_batch_size", 8, "--output_dir", "two",
-        cwd=folder, launcher=launch,
+        "--use_cpu", cwd=folder, launcher=launch,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / "two" / "all_results.json").read_text())
@@ -92,6 +94,34 @@ def test_two_processes_by_accelerate_launch(folder):
     assert hits == pytest.approx(results["test_accuracy"])
     assert len(pd.read_csv(folder / "two" / "predictions_validation.csv")) == 15
     assert done.stderr.count("Optimizer groups:") == 1  # said by one process
+    steps = pd.read_csv(folder / "two" / "history.csv")["step"].iloc[-1]
+    assert steps == 3 * -(-135 // 16)  # two processes: 16 rows a step
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_further_pretraining_in_two_processes(folder, stream):
+    """Rows are shared out, the loss is one, and the fingerprint holds what both have seen."""
+    out = f"itpt_two_{stream}"
+    more = ["--streaming", "--max_steps", 12] if stream else ["--num_train_epochs", 2]
+    done = command(
+        ROOT / "run_itpt.py", "--model_name_or_path", "model", "--train_file", "train.tsv",
+        *TEXT[:3], "--per_device_train_batch_size", 8, "--use_cpu", "--validation_split", 0.2,
+        "--learning_rate", "3e-3", "--output_dir", out, *more, cwd=folder,
+        launcher=[*LAUNCHER, "--main_process_port", str(29400 + os.getpid() % 400 + stream)],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((folder / out / "all_results.json").read_text())
+    history = pd.read_csv(folder / out / "history.csv")
+    assert history["eval_loss"].iloc[-1] < history["eval_loss"].iloc[0] - 0.3
+    rows = pd.read_csv(folder / "train.tsv", sep="\t")
+    documents = {*map(fingerprint.hash_text, rows["title"] + " " + rows["text"])}
+    seen = {*fingerprint.read_fingerprint(folder / out).tolist()}
+    assert seen < documents
+    if stream:  # 12 steps of 16 rows: both processes are through their half of about 120
+        assert len(seen) == len(documents) - results["held_out_documents"]
+    else:
+        assert len(seen) == results["documents"]
+        assert history["step"].iloc[-1] == 2 * -(-results["rows"] // 16)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
-from conftest import make_rows
+from conftest import make_rows, tiny_bert_config
 from test_modeling import tiny_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+import fingerprint
+import run_finetune
 import run_itpt
 from command_line import InputError
 
@@ -127,3 +130,326 @@ def test_bad_arguments_are_one_line(tiny_bert, tokenizers, topic_files, tmp_path
     transformers.GPT2Model(tiny_encoder("gpt2").config).save_pretrained(tmp_path / "gpt2")
     tokenizers["gpt2"].save_pretrained(tmp_path / "gpt2")
     assert "has no mask token" in error(model_name_or_path=str(tmp_path / "gpt2"))
+
+
+# ---------------------------------------------------------------- arguments, one by one
+
+
+@pytest.fixture
+def run(tiny_bert, topic_files, tmp_path):
+    """Run the script with few arguments of one's own; to --output_dir tmp_path / name."""
+
+    def start(name="out", **changes):
+        arguments = {
+            "model_name_or_path": tiny_bert,
+            "train_file": [topic_files["train"]],
+            "max_train_samples": 60,
+            "max_steps": 2,
+            "learning_rate": 5e-3,
+            "validation_split": 0.2,
+            "output_dir": str(tmp_path / name),
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        results = run_itpt.main({k: v for k, v in {**arguments, **changes}.items() if v != ""})
+        return results, tmp_path / name
+
+    return start
+
+
+def weights_of(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_corpora_weights_and_scores_of_each(run, topic_files, tmp_path):
+    (tmp_path / "b.txt").write_text("\n".join(f"slow dog {i}" for i in range(40)))
+    corpora = {"other": {"file": str(tmp_path / "b.txt"), "max_samples": 30}}
+    results, _ = run(
+        corpora=json.dumps(corpora),
+        corpus_weights=["other=0.5", "task=2"],
+        max_steps=-1,
+        num_train_epochs=1,
+        per_device_train_batch_size=6,
+    )
+    assert results["read"] == 90 and results["documents"] == 72
+    task, other = results["documents"] - 24, 24
+    _, out = run("again", corpora=json.dumps(corpora), max_steps=1)
+    assert "other" in (out / "run_args.yaml").read_text()
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert history["step"].iloc[-1] == -(-(2 * task + other // 2) // 6)
+    total = results["eval_masked_tokens_task"] + results["eval_masked_tokens_other"]
+    assert total == results["eval_masked_tokens"]
+    mean = sum(
+        results[f"eval_loss_{c}"] * results[f"eval_masked_tokens_{c}"]
+        for c in corpora | {"task": 0}
+    )
+    assert mean / total == pytest.approx(results["eval_loss"])
+
+
+def test_test_text_is_left_out_or_asked_for(run, topic_files, tmp_path):
+    train = pd.read_csv(topic_files["train"])
+    test = pd.DataFrame({"text": [train["text"][3].upper(), "a sad fish", train["text"][9] + "."]})
+    test.to_csv(tmp_path / "test.csv", index=False)
+    path = str(tmp_path / "test.csv")
+    results, out = run(test_file=[path])
+    assert results["test_documents_removed"] >= 2 and results["transductive"] is False
+    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) == 0
+    results, out = run("with", test_file=[path], include_test_text=True, validation_split=0.02)
+    assert results["read"] == 63 and results["transductive"] is True
+    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) >= 2
+    with pytest.raises(InputError, match=r"test\.csv seems to hold test text"):
+        run("no", train_file=[path])
+    results, _ = run("yes", train_file=[path, topic_files["train"]], include_test_text=True)
+    assert results["transductive"] is True
+
+
+def test_the_fingerprint_of_earlier_pretraining_stays(run, tmp_path):
+    (tmp_path / "b.txt").write_text("\n".join(f"slow dog {i}" for i in range(40)))
+    _, first = run("first")
+    _, second = run("second", model_name_or_path=str(first), train_file=[str(tmp_path / "b.txt")])
+    hashes = [set(fingerprint.read_fingerprint(f).tolist()) for f in (first, second)]
+    assert hashes[0] < hashes[1] and len(hashes[1]) == len(hashes[0]) + 32
+
+
+def test_deduplication_can_be_switched_off(run, topic_files):
+    twice = {"train_file": [topic_files["train"], topic_files["train"]]}
+    results, _ = run(**twice)
+    again, _ = run("all", deduplicate=False, **twice)
+    assert results["duplicates_removed"] >= 60 and again["duplicates_removed"] == 0
+    assert again["documents"] == pytest.approx(2 * results["documents"], abs=10)
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "ngram"])
+@pytest.mark.parametrize("blocks", ["document", "packed"])
+def test_masks_and_blocks_train(run, unit, blocks):
+    results, _ = run(
+        mask_unit=unit,
+        blocks=blocks,
+        max_steps=30,
+        mlm_probability=0.4,
+        max_ngram=2,
+        mask_replace_prob=1.0,
+        random_replace_prob=0.0,
+    )
+    assert results["rows"] == 48 - results["duplicates_removed"] or blocks == "packed"
+    if blocks == "packed":  # 60 texts of about 8 words and two specials into rows of 128
+        assert results["rows"] == -(-results["tokens"] // 128) <= 5
+    assert results["train_loss"] < 4.0
+    assert results["eval_loss"] < 3.5  # log of the vocabulary: 4.7
+
+
+def test_packing_an_architecture_that_cannot_is_one_line(run, tokenizers, tmp_path):
+    model = AutoModelForMaskedLM.from_config(tiny_encoder("mpnet").config)
+    model.resize_token_embeddings(len(tokenizers["bert"]))
+    model.save_pretrained(tmp_path / "mpnet")
+    tokenizers["bert"].save_pretrained(tmp_path / "mpnet")
+    with pytest.raises(InputError, match="--blocks packed does not work with mpnet"):
+        run(model_name_or_path=str(tmp_path / "mpnet"), blocks="packed", max_seq_length=30)
+
+
+def test_batches_by_tokens(run):
+    options = {"max_steps": -1, "num_train_epochs": 1, "batch_by_length": False}
+    by_rows, out = run(per_device_train_batch_size=8, **options)
+    by_tokens, other = run("tokens", tokens_per_batch=64, **options)
+    steps = [pd.read_csv(folder / "history.csv")["step"].iloc[-1] for folder in (out, other)]
+    assert steps[0] == -(-by_rows["rows"] // 8)
+    assert by_tokens["tokens"] / 64 < steps[1] < 2 * by_tokens["tokens"] / 64
+
+
+def test_chinese_words(run, tokenizers, tiny_bert, tmp_path):
+    pytest.importorskip("jieba")
+    lines = "\n".join(f"北京大学的研究生生活{i}" for i in range(90))
+    (tmp_path / "zh.txt").write_text(lines, encoding="utf-8")
+    scores = {}
+    for segmenter in ("characters", "jieba"):
+        results, _ = run(
+            segmenter,
+            train_file=[str(tmp_path / "zh.txt")],
+            mask_unit="word",
+            word_segmenter=segmenter,
+            max_train_samples="",
+        )
+        scores[segmenter] = results["eval_masked_tokens"]
+    assert len(set(scores.values())) == 2  # other words, other masks
+
+
+def test_label_words_teach_the_labels(run, topic_files):
+    results, _ = run(label_words="label", max_steps=60, mlm_probability=0.3)
+    plain, _ = run("plain", max_steps=60, mlm_probability=0.3)
+    assert results["tokens"] > plain["tokens"]
+    assert results["eval_loss"] < plain["eval_loss"]  # the label tells of the text
+    with pytest.raises(InputError, match="--label_words"):
+        run("pair", label_words="label", text_pair=True, text_column_names=["id", "text"])
+    with pytest.raises(InputError, match="no table has a column 'topic'"):
+        run("none", label_words="topic")
+
+
+def test_new_tokens_are_trained_and_taken_by_fine_tuning(run, topic_files, tmp_path, caplog):
+    rows = pd.read_csv(topic_files["train"])
+    rows["text"] += [" zebra" if i % 2 else " quux graphene" for i in range(len(rows))]
+    rows.to_csv(tmp_path / "train.csv", index=False)
+    results, out = run(
+        add_tokens="auto:2", train_file=[str(tmp_path / "train.csv")], max_train_samples=""
+    )
+    assert results["new_tokens"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.tokenize("a graphene zebra") == ["a", "graphene", "zebra"]
+    config = AutoModelForMaskedLM.from_pretrained(out).config
+    assert config.vocab_size == len(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        finetuned = run_finetune.main(
+            {
+                "model_name_or_path": str(out),
+                "train_file": str(tmp_path / "train.csv"),
+                "max_steps": 2,
+                "output_dir": str(tmp_path / "finetuned"),
+                "use_cpu": True,
+                "disable_tqdm": True,
+            }
+        )
+    assert np.isfinite(finetuned["eval_loss"])
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert not [line for line in said if "token" in line]
+    (tmp_path / "words.txt").write_text("quux\n")
+    results, out = run("file", add_tokens=str(tmp_path / "words.txt"))
+    assert results["new_tokens"] == 1 and "quux" in AutoTokenizer.from_pretrained(out).get_vocab()
+
+
+def test_a_pooler_is_kept_when_asked_for(run, tiny_bert, tmp_path):
+    _, without = run("without")
+    _, out = run(keep_pooler=True)
+    source = AutoModel.from_pretrained(tiny_bert).pooler.dense.weight
+    kept, info = AutoModel.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and torch.equal(kept.pooler.dense.weight, source)
+    _, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    _, info = AutoModel.from_pretrained(without, output_loading_info=True)
+    assert {"pooler.dense.weight", "pooler.dense.bias"} == info["missing_keys"]
+    with pytest.raises(InputError, match="holds no pooler"):
+        run("again", keep_pooler=True, model_name_or_path=str(without))
+
+
+def test_training_from_scratch_is_allowed_and_said(run, tiny_bert, tmp_path, caplog):
+    tiny_bert_config(999).save_pretrained(tmp_path / "config")
+    start = {"model_name_or_path": "", "tokenizer_name": tiny_bert}
+    with caplog.at_level(logging.WARNING, "masked_lm"):
+        results, out = run(config_name=str(tmp_path / "config"), **start)
+    assert "all 0 million weights are random" in caplog.text
+    model = AutoModelForMaskedLM.from_pretrained(out)
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(out))
+    assert results["untrained_weights"] == len(list(model.parameters()))
+    with pytest.raises(InputError, match="--config_name needs --tokenizer_name"):
+        run("x", config_name=str(tmp_path / "config"), model_name_or_path="")
+    with pytest.raises(InputError, match="give either --model_name_or_path or"):
+        run("y", config_name=str(tmp_path / "config"))
+
+
+def test_steps_that_were_asked_for_are_kept(run):
+    _, out = run(max_steps=6, save_at_steps=[2, 4], learning_rate=1e-3)
+    assert {f.name for f in out.glob("step-*")} == {"step-2", "step-4"}
+    kept = [weights_of(folder) for folder in (out / "step-2", out / "step-4", out)]
+    assert len(set(kept)) == 3
+    for folder in (out / "step-2", out / "step-4"):
+        AutoTokenizer.from_pretrained(folder)
+        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert fingerprint.read_fingerprint(folder) is not None
+    with pytest.raises(InputError, match="--save_at_steps 7: the run ends after 6 steps"):
+        run("late", max_steps=6, save_at_steps=[2, 7])
+
+
+def test_training_stops_when_the_held_out_loss_does_not_fall(run):
+    fast = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    results, out = run(max_steps=40, early_stopping_patience=2, learning_rate=3.0, **fast)
+    history = pd.read_csv(out / "history.csv")
+    assert len(history) < 40
+    assert results["eval_loss"] == pytest.approx(history["eval_loss"].min())  # the best is kept
+    with pytest.raises(InputError, match="--early_stopping_patience needs"):
+        run("x", early_stopping_patience=2, load_best_model_at_end=False)
+
+
+def test_two_evaluations_give_the_same_loss(run):
+    """Before the first step, and the same model in another run: the mask is fixed by the seed."""
+    losses = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        _, out = run(name, seed=seed, max_steps=1)
+        losses.append(pd.read_csv(out / "history.csv")["eval_loss"][0])
+    assert losses[0] == losses[1] != losses[2]
+
+
+# ---------------------------------------------------------------- long runs
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens_per_batch": 48, "mask_unit": "word", "corpus_weights": ["task=1.5"]},
+        {"streaming": True, "per_device_train_batch_size": 4},
+    ],
+    ids=["epochs", "stream"],
+)
+def test_an_interrupted_run_goes_on_bit_by_bit(run, monkeypatch, options):
+    saves = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
+    options = {**options, **saves, "max_steps": 15, "gradient_accumulation_steps": 2}
+    _, whole = run("whole", **options)
+    step = run_itpt.MaskedLMTrainer.training_step
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 17:
+            raise InterruptedRunError
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(run_itpt.MaskedLMTrainer, "training_step", interrupted)
+        run("parts", **options)
+    with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
+        run("parts", **options)
+    _, parts = run("parts", resume_from_checkpoint="last", **options)
+    assert weights_of(parts) == weights_of(whole)
+    histories = [pd.read_csv(folder / "history.csv") for folder in (whole, parts)]
+    pd.testing.assert_frame_equal(*histories, check_like=True)  # columns in any order
+
+
+def test_a_stream_trains_and_knows_what_it_has_seen(run, topic_files):
+    results, out = run(streaming=True, max_steps=30, per_device_train_batch_size=8)
+    history = pd.read_csv(out / "history.csv")
+    assert results["eval_loss"] < history["eval_loss"][0] - 0.5
+    texts = pd.read_csv(topic_files["train"])["text"][:60]
+    seen = fingerprint.count_seen(texts, fingerprint.read_fingerprint(out))
+    assert 30 <= seen < 60 and results["held_out_documents"] > 0
+    for changes, message in (
+        ({"max_steps": -1}, "--streaming needs --max_steps"),
+        ({"blocks": "packed"}, "--streaming goes with --blocks document"),
+        ({"dataloader_num_workers": 1}, "--dataloader_num_workers 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run("x", streaming=True, **changes)
+    results, _ = run("grown", streaming=True, add_tokens="auto:3", train_file=[zebras(out)])
+    assert results["new_tokens"] == 1
+
+
+def zebras(folder):
+    path = folder / "zebras.txt"
+    path.write_text("\n".join(f"the zebra {i}" for i in range(50)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gradient_checkpointing": True}, {"bf16": True}, {"dataloader_num_workers": 2}],
+    ids=lambda options: next(iter(options)),
+)
+def test_ways_to_run_long(run, options):
+    """Activation checkpointing and workers change nothing; bfloat16 nearly nothing."""
+    plain, out = run(max_steps=4)
+    results, other = run("other", max_steps=4, **options)
+    if "bf16" in options:
+        assert results["eval_loss"] == pytest.approx(plain["eval_loss"], rel=0.02)
+    else:
+        assert weights_of(other) == weights_of(out)

@@ -1,0 +1,248 @@
+"""Speed and memory of run_itpt.py's training against the usual masked-LM recipe.
+
+    python benchmarks/itpt_speed.py --model MODEL --train_file agnews/train.csv --threads 2
+    python benchmarks/itpt_speed.py --model bert-base-shape --tokenizer MODEL --train_file ...
+
+The usual recipe: Trainer, `AutoModelForMaskedLM` with its dense head,
+`DataCollatorForLanguageModeling`, documents joined and cut into full blocks. Ours: the sparse head,
+a document a row (batches by tokens, of similar length) or packed rows. All see the same tokens a
+batch, the same optimizer and precision; a token counts if it is not padding.
+
+Every measurement is a process of its own, so that its peak memory is its own, and the ways take
+turns, so that a busy machine is busy for all. `bert-base-shape` is BERT-base with random weights.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+WAYS = ("usual", "document", "packed")
+
+
+def main() -> None:
+    options = read_arguments()
+    if options.worker is not None:
+        return print(json.dumps(measure(options)))
+    rows = []
+    for turn in range(options.turns):
+        for way in options.ways:
+            rows.append({"way": way, "turn": turn, **run_worker(way)})
+            print(json.dumps(rows[-1]), flush=True)
+    report(rows, options)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="a checkpoint, or bert-base-shape")
+    parser.add_argument("--tokenizer", help="default: that of the model")
+    parser.add_argument("--train_file", required=True, help="a table of text")
+    parser.add_argument("--text_column_names", nargs="+", default=["text"])
+    parser.add_argument("--max_train_samples", type=int, default=2000)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=16, help="of max_seq_length tokens a batch")
+    parser.add_argument("--steps", type=int, default=4, help="that are timed, after two that warm")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--output_dir", default="itpt_speed")
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_worker(way: str) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", way]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# ---------------------------------------------------------------- one way, in its own process
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Train some steps. Returns tokens per second and peak memory in MiB."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    from transformers import AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
+
+    torch.set_num_threads(options.threads)
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    texts = read_texts(options)
+    args = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=options.rows,
+        max_steps=options.steps + 2,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=options.bf16,
+        seed=1,
+    )
+    build = usual_trainer if options.worker == "usual" else our_trainer
+    trainer = build(options, load(options, tokenizer), tokenizer, texts, args)
+    tokens: list[int] = []
+    times: list[float] = []
+    collate = trainer.data_collator
+
+    def counting(rows: list) -> dict:
+        tokens.append(sum(len(row["input_ids"]) for row in rows))
+        return collate(rows)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    trainer.data_collator = counting
+    trainer.add_callback(Clock())
+    memory = Memory(torch)
+    trainer.train()
+    return {
+        "tokens_per_second": sum(tokens[2 : options.steps + 2]) / (times[-1] - times[1]),
+        "tokens_per_batch": sum(tokens[2 : options.steps + 2]) / options.steps,
+        **memory.peaks(),
+    }
+
+
+class Memory:
+    """Peak memory of the process, and above what was in use when training began, in MiB.
+
+    On a GPU: of its memory. Else: resident memory, looked at every 5 ms.
+    """
+
+    def __init__(self, torch: object):
+        self.cuda = torch.cuda if torch.cuda.is_available() else None
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+            self.start = self.cuda.memory_allocated()
+            return
+        self.start = self.peak = resident()
+        self.running = True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.005)
+
+    def peaks(self) -> dict:
+        if self.cuda:
+            peak = self.cuda.max_memory_allocated()
+        else:
+            self.running = False
+            self.thread.join()
+            peak = max(self.peak, resident())
+        return {"peak_mib": peak / 2**20, "training_mib": (peak - self.start) / 2**20}
+
+
+def resident() -> int:
+    """Bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def read_texts(options: argparse.Namespace) -> list[str]:
+    from text_data import first_rows, read_table, to_documents
+
+    table = first_rows(read_table(options.train_file), options.max_train_samples)
+    return to_documents(table, options.train_file, options.text_column_names)["text"][:]
+
+
+def load(options: argparse.Namespace, tokenizer: object) -> object:
+    import torch
+    from transformers import AutoModelForMaskedLM, BertConfig
+
+    if options.model == "bert-base-shape":
+        return AutoModelForMaskedLM.from_config(BertConfig(vocab_size=len(tokenizer)))
+    return AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32)
+
+
+def usual_trainer(
+    options: argparse.Namespace, model: object, tokenizer: object, texts: list[str], args: object
+) -> object:
+    """Documents with their special tokens, joined and cut into full blocks; a dense head."""
+    from itertools import chain
+
+    from datasets import Dataset
+    from transformers import DataCollatorForLanguageModeling, Trainer
+
+    ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
+    size = options.max_seq_length
+    blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict({"input_ids": blocks}),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+        processing_class=tokenizer,
+    )
+
+
+def our_trainer(
+    options: argparse.Namespace, model: object, tokenizer: object, texts: list[str], args: object
+) -> object:
+    from datasets import Dataset
+
+    import run_itpt
+    from blocks import RowMaker
+    from windows import WindowSpec, find_special_tokens
+
+    block = run_itpt.BlockArguments(
+        blocks=options.worker, tokens_per_batch=options.rows * options.max_seq_length
+    )
+    windows = WindowSpec("hierarchical", options.max_seq_length)
+    maker = RowMaker(tokenizer, windows, find_special_tokens(tokenizer))
+    collator = run_itpt.settle_masks(tokenizer, run_itpt.MaskArguments(), model, 1)
+    documents = Dataset.from_dict({"text": texts, "corpus": ["task"] * len(texts)})
+    return run_itpt.MaskedLMTrainer(
+        block=block,
+        weights={"task": 1.0},
+        model=model,
+        args=args,
+        train_dataset=run_itpt.training_rows(documents, maker, block, collator, model),
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+
+
+# ---------------------------------------------------------------- report
+
+
+def report(rows: list[dict], options: argparse.Namespace) -> None:
+    """Medians over the turns, and ratios to the usual way."""
+    import pandas as pd
+
+    from outputs import markdown_table, versions, write_json, write_text
+
+    table = pd.DataFrame(rows).drop(columns="turn").groupby("way", sort=False).median()
+    if "usual" in table.index:
+        usual = table.loc["usual"]
+        table["speed ratio"] = table["tokens_per_second"] / usual["tokens_per_second"]
+        table["peak ratio"] = table["peak_mib"] / usual["peak_mib"]
+        table["training ratio"] = table["training_mib"] / usual["training_mib"]
+    folder = Path(options.output_dir)
+    facts = {"rows": rows, "options": vars(options), "versions": versions()}
+    write_json(folder / f"{Path(options.model).name}.json", facts)
+    write_text(folder / f"{Path(options.model).name}.md", markdown_table(table.reset_index(), 2))
+    print(table.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
