@@ -278,3 +278,37 @@ def test_loss_and_gradients_are_the_same_for_1_and_2_processes(tokenizers, tmp_p
     assert start["eval_loss"] == pytest.approx(evaluated, rel=1e-5)
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)
+
+
+FULLY_SHARDED = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from test_masked_lm import batch_of, gradients_of, masked_lm
+
+mesh = init_device_mesh("cpu", (2,))
+loss, gradients = gradients_of(masked_lm("bert"), batch_of())
+model = masked_lm("bert")
+for block in model.bert.encoder.layer:
+    fully_shard(block, mesh=mesh)
+fully_shard(model, mesh=mesh)
+sharded_loss, sharded = gradients_of(model, batch_of())  # the same batch in both: the same mean
+assert abs(loss - sharded_loss) < 1e-5
+for name, gradient in gradients.items():
+    torch.testing.assert_close(sharded[name].full_tensor(), gradient, atol=1e-6, rtol=1e-4)
+torch.distributed.destroy_process_group()
+print("equal")
+"""
+
+
+def test_the_sparse_head_works_on_a_sharded_model(tmp_path):
+    """FSDP 2, two processes: parameters are gathered block by block around the hook."""
+    script = tmp_path / "sharded.py"
+    script.write_text(FULLY_SHARDED.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(30500 + os.getpid() % 500), str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal") == 2
