@@ -45,6 +45,7 @@ class RowMaker:
         typed = (second is not None or labels is not None) and self.special.pair_types is not None
         names = ["input_ids", "units", *(["token_type_ids"] if typed else []), "length", "corpus"]
         rows: dict[str, list] = {name: [] for name in names}
+        special = {*self.tokenizer.all_special_ids}
         for i, (ids, units) in enumerate(texts):
             front = (ids, units) if second is not None else None
             body = second[i] if second is not None else (ids, units)
@@ -52,7 +53,6 @@ class RowMaker:
                 front = (labels[i][0], [LABEL] * len(labels[i][0]))
             cut_ids, types = self._cut(front, body, self.special)
             cut_units, _ = self._cut(self._number(front, body), body, _marked(self.special))
-            special = {*self.tokenizer.all_special_ids}
             for n, row in enumerate(cut_ids):
                 units_of_row = [
                     SPECIAL if token in special else unit

@@ -144,19 +144,30 @@ def settle_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, fl
     return settled
 
 
-def refuse_test_text(sources: Sequence[Source]) -> None:
-    """Test text is used only when it is asked for.
+def check_test_text(sources: Sequence[Source], test: Sequence[Source], asked: bool) -> None:
+    """Test text is used only when it is asked for, and what is asked for is there.
+
+    Args:
+        test: the tables of --test_file.
+        asked: --include_test_text.
 
     Raises:
-        InputError: for a test split, or a file whose name says that it is one.
+        InputError: for a test split, or a file whose name says that it is one, that nobody asked
+            for; and where there is none to include.
     """
-    for source in sources:
-        name = source.split if source.file is None else Path(source.file).name
-        if TEST.search(name.lower()):
-            raise InputError(
-                f"{source.name} seems to hold test text; if it may be used (scores become "
-                "transductive), add --include_test_text"
-            )
+    found = [source for source in sources if _seems_test(source)]
+    if found and not asked:
+        raise InputError(
+            f"{found[0].name} seems to hold test text; if it may be used (scores become "
+            "transductive), add --include_test_text"
+        )
+    if asked and not found and not test:
+        raise InputError("--include_test_text: there is no test text; give --test_file")
+
+
+def _seems_test(source: Source) -> bool:
+    name = source.split if source.file is None else Path(source.file).name
+    return TEST.search(name.lower()) is not None
 
 
 # ---------------------------------------------------------------- documents

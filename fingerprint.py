@@ -54,14 +54,20 @@ def read_fingerprint(path: str | os.PathLike, **hub: object) -> np.ndarray | Non
     Args:
         hub: `revision`, and whatever else `from_pretrained` takes.
     """
-    found = cached_file(
-        str(path),
-        FILE,
-        revision=hub.get("revision"),
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    if os.path.isdir(path):
+        local = Path(path) / FILE
+        return np.load(local, allow_pickle=False) if local.is_file() else None
+    try:
+        found = cached_file(
+            str(path),
+            FILE,
+            revision=hub.get("revision"),
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no such model: loading it says so
+        return None
     return None if found is None else np.load(found, allow_pickle=False)
 
 

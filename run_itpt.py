@@ -76,8 +76,6 @@ class CorpusArguments:
     def __post_init__(self) -> None:
         if not (self.train_file or self.dataset_name or self.corpora):
             raise InputError("no text: give --train_file, --dataset_name or --corpora")
-        if self.include_test_text and not (self.test_file or self.train_file or self.corpora):
-            raise InputError("--include_test_text needs --test_file")
         share("validation_split", self.validation_split)
         at_least("max_train_samples", self.max_train_samples, 1)
 
@@ -213,9 +211,9 @@ from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
 from corpus import (
     DocumentStream,
     Source,
+    check_test_text,
     clean,
     read_corpora,
-    refuse_test_text,
     settle_sources,
     settle_weights,
     split_corpora,
@@ -384,9 +382,8 @@ def settle_corpora(
             "dataset_config_name": corpus.dataset_config_name,
         }
         sources.append(Source("task", **names, label_words=label_words, **defaults))
-    if not corpus.include_test_text:
-        refuse_test_text(sources)
-    test = settle_sources(corpus.test_file, None, defaults, None)
+    test = settle_sources(corpus.test_file, None, {**defaults, "max_samples": None})
+    check_test_text(sources, test, corpus.include_test_text)
     test_hashes = None
     if corpus.include_test_text:
         sources += test
@@ -590,7 +587,7 @@ class MaskedLMTrainer(Trainer):
         batches = DrawnBatches(
             data["length"][:],
             [self.weights[name] for name in data["corpus"][:]],
-            args.per_device_train_batch_size,
+            self._train_batch_size,
             self.block.tokens_per_batch,
             self.block.batch_by_length,
             args.seed if args.data_seed is None else args.data_seed,
@@ -686,7 +683,9 @@ def write_run(trainer: Trainer, results: dict[str, Any], as_run: dict[str, Any])
         title=folder.name,
         base_model=as_run.get("model_name_or_path") or as_run["config_name"],
         pipeline_tag="fill-mask",
-        summary="Masked language model, further pretrained on the text of a task.",
+        summary="Masked language model, "
+        + ("further pretrained" if "model_name_or_path" in as_run else "trained from scratch")
+        + " on the text of a task.",
         usage=USAGE,
         metrics={k: v for k, v in results.items() if k in SCORES},
         arguments=changed(as_run, (*OWN_ARGUMENTS, TrainingArguments)),

@@ -91,6 +91,7 @@ def measure(options: argparse.Namespace) -> dict:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         bf16=options.bf16,
+        use_cpu=not torch.cuda.is_available(),
         seed=1,
     )
     build = usual_trainer if options.worker == "usual" else our_trainer

@@ -12,10 +12,10 @@ from command_line import InputError
 from corpus import (
     DocumentStream,
     Source,
+    check_test_text,
     clean,
     label_text,
     read_corpora,
-    refuse_test_text,
     settle_sources,
     settle_weights,
     split_corpora,
@@ -111,9 +111,18 @@ def test_weights():
 )
 def test_test_text_must_be_asked_for(source, refused):
     if not refused:
-        return refuse_test_text([source])
+        return check_test_text([source], [], asked=False)
+    check_test_text([source], [], asked=True)
     with pytest.raises(InputError, match="--include_test_text"):
-        refuse_test_text([source])
+        check_test_text([source], [], asked=False)
+
+
+def test_there_must_be_test_text_to_include():
+    train, test = Source("t", file="train.csv"), Source("t", file="hidden.csv")
+    check_test_text([train], [test], asked=True)
+    check_test_text([train], [test], asked=False)
+    with pytest.raises(InputError, match="there is no test text; give --test_file"):
+        check_test_text([train], [], asked=True)
 
 
 # ---------------------------------------------------------------- documents
@@ -278,4 +287,5 @@ def test_leak_detection_finds_exactly_the_planted_documents(tmp_path, caplog):
 def test_without_a_fingerprint_nothing_is_claimed(tmp_path):
     assert find_seen(Dataset.from_dict({"text": ["a"]}), str(tmp_path)) == {}
     assert read_fingerprint("some/hub-model") is None  # not asked for over the network
+    assert read_fingerprint("no/such/folder") is None  # that it is not there, loading says
     assert find_seen(None, str(tmp_path)) == {}

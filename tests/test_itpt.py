@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+import yaml
 from conftest import make_rows, tiny_bert_config
 from test_modeling import tiny_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -186,17 +187,51 @@ def test_corpora_weights_and_scores_of_each(run, topic_files, tmp_path):
     assert mean / total == pytest.approx(results["eval_loss"])
 
 
+def test_corpora_from_the_yaml_of_all_arguments_and_sets_by_name(
+    run, tiny_bert, topic_files, tmp_path
+):
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    pd.DataFrame({"body": [f"slow dog {i}" for i in range(30)]}).to_csv(
+        sets / "train.csv", index=False
+    )
+    arguments = {
+        "model_name_or_path": tiny_bert,
+        "train_file": ["task=" + topic_files["train"]],
+        "corpora": {"other": [{"dataset_name": str(sets), "text_column_names": ["body"]}]},
+        "max_steps": 1,
+        "output_dir": str(tmp_path / "out"),
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(arguments))
+    results = run_itpt.main([str(tmp_path / "run.yaml")])
+    assert results["read"] == 180
+    again = run_itpt.main([str(tmp_path / "out" / "run_args.yaml"), "--max_train_samples", "20"])
+    assert again["read"] == 40
+    by_name, _ = run("n", train_file=[], dataset_name=str(sets), text_column_names=["body"])
+    named = {"dataset_config_name": "default", "streaming": True}
+    streamed, _ = run(
+        "s", train_file=[], dataset_name=str(sets), text_column_names=["body"], **named
+    )
+    assert by_name["read"] == 30 and streamed["held_out_documents"] > 0
+    with pytest.raises(InputError, match="has no split unsupervised"):
+        wrong = {"x": {"dataset_name": str(sets), "split": "unsupervised"}}
+        run("w", corpora=json.dumps(wrong))
+
+
 def test_test_text_is_left_out_or_asked_for(run, topic_files, tmp_path):
     train = pd.read_csv(topic_files["train"])
-    test = pd.DataFrame({"text": [train["text"][3].upper(), "a sad fish", train["text"][9] + "."]})
+    unseen = [f"a sad fish {i}" for i in range(61)]  # the others are beyond --max_train_samples
+    test = pd.DataFrame({"text": [*unseen, train["text"][3].upper(), train["text"][9] + "."]})
     test.to_csv(tmp_path / "test.csv", index=False)
     path = str(tmp_path / "test.csv")
     results, out = run(test_file=[path])
     assert results["test_documents_removed"] >= 2 and results["transductive"] is False
     assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) == 0
     results, out = run("with", test_file=[path], include_test_text=True, validation_split=0.02)
-    assert results["read"] == 63 and results["transductive"] is True
-    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) >= 2
+    assert results["read"] == 60 + 63 and results["transductive"] is True
+    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) >= 60
     with pytest.raises(InputError, match=r"test\.csv seems to hold test text"):
         run("no", train_file=[path])
     results, _ = run("yes", train_file=[path, topic_files["train"]], include_test_text=True)
@@ -260,10 +295,15 @@ def test_chinese_words(run, tokenizers, tiny_bert, tmp_path):
     pytest.importorskip("jieba")
     lines = "\n".join(f"北京大学的研究生生活{i}" for i in range(90))
     (tmp_path / "zh.txt").write_text(lines, encoding="utf-8")
+    tokenizers["unigram"].save_pretrained(tmp_path / "tokenizer")
+    tiny_bert_config(0).save_pretrained(tmp_path / "config")
     scores = {}
     for segmenter in ("characters", "jieba"):
         results, _ = run(
             segmenter,
+            model_name_or_path="",
+            config_name=str(tmp_path / "config"),
+            tokenizer_name=str(tmp_path / "tokenizer"),
             train_file=[str(tmp_path / "zh.txt")],
             mask_unit="word",
             word_segmenter=segmenter,
@@ -442,14 +482,19 @@ def zebras(folder):
 
 @pytest.mark.parametrize(
     "options",
-    [{"gradient_checkpointing": True}, {"bf16": True}, {"dataloader_num_workers": 2}],
+    [
+        {"gradient_checkpointing": True},
+        {"bf16": True},
+        {"dataloader_num_workers": 2},
+        {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_ways_to_run_long(run, options):
-    """Activation checkpointing and workers change nothing; bfloat16 nearly nothing."""
+    """Workers change nothing; activation checkpointing, bfloat16 and compiling hardly."""
     plain, out = run(max_steps=4)
     results, other = run("other", max_steps=4, **options)
-    if "bf16" in options:
-        assert results["eval_loss"] == pytest.approx(plain["eval_loss"], rel=0.02)
-    else:
+    if "dataloader_num_workers" in options:
         assert weights_of(other) == weights_of(out)
+    else:  # other kernels round otherwise, and checkpointing draws dropout for more positions
+        assert results["eval_loss"] == pytest.approx(plain["eval_loss"], rel=0.02)

@@ -60,6 +60,42 @@ def test_sparse_loss_and_gradients_equal_the_dense_ones(kind):
     assert model(**batch).logits.shape[:2] == (6, 9)  # and dense again
 
 
+def test_the_last_feed_forward_runs_on_masked_positions_alone():
+    """In BERT-like blocks; others, and activation checkpointing, gather after the last block."""
+    seen = {}
+    for kind in ("bert", "roberta", "electra", "distilbert", "albert"):
+        model, batch = masked_lm(kind), batch_of()
+        feed_forward = [m for n, m in model.named_modules() if n.endswith(FEED_FORWARD)][-1]
+        feed_forward.register_forward_pre_hook(lambda m, i, k=kind: seen.update({k: i[0].shape[1]}))
+        SparseHead(model)(model, batch)
+    masked = int((batch_of()["labels"] != -100).sum())
+    assert seen == {
+        "bert": masked,
+        "roberta": masked,
+        "electra": masked,
+        "distilbert": 9,
+        "albert": 9,
+    }
+
+
+FEED_FORWARD = ("intermediate", "ffn")
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    plain = gradients_of(masked_lm("bert").train(False), batch_of())
+    model = masked_lm("bert")
+    for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.dropout.p = 0.0
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss, gradients = gradients_of(model, batch_of())
+    assert loss == pytest.approx(plain[0], rel=1e-6)
+    for name, gradient in plain[1].items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_a_head_that_does_not_read_the_hidden_state_is_said():
     class Odd(transformers.BertForMaskedLM):
         def forward(self, input_ids, attention_mask=None):
