@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, IterableDataset, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, IterableDataset, concatenate_datasets
 
 from command_line import InputError, nearest, read_arguments
 from fingerprint import hash_text, hash_texts
@@ -111,7 +111,8 @@ def _source(corpus: str, fields: Any, defaults: dict[str, Any]) -> Source:
     where = f"--corpora, {corpus}"
     if not isinstance(fields, dict):
         raise InputError(f"{where}: give a path or a mapping such as file: train.csv")
-    known = [field.name for field in dataclasses.fields(Source) if field.name != "corpus"]
+    own = ("corpus", "text_pair")  # pairs or not: the same for all, by a flag
+    known = [field.name for field in dataclasses.fields(Source) if field.name not in own]
     for field in fields:
         if field not in known:
             raise InputError(
@@ -120,10 +121,12 @@ def _source(corpus: str, fields: Any, defaults: dict[str, Any]) -> Source:
     if bool(fields.get("file")) == bool(fields.get("dataset_name")):
         raise InputError(f"{where}: give either file or dataset_name")
     columns = fields.get("text_column_names")
-    if isinstance(columns, str):
-        columns = [columns]
-    settled = {**defaults, **fields}
-    return Source(corpus, **settled | ({"text_column_names": tuple(columns)} if columns else {}))
+    if columns is not None:
+        fields["text_column_names"] = (columns,) if isinstance(columns, str) else tuple(columns)
+    source = Source(corpus, **{**defaults, **fields})
+    if source.text_pair and len(source.text_column_names) != 2:
+        raise InputError(f"{where}: --text_pair needs two text_column_names")
+    return source
 
 
 def settle_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, float]:
@@ -194,8 +197,8 @@ def read_corpora(sources: Sequence[Source]) -> Dataset:
 
 
 def _labels(rows: Dataset, source: Source) -> list[str]:
-    """Words of the label; a table without the column is unlabelled text, and gives none."""
-    if source.label_words not in rows.column_names:
+    """Words of the label; a table without the column gives none, nor does one of test text."""
+    if source.label_words not in rows.column_names or _seems_test(source):
         return [""] * len(rows)
     return [label_text(v) for v in label_values(rows, [source.label_words], None)]
 
@@ -208,8 +211,8 @@ def label_text(value: Any) -> str:
 
 def _with_label(part: Dataset, parts: list[Dataset]) -> Dataset:
     if any("label" in other.column_names for other in parts) and "label" not in part.column_names:
-        part = part.add_column("label", [""] * len(part))
-    return part.cast_column("id", Value("string"))
+        return part.add_column("label", [""] * len(part))
+    return part
 
 
 def clean(
@@ -369,7 +372,7 @@ def stream_documents(source: Source) -> Iterator[dict[str, str]]:
             continue
         document["corpus"] = source.corpus
         if source.label_words is not None:
-            value = row.get(source.label_words)
+            value = None if _seems_test(source) else row.get(source.label_words)
             if isinstance(feature, ClassLabel) and value is not None:
                 value = feature.int2str(value) if value >= 0 else None
             document["label"] = label_text(value)

@@ -115,12 +115,10 @@ class SparseHead:
     def __init__(self, model: PreTrainedModel):
         self.positions: Tensor | None = None  # [masked, 2], row and column of what to predict
         self.gathered = False
-        base = model.base_model
-        attention = last_attention(base)
-        if attention is not None:
-            attention.register_forward_hook(self._gather_early)
-        base.register_forward_hook(self._gather)
-        self.checkpointing = lambda: model.is_gradient_checkpointing and model.training
+        self.last = last_bert_block(model.base_model)
+        if self.last is not None:
+            self.last.attention.register_forward_hook(self._gather_early)
+        model.base_model.register_forward_hook(self._gather)
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [masked, vocabulary] in float32, and targets [masked], in the order of rows.
@@ -142,7 +140,7 @@ class SparseHead:
         return outputs.logits[0].float(), labels[positions[:, 0], positions[:, 1]]
 
     def _gather_early(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
-        if self.positions is None or self.checkpointing():
+        if self.positions is None or (module.training and self.last.gradient_checkpointing):
             return outputs
         self.gathered = True
         return self._gather_from(outputs)
@@ -161,8 +159,8 @@ class SparseHead:
         return outputs
 
 
-def last_attention(base: PreTrainedModel) -> nn.Module | None:
-    """The attention of the last block, where what follows it in the base model is token by token.
+def last_bert_block(base: PreTrainedModel) -> nn.Module | None:
+    """The last block, where all that follows its attention in the base model is token by token.
 
     That is so where blocks are built like BERT's: `attention` with its own residual and norm, then
     `intermediate` and `output`. None for all others.
@@ -171,9 +169,17 @@ def last_attention(base: PreTrainedModel) -> nn.Module | None:
     if not isinstance(blocks, nn.ModuleList) or len(blocks) != base.config.num_hidden_layers:
         return None
     last = blocks[-1]
-    parts = [getattr(last, name, None) for name in ("attention", "intermediate", "output")]
-    whole = isinstance(getattr(parts[0], "output", None), nn.Module)
-    return parts[0] if whole and all(parts) and not hasattr(last, "LayerNorm") else None
+    names = ("attention.output", "intermediate", "output", "gradient_checkpointing")
+    like_bert = all(_has(last, name) for name in names) and not hasattr(last, "LayerNorm")
+    return last if like_bert else None
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(module, name):
+            return False
+        module = getattr(module, name)
+    return True
 
 
 # ---------------------------------------------------------------- packed rows

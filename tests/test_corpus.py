@@ -71,7 +71,8 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
     [
         ('{"a": {"file": "x", "columns": ["t"]}}', "columns is not one of file"),
         ('{"a": {"fil": "x"}}', "did you mean file"),
-        ('{"a": {"text_pair": true}}', "either file or dataset_name"),
+        ('{"a": {"max_samples": 3}}', "either file or dataset_name"),
+        ('{"a": {"file": "x", "text_pair": true}}', "text_pair is not one of"),
         ('{"a": 3}', "give a path or a mapping"),
         ("nowhere.yaml", "--corpora nowhere.yaml: cannot be read"),
         ("{[", "cannot be read as YAML"),
@@ -81,6 +82,11 @@ def test_a_wrong_corpus_is_one_line(corpora, message):
     with pytest.raises(InputError, match=message) as caught:
         settle_sources([], corpora, {})
     assert "\n" not in str(caught.value)
+
+
+def test_pairs_need_two_columns_in_every_table():
+    with pytest.raises(InputError, match="--corpora, a: --text_pair needs two"):
+        settle_sources([], '{"a": "x.txt"}', {"text_pair": True})
 
 
 def test_weights():
@@ -252,6 +258,16 @@ def test_streamed_rows_equal_read_ones(tmp_path, monkeypatch):
     for name in ("text", "corpus", "label"):
         assert [d[name] for d in streamed] == read[name][:]
     assert read["label"][:] == ["so so", "bad", ""]
+
+
+def test_labels_of_test_text_are_never_read(tmp_path):
+    table = pd.DataFrame({"text": ["red", "cat"], "y": ["good", "bad"]})
+    for name in ("train.csv", "test.csv"):
+        table.to_csv(tmp_path / name, index=False)
+    sources = [Source("t", str(tmp_path / n), label_words="y") for n in ("train.csv", "test.csv")]
+    assert read_corpora(sources)["label"][:] == ["good", "bad", "", ""]
+    streamed = [d["label"] for source in sources for d in stream_documents(source)]
+    assert streamed == ["good", "bad", "", ""]
 
 
 # ---------------------------------------------------------------- fingerprint

