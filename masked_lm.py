@@ -1,5 +1,6 @@
 """Any `*ForMaskedLM`, loaded or from scratch; its head sees only what is to be predicted."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +47,9 @@ def load_masked_lm(
         model, info = AutoModelForMaskedLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **hub
         )
+    # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
+    # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
     if new_tokens:
         grow_embeddings(model, len(tokenizer), new_tokens)
     check_vocabulary(tokenizer, model, path)

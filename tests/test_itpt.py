@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 import transformers
 import yaml
@@ -406,6 +408,26 @@ def test_training_stops_when_the_held_out_loss_does_not_fall(run):
     assert results["eval_loss"] == pytest.approx(history["eval_loss"].min())  # the best is kept
     with pytest.raises(InputError, match="--early_stopping_patience needs"):
         run("x", early_stopping_patience=2, load_best_model_at_end=False)
+
+
+def test_the_best_checkpoint_of_a_model_with_old_names_is_loaded_whole(run, tiny_bert, tmp_path):
+    """bert-base-uncased calls its norms gamma and beta. transformers saves what it renamed under
+    the old names, and the Trainer then loads its own checkpoints without them, silently."""
+    old = tmp_path / "old"
+    shutil.copytree(tiny_bert, old)
+    weights = safetensors.torch.load_file(old / "model.safetensors")
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for name in [n for n in weights if n.endswith(tuple(names))]:
+        stem, ending = name.rsplit("LayerNorm.", 1)
+        weights[stem + names[f"LayerNorm.{ending}"]] = weights.pop(name)
+    safetensors.torch.save_file(weights, old / "model.safetensors", metadata={"format": "pt"})
+    fast = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    results, out = run(model_name_or_path=str(old), max_steps=4, learning_rate=3.0, **fast)
+    history = pd.read_csv(out / "history.csv")
+    assert history["eval_loss"].iloc[-1] > history["eval_loss"][1:].min() + 0.1  # the last is worse
+    assert results["eval_loss"] == pytest.approx(history["eval_loss"][1:].min())
+    saved = safetensors.torch.load_file(out / "model.safetensors")
+    assert not [name for name in saved if name.endswith(("gamma", "beta"))]
 
 
 def test_two_evaluations_give_the_same_loss(run):

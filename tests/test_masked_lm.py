@@ -166,6 +166,15 @@ def packed(rows):
     return join_windows({name: [row[name] for row in rows] for name in rows[0]}) | {"key": 0}
 
 
+def skip_if_refused(kind, model):
+    """transformers 5.0 takes no such mask for ModernBERT, and the script says so; later ones do."""
+    try:
+        check_packing(model, windows()[:2], packing_collator(model))
+    except InputError:
+        assert kind == "modernbert" and transformers.__version__.startswith("5.0.")
+        pytest.skip("this version cannot pack ModernBERT")
+
+
 def gradients_of(model, batch):
     model.zero_grad()
     logits, targets = SparseHead(model)(model, batch)
@@ -184,7 +193,7 @@ def test_packed_loss_and_gradients_equal_those_of_single_windows(kind, attention
         model.set_attn_implementation("eager")
     collator = packing_collator(model)
     rows = windows()
-    check_packing(model, rows[:2], collator)
+    skip_if_refused(kind, model)
     alone, expected = gradients_of(model, collator([{**row, "key": 0} for row in rows]))
     together, found = gradients_of(model, collator([packed(rows)]))
     assert together == pytest.approx(alone, rel=1e-5)
@@ -197,6 +206,7 @@ def test_packed_loss_and_gradients_equal_those_of_single_windows(kind, attention
 def test_attention_never_crosses_documents(kind):
     """The loss of one document has no gradient in the embeddings of another in the same row."""
     model = masked_lm(kind)
+    skip_if_refused(kind, model)
     rows = windows()
     batch = packing_collator(model)([packed(rows)])
     batch["labels"][:, rows[0]["length"] :] = -100  # targets in the first document alone
@@ -223,6 +233,7 @@ def test_a_model_with_local_attention_is_tried_at_the_length_of_the_rows():
     config.local_attention = 8
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(config).eval()
+    skip_if_refused("modernbert", masked_lm("modernbert"))
     check_packing(model, windows(lengths=(3, 2)), packing_collator(model))
     with pytest.raises(InputError, match="does not work with modernbert"):
         check_packing(model, windows(lengths=(30,)), packing_collator(model))
