@@ -8,23 +8,21 @@ columns.
 import dataclasses
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from command_line import InputError, nearest, read_arguments
-from fingerprint import hash_text, hash_texts
-from labels import label_values, require_columns
+from fingerprint import hash_texts
+from labels import label_values
 from text_data import (
     all_text,
     first_rows,
     hold_out,
-    join_texts,
     read_hub_table,
     read_table,
     to_documents,
@@ -158,7 +156,7 @@ def check_test_text(sources: Sequence[Source], test: Sequence[Source], asked: bo
         InputError: for a test split, or a file whose name says that it is one, that nobody asked
             for; and where there is none to include.
     """
-    found = [source for source in sources if _seems_test(source)]
+    found = [source for source in sources if seems_test(source)]
     if found and not asked:
         raise InputError(
             f"{found[0].name} seems to hold test text; if it may be used (scores become "
@@ -168,7 +166,7 @@ def check_test_text(sources: Sequence[Source], test: Sequence[Source], asked: bo
         raise InputError("--include_test_text: there is no test text; give --test_file")
 
 
-def _seems_test(source: Source) -> bool:
+def seems_test(source: Source) -> bool:
     name = source.split if source.file is None else Path(source.file).name
     return TEST.search(name.lower()) is not None
 
@@ -198,7 +196,7 @@ def read_corpora(sources: Sequence[Source]) -> Dataset:
 
 def _labels(rows: Dataset, source: Source) -> list[str]:
     """Words of the label; a table without the column gives none, nor does one of test text."""
-    if source.label_words not in rows.column_names or _seems_test(source):
+    if source.label_words not in rows.column_names or seems_test(source):
         return [""] * len(rows)
     return [label_text(v) for v in label_values(rows, [source.label_words], None)]
 
@@ -267,113 +265,3 @@ def split_corpora(documents: Dataset, share: float, seed: int) -> tuple[Dataset,
         )
     held_out = held_out[group]
     return documents.select(np.flatnonzero(~held_out)), documents.select(np.flatnonzero(held_out))
-
-
-# ---------------------------------------------------------------- streaming
-
-
-class DocumentStream:
-    """Documents of all corpora without end, for text that is larger than disk or memory.
-
-    Corpora are drawn in proportion to their weights, and begin anew when they end. A document
-    belongs to the process hash % processes: so each process drops its own duplicates without asking
-    the others. Held-out documents are known by their hash, too.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        weights: dict[str, float],
-        share_held_out: float,
-        test_hashes: np.ndarray | None,
-        deduplicate: bool,
-        seed: int,
-    ):
-        self.sources = sources
-        self.weights = weights
-        self.held_out_below = int(share_held_out * 2**32)
-        self.test = set() if test_hashes is None else set(test_hashes.tolist())
-        self.deduplicate = deduplicate
-        self.seed = seed
-
-    def held_out(self, count: int) -> Dataset:
-        """The first `count` documents of the streams whose hashes are in the held-out share."""
-        found: dict[int, dict[str, str]] = {}
-        per_corpus = Counter()
-        quota = -(-count // len(self.weights))
-        for corpus in self.weights:
-            for number, document in self._documents(corpus):
-                if per_corpus[corpus] == quota:
-                    break
-                if self._is_held_out(number) and number not in found:
-                    found[number] = document
-                    per_corpus[corpus] += 1
-        if not found:
-            raise InputError("--validation_split holds out no document; use a larger share")
-        return Dataset.from_list(list(found.values()))
-
-    def documents(self, process: int, processes: int) -> Iterator[tuple[int, dict[str, str]]]:
-        """(hash, document) for one process, without end; within a pass no text comes twice.
-
-        Raises:
-            InputError: if a corpus gives no document in a whole pass.
-        """
-        rng = np.random.default_rng((self.seed, 1))
-        names = list(self.weights)
-        share = np.array(list(self.weights.values()))
-        share = share / share.sum()
-        streams = {name: self._mine(name, process, processes) for name in names}
-        while True:
-            yield next(streams[names[rng.choice(len(names), p=share)]])
-
-    def _mine(self, corpus: str, process: int, processes: int) -> Iterator[tuple[int, dict]]:
-        while True:  # pass after pass
-            seen: set[int] = set()
-            count = 0
-            for number, document in self._documents(corpus):
-                if number % processes != process or self._is_held_out(number):
-                    continue
-                if self.deduplicate and number in seen:
-                    continue
-                seen.add(number)
-                count += 1
-                yield number, document
-            if not count:
-                raise InputError(f"corpus {corpus}: a whole pass gives no document to train on")
-
-    def _is_held_out(self, number: int) -> bool:
-        return (number >> 32) < self.held_out_below
-
-    def _documents(self, corpus: str) -> Iterator[tuple[int, dict[str, str]]]:
-        for source in self.sources:
-            if source.corpus != corpus:
-                continue
-            for document in stream_documents(source):
-                number = hash_text("\n".join(document[k] for k in TEXTS if k in document))
-                if number not in self.test:
-                    yield number, document
-
-
-TEXTS = ("text", "text_pair")
-
-
-def stream_documents(source: Source) -> Iterator[dict[str, str]]:
-    """The documents of a table one by one, empty ones left out."""
-    table: Iterable[dict[str, Any]] = source.read(streaming=True)
-    feature = (table.features or {}).get(source.label_words)
-    for number, row in enumerate(table):
-        if source.max_samples is not None and number >= source.max_samples:
-            return
-        if number == 0:
-            require_columns(row, source.text_column_names, source.name, "--text_column_names")
-        texts = [row[name] for name in source.text_column_names]
-        document = join_texts(texts, source.text_separator, source.text_pair)
-        if not any(text.strip() for text in document.values()):
-            continue
-        document["corpus"] = source.corpus
-        if source.label_words is not None:
-            value = None if _seems_test(source) else row.get(source.label_words)
-            if isinstance(feature, ClassLabel) and value is not None:
-                value = feature.int2str(value) if value >= 0 else None
-            document["label"] = label_text(value)
-        yield document

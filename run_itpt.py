@@ -209,7 +209,6 @@ from transformers import (
 from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
 from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
 from corpus import (
-    DocumentStream,
     Source,
     check_test_text,
     clean,
@@ -243,6 +242,7 @@ from outputs import (
     write_text,
     write_yaml,
 )
+from streams import DocumentStream
 from text_data import all_text
 from vocabulary import add_words, words_to_add
 from words import SEGMENTERS

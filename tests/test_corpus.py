@@ -10,7 +10,6 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from command_line import InputError
 from corpus import (
-    DocumentStream,
     Source,
     check_test_text,
     clean,
@@ -19,7 +18,6 @@ from corpus import (
     settle_sources,
     settle_weights,
     split_corpora,
-    stream_documents,
 )
 from fingerprint import (
     count_seen,
@@ -29,6 +27,7 @@ from fingerprint import (
     read_fingerprint,
     write_fingerprint,
 )
+from streams import DocumentStream, stream_documents
 
 
 def documents(texts, corpus="task", **columns):
