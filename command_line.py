@@ -3,12 +3,14 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,6 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
-
-logger = logging.getLogger(__name__)
 
 SECRETS = ("hub_token",)  # never written to disk
 
@@ -173,6 +173,10 @@ def wants_help(argv: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") for word in argv)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the description."""
+
+
 def print_help(
     description: str, dataclass_types: Sequence[type], defaults: dict[str, Any] | None = None
 ) -> None:
@@ -188,11 +192,13 @@ def print_help(
             "--learning_rate, --bf16, --seed, --resume_from_checkpoint ...). Defaults set here: "
             + " ".join(f"{k}={v}" for k, v in defaults.items())
         )
+        epilog = textwrap.fill(epilog, 78, break_on_hyphens=False)
     parser = Parser(
         dataclass_types,
         description=description.strip(),
         usage="%(prog)s [arguments.yaml] [--argument value ...]",
         epilog=epilog,
+        formatter_class=HelpFormatter,
     )
     parser.print_help()
 
@@ -231,5 +237,5 @@ def start_logging() -> None:
 
 OWN_MODULES = (
     *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
-    *("modeling", "outputs", "probes", "metrics", "corpus", "fingerprint", "masked_lm"),
+    *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
 )

@@ -1,6 +1,5 @@
 """Labels: the problem type and the label map, settled once and carried in the model's config."""
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from datasets import ClassLabel, Dataset
 
 from command_line import InputError
 from modeling import PROBLEM_TYPES, DocumentClassifierConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

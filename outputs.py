@@ -1,7 +1,6 @@
 """What a run leaves behind: files never half written, what made them, model cards, curves."""
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -18,8 +17,6 @@ import pandas as pd
 import yaml
 
 from command_line import InputError
-
-logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",

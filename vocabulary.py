@@ -3,7 +3,6 @@
 A new token starts at the mean of its pieces, so that the model begins about where it was.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,6 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from command_line import InputError
 from words import plain_words
-
-logger = logging.getLogger(__name__)
 
 LEAST_COUNT = 5  # a rarer word does not train its embedding
 
