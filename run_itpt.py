@@ -305,14 +305,11 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         data_collator=collator,
         compute_metrics=MaskedLMScores(held_out["corpus"][:]),
     )
-    if run.save_at_steps:
-        trainer.add_callback(KeepSteps(run.save_at_steps, trainer))
-    if run.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
+    add_callbacks(trainer, run)
 
     # 6. Train, and keep the best
-    results: dict[str, Any] = {**counts, "untrained_weights": len(untrained)}
-    results |= {"new_tokens": len(new_tokens), "transductive": corpus.include_test_text}
+    facts = {"untrained_weights": len(untrained), "new_tokens": len(new_tokens)}
+    results = {**counts, **facts, "transductive": corpus.include_test_text}
     results |= trainer.train(resume_from_checkpoint=resume_from).metrics
 
     # 7. Measure on held-out documents
@@ -650,6 +647,13 @@ class MaskedLMTrainer(Trainer):
                 self.processing_class.save_pretrained(temporary)
                 write_fingerprint(temporary, hashes)
         self.accelerator.wait_for_everyone()
+
+
+def add_callbacks(trainer: MaskedLMTrainer, run: RunArguments) -> None:
+    if run.save_at_steps:
+        trainer.add_callback(KeepSteps(run.save_at_steps, trainer))
+    if run.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
 
 
 class KeepSteps(TrainerCallback):
