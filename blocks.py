@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from command_line import InputError
 from masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
 from windows import SpecialTokens, WindowSpec, cut_pair_windows, cut_windows
 from words import Segmenter
@@ -251,13 +252,22 @@ class MaskingCollator:
         }
 
     def mask_for_good(self, rows: Dataset) -> Dataset:
-        """Rows with fixed masks, longest first: losses compare over steps and checkpoints."""
+        """Rows with fixed masks, longest first: losses compare over steps and checkpoints.
+
+        Raises:
+            InputError: if there is nothing to predict in them, so that no loss could be measured.
+        """
 
         def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
             ids, labels = self.masked({**row, "key": HELD_OUT + number})
             return {"input_ids": ids.tolist(), "labels": labels.tolist()}
 
         masked = rows.map(convert, with_indices=True, load_from_cache_file=False, desc="Masking")
+        if all(label == IGNORE for labels in masked["labels"] for label in labels):
+            raise InputError(
+                "the held-out text is so short that no token of it is masked; give more text or a "
+                "larger --validation_split"
+            )
         order = np.argsort(-np.array(masked["length"][:]), kind="stable")
         return masked.select(order).remove_columns("units")
 

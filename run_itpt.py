@@ -162,13 +162,13 @@ class RunArguments:
     early_stopping_patience: int | None = arg(
         None, "Stop after N evaluations without a better held-out loss."
     )
-    save_at_steps: list[int] = arg([], "Keep the model of these steps as step-N folders.")
+    save_at_steps: list[int] = arg([], "Keep the model of these steps, 0 too, as step-N folders.")
     keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
 
     def __post_init__(self) -> None:
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         for step in self.save_at_steps:
-            at_least("save_at_steps", step, 1)
+            at_least("save_at_steps", step, 0)
 
 
 OWN_ARGUMENTS = (
@@ -668,6 +668,8 @@ class KeepSteps(TrainerCallback):
             raise InputError(
                 f"--save_at_steps {max(self.steps)}: the run ends after {state.max_steps} steps"
             )
+        if state.global_step == 0:
+            self.on_step_end(args, state, control)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self.steps:

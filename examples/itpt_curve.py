@@ -34,7 +34,7 @@ def main() -> None:
     folder = Path(options.output_dir)
     rows = []
     for seed in options.seeds:  # seed by seed: an interrupted curve has whole pairs
-        for step, path in checkpoints.items():
+        for step, path in sorted(checkpoints.items()):
             results = finetune(path, seed, flags, folder / "runs" / f"step-{step}-seed-{seed}")
             metric = options.metric or main_metric(results)
             if metric not in results:
@@ -57,7 +57,9 @@ def main() -> None:
 def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, flags = (argv, []) if "--" not in argv else split(argv)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", required=True, help="the model that run_itpt.py started from")
+    parser.add_argument(
+        "--base", help="the model that run_itpt.py started from; default: its step-0 folder"
+    )
     parser.add_argument("--itpt", required=True, help="its output folder, with step-N folders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--metric", help="such as test_macro_f1; default: the task's main metric")
@@ -70,7 +72,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-def find_steps(base: str, itpt: Path) -> dict[int, str]:
+def find_steps(base: str | None, itpt: Path) -> dict[int, str]:
     """0 and the steps that --save_at_steps kept in the last run -> checkpoints."""
     run_args = itpt / "run_args.yaml"
     if not run_args.is_file():
@@ -78,7 +80,10 @@ def find_steps(base: str, itpt: Path) -> dict[int, str]:
     steps = yaml.safe_load(run_args.read_text(encoding="utf-8")).get("save_at_steps", [])
     if not steps:
         raise InputError(f"--itpt {itpt} keeps no steps; run run_itpt.py with --save_at_steps")
-    return {0: base, **{step: str(itpt / f"step-{step}") for step in sorted(steps)}}
+    if base is None and 0 not in steps:
+        raise InputError("give the model before further pretraining as --base")
+    kept = {step: str(itpt / f"step-{step}") for step in sorted(steps)}
+    return kept if base is None else {**kept, 0: base}
 
 
 def finetune(path: str, seed: int, flags: list[str], folder: Path) -> dict:
@@ -136,7 +141,7 @@ def plot(path: Path, scores: pd.DataFrame, metric: str, history: pd.DataFrame) -
         left.plot(rows["step"], rows[metric], marker=".", linewidth=0.6, alpha=0.6, label=seed)
     left.plot(mean.index, mean, marker="o", color="black", label="mean")
     left.set(xlabel="steps of further pretraining", ylabel=metric, title="Fine-tuned score")
-    left.legend(title="seed", fontsize="small")
+    left.legend(title="seed", fontsize="small", ncols=2, framealpha=0.6)
     right.plot(history["step"], history["eval_perplexity"], marker="o", color="tab:orange")
     right.set(xlabel="steps of further pretraining", ylabel="perplexity, held-out documents")
     right.set_yscale("log")

@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from blocks import MaskingCollator, RowMaker, join_windows, pack, pack_rows, to_rows
+from command_line import InputError
 from masking import IGNORE, LABEL, SPECIAL, Masker
 from windows import WindowSpec, find_special_tokens
 from words import word_spans
@@ -174,5 +175,9 @@ def test_held_out_masks_are_made_once(tokenizers):
     batch = [once[i] for i in range(3)]
     collated = collator(tokenizers["bert"])(batch)
     assert collated["labels"][0].tolist() == once[0]["labels"]  # not masked once more
+    with pytest.raises(InputError, match="no token of it is masked"):
+        collator(tokenizers["bert"]).mask_for_good(
+            to_rows(documents(["", "%"]), maker(tokenizers["bert"]))  # [UNK] is never masked
+        )
     packed = join_windows({k: [r[k] for r in rows] for k in rows.column_names})
     assert len(packed["input_ids"]) == sum(rows["length"][:])

@@ -142,6 +142,8 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     before = (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns
     assert command(*line, cwd=tmp_path).returncode == 0
     assert (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns == before
+    done = command(line[0], "--itpt", steps, cwd=tmp_path)
+    assert done.returncode == 2 and "as --base" in done.stderr
     done = command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
     assert done.returncode == 2 and "no run of run_itpt.py ended there" in done.stderr
 

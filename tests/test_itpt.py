@@ -194,7 +194,7 @@ def test_corpora_from_the_yaml_of_all_arguments_and_sets_by_name(
 ):
     sets = tmp_path / "sets"
     sets.mkdir()
-    pd.DataFrame({"body": [f"slow dog {i}" for i in range(30)]}).to_csv(
+    pd.DataFrame({"body": [f"slow dog {i} " * 9 for i in range(30)]}).to_csv(
         sets / "train.csv", index=False
     )
     arguments = {
@@ -386,9 +386,12 @@ def test_training_from_scratch_is_allowed_and_said(run, tiny_bert, tmp_path, cap
         run("y", config_name=str(tmp_path / "config"))
 
 
-def test_steps_that_were_asked_for_are_kept(run):
-    _, out = run(max_steps=6, save_at_steps=[2, 4], learning_rate=1e-3)
-    assert {f.name for f in out.glob("step-*")} == {"step-2", "step-4"}
+def test_steps_that_were_asked_for_are_kept(run, tiny_bert):
+    _, out = run(max_steps=6, save_at_steps=[0, 2, 4], learning_rate=1e-3)
+    assert {f.name for f in out.glob("step-*")} == {"step-0", "step-2", "step-4"}
+    before = AutoModel.from_pretrained(tiny_bert, add_pooling_layer=False).state_dict()
+    kept = AutoModel.from_pretrained(out / "step-0", add_pooling_layer=False).state_dict()
+    assert all(torch.equal(kept[name], before[name]) for name in before)
     kept = [weights_of(folder) for folder in (out / "step-2", out / "step-4", out)]
     assert len(set(kept)) == 3
     for folder in (out / "step-2", out / "step-4"):
