@@ -162,6 +162,9 @@ class WindowArguments:
     head_tokens: int | None = arg(None, "Of head_tail. Else: 128 of 510, in proportion.")
     segment_overlap: int | None = arg(None, "Tokens that hierarchical windows share. Else: 0.")
     max_segments: int | None = arg(None, "Most hierarchical windows a document. Else: all.")
+    segment_choice: str | None = arg(
+        None, "Which of them --max_segments keeps: head, tail, head_tail. Else: head."
+    )
 
     def __post_init__(self) -> None:
         one_of("truncation", self.truncation, ("head", "tail", "head_tail", "hierarchical"))
@@ -169,6 +172,7 @@ class WindowArguments:
         at_least("head_tokens", self.head_tokens, 1)
         at_least("segment_overlap", self.segment_overlap, 0)
         at_least("max_segments", self.max_segments, 1)
+        one_of("segment_choice", self.segment_choice, ("head", "tail", "head_tail"))
 
     @property
     def given(self) -> dict[str, Any]:

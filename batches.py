@@ -92,6 +92,7 @@ ONLY_UNDER = {
     "head_tokens": "head_tail",
     "segment_overlap": "hierarchical",
     "max_segments": "hierarchical",
+    "segment_choice": "hierarchical",
 }
 
 
@@ -107,8 +108,7 @@ def settle_windows(
 
     Raises:
         InputError: for a window beyond the model's positions or without room for text, and for
-            flags
-            that the truncation does not use.
+            flags that the truncation does not use.
     """
     with as_input_error(f"--model_name_or_path {path}"):
         if is_document_classifier(path):
@@ -127,6 +127,8 @@ def settle_windows(
     for flag, truncation in ONLY_UNDER.items():
         if flag in given and spec.truncation != truncation:
             raise InputError(f"--{flag} needs --truncation {truncation}, not {spec.truncation}")
+    if "segment_choice" in given and spec.max_segments is None:
+        raise InputError("--segment_choice needs --max_segments")
     with as_input_error():
         cut_spans(spec.max_seq_length + 1, spec, special.pair_count)  # is there room for text?
     return spec, special

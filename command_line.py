@@ -51,6 +51,13 @@ def at_least(name: str, value: float | None, least: float) -> None:
         raise InputError(f"--{name} {value} is too small; use at least {least}")
 
 
+def exclude(**given: Any) -> None:
+    """Raises InputError where two of these are given (not None, 0 or empty): they contradict."""
+    named = [f"--{name}" for name, value in given.items() if value]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} exclude each other")
+
+
 def share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise InputError(f"--{name} {value} must lie between 0 and 1")

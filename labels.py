@@ -45,9 +45,9 @@ class LabelSpec:
     ) -> "LabelSpec":
         """Settle the problem type and the label map from the training table.
 
-        Several columns are multi_label if all values are 0 or 1, else regression. In one column,
-        lists or a delimiter mean multi_label, numbers with a fraction mean regression; all else is
-        single_label.
+        Several columns are multi_label if all values are 0 or 1, else regression; as single_label
+        they hold probabilities (soft labels). In one column, lists or a delimiter mean multi_label,
+        numbers with a fraction mean regression; all else is single_label.
 
         Raises:
             InputError: naming `source`, row and value, for missing or unfit labels.
@@ -68,7 +68,7 @@ class LabelSpec:
                 f"{source}: column {columns[0]!r} holds one label only ({names[0]!r}); "
                 "a classifier needs two"
             )
-        if kind == "single_label" and (len(columns) > 1 or isinstance(values[0], list)):
+        if kind == "single_label" and len(columns) == 1 and isinstance(values[0], list):
             raise InputError(
                 f"--problem_type single_label needs one label a row, not {' '.join(columns)}"
             )
@@ -81,6 +81,13 @@ class LabelSpec:
         """The label map that a trained classifier carries."""
         kind = {v: k for k, v in PROBLEM_TYPES.items()}[config.problem_type]
         names = tuple(config.id2label[i] for i in range(config.num_labels))
+        if kind == "single_label" and len(columns) > 1 and set(columns) != set(names):
+            raise InputError(
+                f"--label_column_name {' '.join(columns)}: the classifier's labels are "
+                + " ".join(names)
+            )
+        if kind == "single_label" and len(columns) > 1:
+            columns = names
         regression = kind == "regression"
         return cls(
             kind,
@@ -111,7 +118,7 @@ class LabelSpec:
         return any(not is_missing(v) for v in label_values(table, self.columns, self.delimiter))
 
     def encode(self, table: Dataset, source: str) -> list[int] | list[list[float]]:
-        """Labels of each row: a class number, or a list of 0.0/1.0, or a list of targets.
+        """Labels of each row: a class number, or a list of 0.0/1.0, probabilities or targets.
 
         Raises:
             InputError: naming `source`, row (from 1) and value, for a label that training lacks.
@@ -123,6 +130,8 @@ class LabelSpec:
             return [to_numbers(v, source, row) for row, v in rows]
         if self.problem_type == "multi_label" and len(self.columns) > 1:
             return [self._zeros_and_ones(v, source, row) for row, v in rows]
+        if self.problem_type == "single_label" and len(self.columns) > 1:
+            return [to_distribution(v, source, row) for row, v in rows]
         index = {name: i for i, name in enumerate(self.names)}
         if self.problem_type == "single_label":
             return [self._class_number(v, index, source, row) for row, v in rows]
@@ -152,6 +161,11 @@ class LabelSpec:
                     "say --problem_type regression if these are numbers to predict"
                 )
         return [float(v) for v in values]
+
+    def hard(self, labels: np.ndarray) -> np.ndarray:
+        """Soft labels [n, classes] -> the likeliest class [n]; all else as it is."""
+        soft = self.problem_type == "single_label" and labels.ndim == 2
+        return labels.argmax(axis=1) if soft else labels
 
     # -- numbers -> table
 
@@ -256,6 +270,17 @@ def to_numbers(value: Any, source: str, row: int) -> list[float]:
             raise InputError(f"{source}, row {row}: {item!r} is not a number (regression)")
         numbers.append(number)
     return numbers
+
+
+def to_distribution(values: list[Any], source: str, row: int) -> list[float]:
+    """Soft labels of a row; they may miss a sum of 1 by rounding."""
+    numbers = to_numbers(values, source, row)
+    total = sum(numbers)
+    if min(numbers) < 0 or abs(total - 1) > 0.01:
+        raise InputError(
+            f"{source}, row {row}: soft labels must be at least 0 and add up to 1, not {total:g}"
+        )
+    return [number / total for number in numbers]
 
 
 def to_name(value: Any) -> str:

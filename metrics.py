@@ -169,9 +169,10 @@ def metric_function(
         )
         scores = {"loss": document_loss(logits, labels, config).item()}
         probabilities = spec.probabilities(prediction.predictions)
-        scores |= metric.compute(predictions=probabilities, references=prediction.label_ids)
+        truth = spec.hard(prediction.label_ids)
+        scores |= metric.compute(predictions=probabilities, references=truth)
         for function in extra:
-            scores |= function(probabilities, prediction.label_ids)
+            scores |= function(probabilities, truth)
         return scores
 
     return compute

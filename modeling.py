@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -54,6 +55,8 @@ PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
 
 
 def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.is_floating_point():  # probabilities
+        labels = labels.to(logits.dtype)
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
@@ -82,21 +85,26 @@ def document_loss(
 
     Args:
         logits: [documents, labels]. For regression in the units of the targets.
-        labels: [documents] for single_label, [documents, labels] else.
+        labels: [documents] for single_label (or probabilities [documents, labels]), [documents,
+            labels] else.
         num_items: label values in the accumulated batch over all processes. None: a plain mean.
     """
     logits = logits.float()
-    if (
-        config.problem_type == "regression"
-    ):  # on standardised targets, so that the rate suits any unit
-        center, scale = (
-            logits.new_tensor(config.target_mean),
-            logits.new_tensor(config.target_scale),
-        )
-        labels = (labels.to(logits.dtype).reshape(logits.shape) - center) / scale
-        logits = (logits - center) / scale
+    if config.problem_type == "regression":
+        logits, labels = standardise(logits, labels, config)
     total = LOSS_SUMS[config.problem_type](logits, labels)
-    return total / (labels.numel() if num_items is None else num_items)
+    if num_items is None:
+        num_items = len(logits) if config.problem_type.startswith("single") else labels.numel()
+    return total / num_items
+
+
+def standardise(
+    logits: Tensor, labels: Tensor, config: "DocumentClassifierConfig"
+) -> tuple[Tensor, Tensor]:
+    """Values and targets [documents, targets] in standard deviations, so a rate suits any unit."""
+    center, scale = logits.new_tensor(config.target_mean), logits.new_tensor(config.target_scale)
+    labels = labels.to(logits.dtype).reshape(logits.shape)
+    return (logits - center) / scale, (labels - center) / scale
 
 
 # ---------------------------------------------------------------- encoder
@@ -114,7 +122,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_encoder(
-    path: str | os.PathLike, pooler: bool = False, **kwargs: Any
+    path: str | os.PathLike, pooler: bool = False, dropout: float | None = None, **kwargs: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the encoder of any checkpoint, in float32, without a pooler unless it is asked for.
 
@@ -123,6 +131,7 @@ def load_encoder(
     dtype by default; weights in half precision do not train, so float32 is asked for.
 
     Args:
+        dropout: of all places inside the encoder; None: as the checkpoint says.
         kwargs: for `AutoModel.from_pretrained`, such as `revision`, `trust_remote_code`.
 
     Returns:
@@ -132,12 +141,13 @@ def load_encoder(
         ValueError: for an encoder-decoder, and for a checkpoint without the pooler asked for.
     """
     if is_document_classifier(path):
-        classifier, missing = load_classifier(path)
+        classifier, missing = load_classifier(path, dropout)
         missing = [name.removeprefix("encoder.") for name in missing]
         return require_pooler(strip_encoder(classifier.encoder, pooler), missing, pooler), missing
     with quiet_loading():
+        config = set_dropout(AutoConfig.from_pretrained(path, **kwargs), dropout)
         encoder, info = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **kwargs
+            path, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
         )
     encoder = require_pooler(strip_encoder(encoder, pooler), info["missing_keys"], pooler)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
@@ -171,11 +181,37 @@ def strip_encoder(encoder: PreTrainedModel, keep_pooler: bool = False) -> PreTra
     return encoder
 
 
-def load_classifier(path: str | os.PathLike) -> tuple["DocumentClassifier", list[str]]:
-    """Load what run_finetune.py wrote; and the names of missing weights (normally none)."""
+def set_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """Set every dropout of an encoder's config, by whatever names it has; None leaves it.
+
+    Raises:
+        ValueError: if the config knows no dropout.
+    """
+    if dropout is None:
+        return config
+    config = config.get_text_config()
+    names = [n for n in config.to_dict() if "dropout" in n or n.endswith("pdrop")]
+    inside = [n for n in names if not n.startswith(("classifier", "seq_classif", "summary"))]
+    if not inside:
+        raise ValueError(f"{config.model_type} has no dropout to set (--encoder_dropout)")
+    for name in inside:
+        setattr(config, name, dropout)
+    return config
+
+
+def load_classifier(
+    path: str | os.PathLike, dropout: float | None = None
+) -> tuple["DocumentClassifier", list[str]]:
+    """Load what run_finetune.py wrote; and the names of missing weights (normally none).
+
+    Args:
+        dropout: of all places inside the encoder; None: as the folder says.
+    """
     with quiet_loading():
+        config = DocumentClassifierConfig.from_pretrained(path)
+        set_dropout(config.encoder_config, dropout)
         model, info = DocumentClassifier.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
+            path, config=config, dtype=torch.float32, output_loading_info=True
         )
     return model, sorted(info["missing_keys"])
 
@@ -251,8 +287,10 @@ def encode_layers(
 class DocumentClassifierConfig(PreTrainedConfig):
     """Everything needed to rebuild the classifier and to cut text the way it was trained.
 
-    `windows` and `special_tokens` are the fields of `windows.WindowSpec` and
-    `windows.SpecialTokens`; `target_mean` and `target_scale` (one per target) undo the
+    `dropout_samples` heads share one document vector in training, each with its own dropout;
+    `segments_per_forward` bounds how many windows the encoder sees at once. `windows` and
+    `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
+    `target_mean` and `target_scale` (one per target) undo the
     standardisation of regression targets.
     """
 
@@ -268,6 +306,8 @@ class DocumentClassifierConfig(PreTrainedConfig):
         token_pooling: str = "cls",
         segment_pooling: str = "mean",
         head_dropout: float = 0.1,
+        dropout_samples: int = 1,
+        segments_per_forward: int | None = None,
         windows: dict | None = None,
         special_tokens: dict | None = None,
         target_mean: Sequence[float] = (0.0,),
@@ -288,6 +328,8 @@ class DocumentClassifierConfig(PreTrainedConfig):
         self.token_pooling = token_pooling
         self.segment_pooling = segment_pooling
         self.head_dropout = head_dropout
+        self.dropout_samples = dropout_samples
+        self.segments_per_forward = segments_per_forward
         self.windows = windows or {}
         self.special_tokens = special_tokens or {}
         self.target_mean = list(target_mean)
@@ -360,14 +402,14 @@ class DocumentClassifier(PreTrainedModel):
 
         Args:
             input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives
-                it:
-                then a row longer than the window is cut as in training.
+                it, padded on either side: then a row longer than the window is cut as in training.
             attention_mask: like `input_ids`; a segment with no 1 is absent.
             labels: [documents] or [documents, labels]; adds the loss.
             num_items_in_batch: see `document_loss`.
 
         Returns:
-            loss (with labels) and logits [documents, labels].
+            loss (with labels) and logits [documents, labels]; in training with several
+            `dropout_samples` and no labels, logits [samples, documents, labels].
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -378,7 +420,10 @@ class DocumentClassifier(PreTrainedModel):
         document = self.pool_documents(
             input_ids, attention_mask, token_type_ids
         )  # [documents, features]
-        logits = self.head(self.dropout(document.to(self.head.weight.dtype)))  # [documents, labels]
+        document = document.to(self.head.weight.dtype)
+        if self.training and self.config.dropout_samples > 1 and labels is None:
+            document = document.expand(self.config.dropout_samples, *document.shape)
+        logits = self.head(self.dropout(document))  # [documents, labels], or of each sample
         if self.config.problem_type == "regression":
             logits = logits * logits.new_tensor(self.config.target_scale) + logits.new_tensor(
                 self.config.target_mean
@@ -397,7 +442,7 @@ class DocumentClassifier(PreTrainedModel):
         mask = attention_mask.bool()
         present = mask.any(dim=-1)  # [documents, segments]
         types = None if token_type_ids is None else token_type_ids[present]
-        vectors = self._pool_tokens(input_ids[present], attention_mask[present], types)
+        vectors = self._run_windows(input_ids[present], attention_mask[present], types)
         if present.shape[1] == 1:  # one window a document: nothing to pool
             return vectors
         segments = vectors.new_zeros(
@@ -407,6 +452,27 @@ class DocumentClassifier(PreTrainedModel):
         return self._pool(
             SEGMENT_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
         )
+
+    def _run_windows(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+        """Windows [real, length] -> [real, features], in parts of `segments_per_forward`.
+
+        Then memory holds the inside of the encoder for one part only, in training too: what a part
+        needs for its gradient is computed once more.
+        """
+        size = self.config.segments_per_forward
+        if size is None or len(ids) <= size:
+            return self._pool_tokens(ids, mask, types)
+        lengths = mask.shape[1] - mask.flip(1).argmax(dim=1)  # [real], padding on the right
+        order = lengths.argsort(descending=True)  # parts of similar length
+        vectors = []
+        for rows in order.split(size):
+            longest = int(lengths[rows].max())
+            part = [None if t is None else t[rows, :longest] for t in (ids, mask, types)]
+            if self.training and torch.is_grad_enabled():
+                vectors.append(checkpoint(self._pool_tokens, *part, use_reentrant=False))
+            else:
+                vectors.append(self._pool_tokens(*part))
+        return torch.cat(vectors)[order.argsort()]
 
     def _pool_tokens(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
         """Windows [real, length] -> [real, features]."""
@@ -433,6 +499,11 @@ class DocumentClassifier(PreTrainedModel):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """[documents, length] -> [documents, segments, length], cut if longer than a window."""
         spec = self.config.window_spec()
+        if not attention_mask[:, 0].all():  # padded on the left: positions would be shifted
+            order = attention_mask.argsort(dim=1, descending=True, stable=True)
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+            if token_type_ids is not None:
+                token_type_ids = token_type_ids.gather(1, order)
         if input_ids.shape[1] <= spec.max_seq_length:
             types = None if token_type_ids is None else token_type_ids.unsqueeze(1)
             return input_ids.unsqueeze(1), attention_mask.unsqueeze(1), types

@@ -13,7 +13,6 @@ Recipe: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?" (arXiv
 import logging
 import os
 import sys
-from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
@@ -23,19 +22,26 @@ from arguments import (
     LabelArguments,
     TextArguments,
     WindowArguments,
-    arg,
 )
 from command_line import (
     InputError,
     as_input_error,
     changed,
-    one_of,
+    exclude,
     parse,
     print_help,
     refuse_data_parallel,
     run_script,
     start_logging,
     wants_help,
+)
+from method_arguments import (
+    AdapterArguments,
+    LossArguments,
+    ModelArguments,
+    RateArguments,
+    RegulariserArguments,
+    RunArguments,
 )
 
 # What is set here and not left to transformers.TrainingArguments. Rates: Sun et al. 2019, section
@@ -57,58 +63,6 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class ModelArguments:
-    _argument_group_name = "model (a folder of run_finetune.py brings its own; flags win)"
-
-    layers: str | None = arg(
-        None, "last, first4, last4, all, or numbers: 0 = embeddings, '9 10 11 12', -1. Else: last."
-    )
-    layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
-    token_pooling: str | None = arg(
-        None,
-        "cls, mean, max, attention, last, or pooler (BERT's own). Else: cls; last for a decoder.",
-    )
-    segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
-    head_dropout: float | None = arg(None, "Before the head. Else: 0.1.")
-
-    def __post_init__(self) -> None:
-        one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
-        poolings = ("cls", "mean", "max", "attention", "last", "pooler")
-        one_of("token_pooling", self.token_pooling, poolings)
-        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
-        if self.head_dropout is not None and not 0 <= self.head_dropout < 1:
-            raise InputError(f"--head_dropout {self.head_dropout} must be at least 0 and below 1")
-
-
-@dataclass
-class MethodArguments:
-    _argument_group_name = "method"
-
-    layer_lr_decay: float = arg(
-        0.95, "Block k of L learns at learning_rate * decay^(L-k). 1 = off."
-    )
-    head_learning_rate: float | None = arg(None, "Of all above the blocks. Else: learning_rate.")
-    freeze: str = arg(
-        "none", "none, embeddings, encoder, or N: embeddings and the lowest N blocks."
-    )
-    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
-    extra_metrics: list[str] = arg(
-        [], "More metrics of `evaluate`, by name or path; name:argument=value works."
-    )
-    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_lr_decay <= 1:
-            raise InputError(
-                f"--layer_lr_decay {self.layer_lr_decay} must be above 0 and at most 1"
-            )
-        if self.freeze not in ("none", "embeddings", "encoder") and not self.freeze.isdigit():
-            raise InputError(
-                f"--freeze {self.freeze} is not none, embeddings, encoder or a number of blocks"
-            )
-
-
 OWN_ARGUMENTS = (
     DataArguments,
     TextArguments,
@@ -116,7 +70,11 @@ OWN_ARGUMENTS = (
     WindowArguments,
     EncoderArguments,
     ModelArguments,
-    MethodArguments,
+    RateArguments,
+    LossArguments,
+    RegulariserArguments,
+    AdapterArguments,
+    RunArguments,
 )
 
 if __name__ == "__main__" and wants_help(sys.argv[1:]):
@@ -127,14 +85,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -143,6 +102,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from adapters import add_lora, merge_lora
 from batches import (
     DocumentCollator,
     GroupedByLength,
@@ -157,8 +117,19 @@ from batches import (
 )
 from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from labels import LabelSpec
+from layers import (
+    drop_blocks_above,
+    freeze,
+    group_table,
+    layer_groups,
+    layer_rates,
+    reinit_top_blocks,
+    unfrozen_from,
+)
+from losses import TrainingLoss, settle_weights
 from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function
 from modeling import (
+    PROBLEM_TYPES,
     DocumentClassifier,
     DocumentClassifierConfig,
     is_document_classifier,
@@ -181,7 +152,8 @@ from outputs import (
     write_yaml,
 )
 from pooling import resolve_layers
-from text_data import Table, hold_out_validation, label_documents, read_splits
+from regularisers import Adversary, WeightAverage
+from text_data import Table, choose_subset, hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +165,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    data, text, label, window, checkpoint, architecture, method, training, as_run = parse(
+    data, text, label, window, checkpoint, architecture, *methods, run, training, as_run = parse(
         (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
     )
+    rates, losses, regularisers, adapter = methods
     start_logging()
     check_arguments(as_run, data, training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
@@ -209,41 +182,53 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, training.seed
     )
-
+    documents = only_wanted(documents, as_run)
+    if "train" in documents:
+        subset = (run.train_fraction, run.train_per_class, training.seed)
+        documents["train"] = choose_subset(documents["train"], spec.problem_type, *subset)
     seen = find_seen(documents.get("test"), path, **hub)
 
     # 3. Documents -> windows
     tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
     windows, special = settle_windows(window.given, path, tokenizer, **hub)
     splits = {}
-    for split, rows in only_wanted(documents, as_run).items():
+    for split, rows in documents.items():
         splits[split], report = to_windows(rows, tokenizer, windows, special)
         logger.info("%s, %s %d: %s", split, windows.truncation, windows.max_seq_length, report)
 
     # 4. Model
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
-    model, new_head = build_model(path, hub, architecture, spec, shape, tokenizer)
-    if new_head and "train" in splits:
-        start_at_frequencies(model.head, splits["train"]["labels"][:], spec.problem_type)
-    with as_input_error():
-        freeze(model, method.freeze)
+    encoder, before = load_start(checkpoint, architecture, regularisers.encoder_dropout)
+    check_vocabulary(tokenizer, encoder, path)
+    model, new_head = build_model(encoder, before, architecture, spec, shape, tokenizer)
+    lora = None
+    if "train" in splits:
+        lora = prepare_training(model, new_head, splits["train"]["labels"][:], rates, adapter)
 
     # 5. Trainer
     trainer = ClassifierTrainer(
-        method=method,
+        loss=settle_loss(losses, training, spec, model, splits),
+        rates=layer_rates(num_blocks(encoder.config), training.learning_rate, **rates.rates),
+        unfreeze_every=rates.unfreeze_every,
+        regularisers=regularisers,
+        batch_by_length=run.batch_by_length,
         model=model,
         args=settle_training(training, spec, as_run, trains="train" in splits),
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DocumentCollator(pad_id(tokenizer)),
-        compute_metrics=metric_function(spec, model.config, method.extra_metrics),
+        compute_metrics=metric_function(spec, model.config, run.extra_metrics),
+        callbacks=early_stopping(run.early_stopping_patience),
     )
 
     # 6. Train, and keep the best
     results: dict[str, Any] = dict(seen)
     if "train" in splits:
         results |= trainer.train(resume_from_checkpoint=resume_from).metrics
+        results["train_rows"] = len(splits["train"])
+    if lora is not None:
+        merge_lora(lora, trainer, adapter.save_adapter)
 
     # 7. Predict validation and test, rows in their order
     for split in ("validation", "test"):
@@ -253,13 +238,16 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 8. Write the model, curves and results
     if trainer.is_world_process_zero():
         write_run(trainer, results, spec, as_run, trained="train" in splits)
-        if "train" in splits and not method.keep_checkpoints:
+        if "train" in splits and not run.keep_checkpoints:
             remove_checkpoints(training.output_dir)
     trainer.accelerator.wait_for_everyone()
     return results
 
 
 # ---------------------------------------------------------------- 1. arguments
+
+
+NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")
 
 
 def check_arguments(
@@ -275,6 +263,12 @@ def check_arguments(
         for flag, names in needs.items():
             if as_run.get(flag) and not any(getattr(data, name) for name in names):
                 raise InputError(f"--{flag} needs " + " or ".join(f"--{name}" for name in names))
+    frozen_by_lora = {name: as_run.get(name) for name in NOT_WITH_LORA}
+    frozen_by_lora["freeze"] = as_run["freeze"] != "none"
+    for name, value in frozen_by_lora.items():
+        exclude(lora_r=as_run["lora_r"], **{name: value})
+    if as_run.get("early_stopping_patience") and not training.load_best_model_at_end:
+        raise InputError("--early_stopping_patience needs --load_best_model_at_end")
     refuse_data_parallel(training.n_gpu)
     refuse_other_order(training)
 
@@ -314,9 +308,29 @@ def only_wanted(documents: dict[str, Dataset], as_run: dict[str, Any]) -> dict[s
 # ---------------------------------------------------------------- 4. model
 
 
+def load_start(
+    checkpoint: EncoderArguments, architecture: ModelArguments, dropout: float | None
+) -> tuple[PreTrainedModel, DocumentClassifier | None]:
+    """The encoder to start from, its upper blocks dropped as asked; and the trained classifier
+    around it, where the folder holds one."""
+    path, pooler = checkpoint.model_name_or_path, architecture.token_pooling == "pooler"
+    before = None
+    with as_input_error(f"--model_name_or_path {path}"):
+        if is_document_classifier(path):
+            before, missing = load_classifier(path, dropout)
+            encoder = require_pooler(before.encoder, [], pooler)
+        else:
+            encoder, missing = load_encoder(path, pooler, dropout, **checkpoint.hub)
+    if missing:
+        logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
+    if architecture.drop_layers_above is not None:
+        drop_blocks_above(encoder, architecture.drop_layers_above)
+    return encoder, before
+
+
 def build_model(
-    path: str,
-    hub: dict[str, Any],
+    encoder: PreTrainedModel,
+    before: DocumentClassifier | None,
     architecture: ModelArguments,
     spec: LabelSpec,
     shape: dict[str, Any],
@@ -327,17 +341,8 @@ def build_model(
     A trained classifier keeps its head where labels, layers and poolings agree.
 
     Args:
-        hub: for `from_pretrained`: revision, trust_remote_code.
         shape: the config's `windows` and `special_tokens`.
     """
-    before = None
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            before, missing = load_classifier(path)
-            encoder = require_pooler(before.encoder, [], architecture.token_pooling == "pooler")
-        else:
-            encoder, missing = load_encoder(path, architecture.token_pooling == "pooler", **hub)
-    check_vocabulary(tokenizer, encoder, path)
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
         **settle_architecture(architecture, encoder, before),
@@ -346,16 +351,31 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = DocumentClassifier(config, encoder)
+    head = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
     new_head = before is None or not same_head(before.config, config)
-    if not new_head:
-        model.load_state_dict(before.state_dict())
-        logger.info("Head: kept from %s", path)
+    if new_head:
+        logger.info("New, from random weights: %s", ", ".join(head))
     else:
-        head = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
-        missing = [*missing, *head]
-    if missing:
-        logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
+        model.load_state_dict({name: before.state_dict()[name] for name in head}, strict=False)
+        logger.info("Head: kept")
     return model, new_head
+
+
+def prepare_training(
+    model: DocumentClassifier,
+    new_head: bool,
+    labels: list,
+    rates: RateArguments,
+    adapter: AdapterArguments,
+) -> Any:
+    """Where the head starts, which blocks start anew, what is frozen; LoRA, or None."""
+    if new_head:
+        start_at_frequencies(model.head, labels, model.config.problem_type)
+    with as_input_error():
+        reinit_top_blocks(model.encoder, rates.reinit_layers)
+        lora = add_lora(model.encoder, adapter) if adapter.lora_r else None
+        freeze(model, rates.freeze)
+    return lora
 
 
 def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
@@ -364,7 +384,7 @@ def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> No
     From a bias of 0 the loss falls fastest by saying no to every label of every text, and with many
     rare labels the encoder is bent to that end until all texts look alike to it.
     """
-    if problem_type != "multi_label":
+    if problem_type != PROBLEM_TYPES["multi_label"]:
         return
     counts = torch.tensor(labels).sum(dim=0)
     frequencies = (counts + 0.5) / (len(labels) + 1)  # never 0 or 1
@@ -381,11 +401,12 @@ def settle_architecture(
         "token_pooling": "last" if encoder.config.model_type in DECODERS else "cls",
         "segment_pooling": "mean",
         "head_dropout": 0.1,
+        "dropout_samples": 1,
+        "segments_per_forward": None,
     }
     if before is not None:
         settled = {name: getattr(before.config, name) for name in settled}
-    flags = {name: getattr(architecture, name) for name in settled}
-    settled |= {name: flag for name, flag in flags.items() if flag is not None}
+    settled |= {name: flag for name, flag in architecture.fields.items() if flag is not None}
     with as_input_error():
         settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
     if settled["token_pooling"] == "pooler" and settled["layers"] != [num_blocks(encoder.config)]:
@@ -408,151 +429,35 @@ def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -
     return all(getattr(before, f) == getattr(now, f) for f in fields)
 
 
-def freeze(model: DocumentClassifier, what: str) -> None:
-    """Freeze embeddings, the encoder, or embeddings and N blocks; and blocks that nothing reads.
-
-    A block above the highest layer in use gets no gradient: frozen, it is left out of the optimizer
-    and does not stall processes that wait for its gradient.
-    """
-    blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
-    rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
-    shared = len({room for room in rooms.values() if 0 < room < HEAD}) < blocks
-    lowest = {"none": -1, "embeddings": 0, "encoder": blocks}.get(what)
-    if lowest is None:
-        lowest = int(what)
-        if shared or lowest > blocks:
-            reason = "shares its blocks" if shared else f"has {blocks} blocks"
-            raise InputError(f"--freeze {what}: {model.encoder.config.model_type} {reason}")
-    for name, parameter in model.named_parameters():
-        room = rooms[name]
-        above = name.startswith("encoder.") and room == HEAD  # a final norm
-        frozen = room <= lowest or (above and (what == "encoder" or top < blocks))
-        unused = not shared and top < room < HEAD
-        parameter.requires_grad_(not (frozen or unused))
-
-
-# ---------------------------------------------------------------- optimizer groups
-
-HEAD = 10**6  # the room above all blocks; 0 = embeddings, k = block k
-
-# Modules of encoders that stand outside the list of blocks, by the name of the attribute.
-ROOMS = {
-    **dict.fromkeys(("embeddings", "embeddings_project", "embedding_hidden_mapping_in"), 0),
-    **dict.fromkeys(("embed_tokens", "wte", "wpe", "rel_embeddings", "relative_attention_bias"), 0),
-    "LayerNorm": 0,  # DeBERTa: of the relative position embeddings
-    "conv": 1,  # DeBERTa-v2: joins the output of block 1
-    **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm", "pooler"), HEAD),
-    **dict.fromkeys(("head", "layer_mix", "token_attention", "segment_attention"), HEAD),
-}
-
-
-def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The encoder's blocks: its ModuleList of num_hidden_layers, or ALBERT's shared groups.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    config = encoder.config.get_text_config()
-    lists = [(name, m) for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList)]
-    for length in (getattr(config, "num_hidden_groups", None), config.num_hidden_layers):
-        found = [(name, m) for name, m in lists if len(m) == length]
-        if found:
-            return max(found, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-    raise ValueError(f"{type(encoder).__name__} has no list of {config.num_hidden_layers} blocks")
-
-
-def room_of(name: str, model: DocumentClassifier) -> int:
-    """Where a parameter stands: 0 = embeddings, k = block k, HEAD = above the blocks.
-
-    A block that several layers share counts as the highest of them.
-
-    Raises:
-        ValueError: for a parameter that is in no known place; nothing gets a rate by accident.
-    """
-    parts = name.split(".")
-    if parts[0] == "encoder":
-        prefix, blocks = find_blocks(model.encoder)
-        inside = f"encoder.{prefix}."
-        if name.startswith(inside):
-            index = int(name.removeprefix(inside).split(".")[0])
-            return (index + 1) * num_blocks(model.encoder.config) // len(blocks)
-        parts = parts[1:]
-    for part in parts:
-        if part in ROOMS:
-            return ROOMS[part]
-    raise ValueError(
-        f"parameter {name} is in no optimizer group; add its module to ROOMS in run_finetune.py"
-    )
-
-
-def layer_groups(
-    model: DocumentClassifier,
-    learning_rate: float,
-    layer_decay: float,
-    head_learning_rate: float | None,
-    weight_decay: float,
-    decayed: set[str],
-) -> list[dict[str, Any]]:
-    """Optimizer groups with layer-wise rates (Sun et al. 2019, eq. 1: eta^(k-1) = xi * eta^k).
-
-    Block k of L learns at learning_rate * layer_decay^(L - k), embeddings at learning_rate *
-    layer_decay^L, everything above the blocks at head_learning_rate (None: learning_rate).
-
-    Args:
-        decayed: names of the parameters that get `weight_decay`; the others get none.
-
-    Returns:
-        groups from the lowest room to the head, each with name, params, lr, weight_decay. Every
-        trainable parameter is in exactly one.
-
-    Raises:
-        ValueError: for a parameter in no known place.
-    """
-    blocks = num_blocks(model.encoder.config)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        room, decays = room_of(name, model), name in decayed  # every name is checked, frozen or not
-        if not parameter.requires_grad:
-            continue
-        rate = learning_rate * layer_decay ** (blocks - room) if room < HEAD else head_learning_rate
-        if (room, decays) not in groups:
-            place = {0: "embeddings", HEAD: "head"}.get(room, f"block {room}")
-            groups[room, decays] = {
-                "name": place if decays else f"{place}, no decay",
-                "params": [],
-                "lr": learning_rate if rate is None else rate,
-                "weight_decay": weight_decay if decays else 0.0,
-            }
-        groups[room, decays]["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
-
-
-def group_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
-    """What is trained at which rate: one row per group."""
-    rows = [
-        (
-            g["name"],
-            len(g["params"]),
-            sum(p.numel() for p in g["params"]),
-            g["lr"],
-            g["weight_decay"],
-        )
-        for g in groups
-    ]
-    return pd.DataFrame(
-        rows, columns=["group", "tensors", "parameters", "learning_rate", "weight_decay"]
-    )
-
-
 # ---------------------------------------------------------------- 5. trainer
 
 
 class ClassifierTrainer(Trainer):
-    """Trainer with layer-wise rates, batches by length, and counted labels."""
+    """Trainer with layer-wise rates, batches by length, sums of losses, and the regularisers."""
 
-    def __init__(self, method: MethodArguments, **kwargs: Any):
+    def __init__(
+        self,
+        loss: TrainingLoss,
+        rates: dict[int, float],
+        unfreeze_every: float | None,
+        regularisers: RegulariserArguments,
+        batch_by_length: bool,
+        **kwargs: Any,
+    ):
+        """Args: rates: of each room, see `layers.layer_rates`. Others: as for the Trainer."""
         super().__init__(**kwargs)
-        self.method = method
+        self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
+        self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
+        self.batch_by_length = batch_by_length
+        self.adversary, self.average = None, None
+        if regularisers.fgm_epsilon or regularisers.awp_epsilon:
+            epsilons = regularisers.fgm_epsilon, regularisers.awp_epsilon
+            self.adversary = Adversary(self.model, *epsilons)
+            if self.train_dataset is not None and not self.adversary.moved:
+                raise InputError("--fgm_epsilon and --awp_epsilon need trained weights to move")
+        if regularisers.ema_decay:
+            self.average = WeightAverage(self.model, regularisers.ema_decay)
+            self.add_callback(UpdateAverage(self.average))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the groups, print and save their table. (FSDP passes the model it has wrapped.)"""
@@ -562,46 +467,83 @@ class ClassifierTrainer(Trainer):
         decayed = {
             n for n in self.get_decay_parameter_names(model) if not n.startswith("layer_mix.")
         }
-        args, method = self.args, self.method
-        groups = layer_groups(
-            model,
-            args.learning_rate,
-            method.layer_lr_decay,
-            method.head_learning_rate,
-            args.weight_decay,
-            decayed,
-        )
+        groups = layer_groups(model, self.rates, self.args.weight_decay, decayed)
         if not groups:
             raise InputError("nothing is left to train")
         table = group_table(groups)
         if self.is_world_process_zero():
             logger.info("Optimizer groups:\n%s", table.to_string(index=False))
-            write_csv(Path(args.output_dir) / "optimizer_groups.csv", table)
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            write_csv(Path(self.args.output_dir) / "optimizer_groups.csv", table)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
-        """Count label values over the accumulated batch and all processes.
-
-        The Trainer leaves out values of -100, which as a regression target is a value like any
-        other.
-        """
+        """What the summed loss of the accumulated batch over all processes is divided by."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.model.config.problem_type != "regression" or count is None:
+        if count is None:
             return batches, count
-        count = torch.tensor(sum(batch["labels"].numel() for batch in batches), device=device)
+        divisor = sum(self.loss.divisor(batch["labels"]) for batch in batches)
+        divisor = torch.as_tensor(divisor, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return batches, count
+            divisor = self.accelerator.gather(divisor).sum()
+        return batches, divisor
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """In training the loss with all that is switched on; in evaluation the plain one."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        labels = inputs["labels"]
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        if self.loss.rdrop_alpha:  # two passes as one batch
+            inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        logits = model(**inputs).logits
+        if self.loss.rdrop_alpha:
+            total = sum(self.loss.total(half, labels) for half in logits.chunk(2, dim=-2)) / 2
+            total = total + self.loss.rdrop_alpha * self.loss.divergence(logits)
+        else:
+            total = self.loss.total(logits, labels)
+        if num_items_in_batch is None:
+            return total / self.loss.divisor(labels)
+        if self.args.average_tokens_across_devices:
+            total = total * self.accelerator.num_processes  # gradients are averaged over processes
+        return total / num_items_in_batch
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any) -> Tensor:
+        """The Trainer's, then a second backward pass against the adversary, then unfreezing."""
+        if self.adversary is not None:
+            self.adversary.remember()
+        loss = super().training_step(model, inputs, *args)
+        if self.adversary is not None:
+            with self.adversary.attack():
+                super().training_step(model, inputs, *args)
+        if self.unfreeze_every is not None:
+            self.drop_gradients_of_frozen_rooms()
+        return loss
+
+    def drop_gradients_of_frozen_rooms(self) -> None:
+        """The optimizer skips what has no gradient. (Processes would wait for parameters that are
+        frozen and unfrozen on the way, so all of them keep taking part in the backward pass.)"""
+        blocks = num_blocks(self.model.encoder.config)
+        lowest = unfrozen_from(self.state.epoch or 0.0, self.unfreeze_every, blocks)
+        for group in self.optimizer.param_groups:
+            if group["room"] < lowest:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _get_train_sampler(
         self, train_dataset: Dataset | None = None
     ) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.method.batch_by_length:
+        if not self.batch_by_length:
             return super()._get_train_sampler(dataset)
         return GroupedByLength.of(self, dataset)
 
@@ -609,8 +551,82 @@ class ClassifierTrainer(Trainer):
         """The Trainer logs the rate of the first group; add that of the last, the head."""
         if "learning_rate" in logs and self.optimizer is not None:
             rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-            logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
+            if rates[0] > 0:  # logged is the rate of the step before, which the ratio keeps to
+                logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
         super().log(logs, *args, **kwargs)
+
+    # -- averaged weights: trained beside the model, used wherever it is judged or kept
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if self.average is not None and resume_from_checkpoint is not None:
+            self.average.load(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.average is not None:
+            self.average.copy_to(self.model)
+            self.average = None
+        return output
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.average is None:
+            return super().evaluation_loop(*args, **kwargs)
+        with self.average.applied(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(self.state.best_model_checkpoint)
+
+
+class UpdateAverage(TrainerCallback):
+    def __init__(self, average: WeightAverage):
+        self.average = average
+
+    def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+        self.average.update(model)
+
+
+def early_stopping(patience: int | None) -> list[TrainerCallback]:
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+def settle_loss(
+    losses: LossArguments,
+    training: TrainingArguments,
+    spec: LabelSpec,
+    model: DocumentClassifier,
+    splits: dict[str, Dataset],
+) -> TrainingLoss:
+    """The flags as a loss; refuses those that mean nothing for the problem type."""
+    smoothing = training.label_smoothing_factor
+    only_for = {
+        "class_weights": (losses.class_weights, ("single_label",)),
+        "positive_weights": (losses.positive_weights, ("multi_label",)),
+        "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
+        "huber_delta": (losses.huber_delta, ("regression",)),
+        "label_smoothing_factor": (smoothing, ("single_label",)),
+    }
+    for flag, (value, kinds) in only_for.items():
+        if value and spec.problem_type not in kinds:
+            raise InputError(f"--{flag} does not go with {spec.problem_type} labels")
+    labels = splits["train"]["labels"][:] if "train" in splits else []
+    weights = {}
+    if labels:
+        for flag in ("class_weights", "positive_weights"):
+            weights[flag] = settle_weights(getattr(losses, flag), flag, spec, labels)
+    return TrainingLoss(
+        config=model.config,
+        focal_gamma=losses.focal_gamma,
+        label_smoothing=smoothing,
+        huber_delta=losses.huber_delta,
+        rdrop_alpha=losses.rdrop_alpha,
+        **weights,
+    )
 
 
 def settle_training(
@@ -622,8 +638,6 @@ def settle_training(
         training.eval_strategy = "no"
         training.load_best_model_at_end = False
         return training
-    if training.label_smoothing_factor and spec.problem_type != "single_label":
-        raise InputError(f"--label_smoothing_factor does not go with {spec.problem_type} labels")
     if training.load_best_model_at_end and "metric_for_best_model" not in as_run:
         training.metric_for_best_model = MAIN_METRIC[spec.problem_type][0]
     if training.load_best_model_at_end and "greater_is_better" not in as_run:

@@ -366,9 +366,10 @@ def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
 
 
 def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
-    """What to stratify by: the class; a row's rarest label; the tenth its target falls into."""
+    """What to stratify by: the (likeliest) class; a row's rarest label; the tenth of its target."""
     if problem_type == "single_label":
-        return list(labels)
+        soft = len(labels) > 0 and isinstance(labels[0], list)
+        return np.argmax(labels, axis=1).tolist() if soft else list(labels)
     array = np.asarray(labels, dtype=float)
     if problem_type == "regression":
         return np.searchsorted(
@@ -378,3 +379,46 @@ def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
     return [
         int(np.where(row > 0, frequency, np.inf).argmin()) if row.any() else -1 for row in array
     ]
+
+
+# ---------------------------------------------------------------- fewer rows
+
+
+def choose_subset(
+    train: Dataset,
+    problem_type: str,
+    fraction: float | None,
+    per_class: int | None,
+    seed: int,
+) -> Dataset:
+    """A stratified share of the training rows, or so many of each class, in their order.
+
+    Subsets of one seed are nested: a larger one holds all rows of a smaller one.
+
+    Raises:
+        InputError: if `per_class` has no meaning for the labels, or a class has fewer rows.
+    """
+    if fraction is None and per_class is None:
+        return train
+    if per_class is not None and problem_type != "single_label":
+        raise InputError(f"--train_per_class needs one class a row, not {problem_type} labels")
+    strata = strata_of(train["labels"][:], problem_type)
+    if per_class is not None:
+        few = [name for name, n in Counter(strata).items() if n < per_class]
+        if few:
+            raise InputError(
+                f"--train_per_class {per_class}: a class has {Counter(strata)[few[0]]} training "
+                "rows only"
+            )
+    rng = np.random.default_rng(seed)
+    keys = np.unique([str(stratum) for stratum in strata], return_inverse=True)[1]  # [n] numbers
+    rows = np.lexsort((rng.random(len(keys)), keys))  # class by class, shuffled inside
+    counts = np.bincount(keys)
+    place = np.empty(len(keys), dtype=int)  # of each row among those of its class, from 0
+    place[rows] = np.concatenate([np.arange(n) for n in counts])
+    wanted = place < per_class if per_class else (place + 0.5) / counts[keys] <= fraction
+    chosen = np.flatnonzero(wanted)
+    if len(chosen) == 0:
+        raise InputError(f"--train_fraction {fraction} of {len(train)} rows leaves none")
+    logger.info("Training on %d of %d rows", len(chosen), len(train))
+    return train.select(chosen)

@@ -57,6 +57,7 @@ class WindowSpec:
     head_tokens: int | None = None  # for head_tail; None: the proportion 128 of 510
     segment_overlap: int = 0  # for hierarchical
     max_segments: int | None = None  # for hierarchical; None: as many as needed
+    segment_choice: str = "head"  # which windows max_segments keeps: head, tail or head_tail
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,9 +87,18 @@ def hierarchical_spans(length: int, body: int, spec: WindowSpec) -> list[list[Sp
             f"--max_seq_length {spec.max_seq_length} holds {body} tokens of text; use less"
         )
     count = 1 if length <= body else 1 + math.ceil((length - body) / stride)
-    if spec.max_segments is not None:
-        count = min(count, spec.max_segments)
-    return [[(i * stride, min(i * stride + body, length))] for i in range(count)]
+    kept = range(count)
+    if spec.max_segments is not None and count > spec.max_segments:
+        front = SEGMENT_CHOICES[spec.segment_choice](spec.max_segments)
+        kept = [*kept[:front], *kept[count - (spec.max_segments - front) :]]
+    return [[(i * stride, min(i * stride + body, length))] for i in kept]
+
+
+SEGMENT_CHOICES = {  # of n windows that are kept, how many are the first ones; the others are last
+    "head": lambda n: n,
+    "tail": lambda n: 0,
+    "head_tail": lambda n: (n + 1) // 2,
+}
 
 
 TRUNCATIONS = {

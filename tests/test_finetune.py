@@ -1,4 +1,4 @@
-"""Optimizer groups, freezing, the loss under accumulation and processes, and the script."""
+"""The loss under accumulation and processes, and the script."""
 
 import json
 import os
@@ -11,153 +11,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, make_rows
-from test_modeling import ARCHITECTURES, tiny_encoder
+from one_step import one_step
 from torch import nn
-from transformers import TrainingArguments
 
 import run_finetune
 from command_line import InputError
-from modeling import DocumentClassifier, DocumentClassifierConfig, load_classifier, strip_encoder
-from run_finetune import HEAD, find_blocks, freeze, group_table, layer_groups, room_of
-
-
-def classifier(kind: str, **config) -> DocumentClassifier:
-    encoder = strip_encoder(tiny_encoder(kind))
-    fields = dict(layers=[4], problem_type="single_label_classification", num_labels=3)
-    config = DocumentClassifierConfig(encoder_config=encoder.config, **fields | config)
-    return DocumentClassifier(config, encoder)
-
-
-def decayed(model):
-    return {n for n, p in model.named_parameters() if p.dim() > 1}
-
-
-# ---------------------------------------------------------------- groups
-
-
-def test_rates_by_hand_for_four_blocks():
-    model = classifier("bert", layer_pooling="weighted", token_pooling="attention")
-    groups = layer_groups(model, 1e-3, 0.5, 7e-3, 0.01, decayed(model))
-    rates = {group["name"]: group["lr"] for group in groups}
-    expected = {"embeddings": 1e-3 / 16, "head": 7e-3}
-    expected |= {f"block {k}": 1e-3 * 0.5 ** (4 - k) for k in (1, 2, 3, 4)}
-    for name, rate in expected.items():
-        assert rates[name] == pytest.approx(rate)
-        assert rates[f"{name}, no decay"] == pytest.approx(rate)
-    assert len(rates) == 12
-    decay = {group["name"]: group["weight_decay"] for group in groups}
-    assert decay["block 1"] == 0.01 and decay["block 1, no decay"] == 0.0
-    assert [g["name"].removesuffix(", no decay") for g in groups][::2] == [
-        "embeddings", "block 1", "block 2", "block 3", "block 4", "head"
-    ]  # fmt: skip
-
-
-def test_the_head_rate_defaults_to_the_base_rate():
-    model = classifier("bert")
-    groups = layer_groups(model, 1e-3, 0.5, None, 0.0, decayed(model))
-    assert groups[-1]["lr"] == 1e-3
-
-
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_each_trainable_parameter_is_in_exactly_one_group(kind):
-    model = classifier(kind)
-    groups = layer_groups(model, 1e-3, 0.5, 1e-2, 0.01, decayed(model))
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-    rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
-    assert {r for n, r in rooms.items() if not n.startswith("encoder.")} == {HEAD}
-    embeddings = model.encoder.get_input_embeddings().weight
-    (word,) = [n for n, p in model.named_parameters() if p is embeddings]
-    assert rooms[word] == 0
-    blocks = {r for r in rooms.values() if 0 < r < HEAD}
-    assert blocks == ({4} if kind == "albert" else {1, 2, 3, 4})
-
-
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_rooms_follow_the_order_in_which_modules_run(kind):
-    """Independent of names: what runs before block 1 is 0, what runs after block 4 is above."""
-    model = classifier(kind)
-    prefix, _ = find_blocks(model.encoder)
-    order = []
-    for name, module in model.encoder.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda m, a, n=name: order.append(n))
-    ids = torch.randint(5, 60, (1, 1, 8))
-    model.eval()(ids, torch.ones_like(ids))
-    inside = [i for i, name in enumerate(order) if name.startswith(f"{prefix}.")]
-    for i, name in enumerate(order):
-        parameters = [n for n, _ in model.named_parameters() if n.startswith(f"encoder.{name}.")]
-        for parameter in parameters:
-            room = room_of(parameter, model)
-            if i < inside[0]:
-                assert room == 0, parameter
-            elif i > inside[-1]:
-                assert room == HEAD, parameter
-
-
-def test_an_unknown_parameter_is_an_error():
-    model = classifier("bert")
-    model.encoder.surprise = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"encoder\.surprise\.weight is in no optimizer group"):
-        layer_groups(model, 1e-3, 0.5, None, 0.0, set())
-
-
-def test_the_audit_table_counts_everything():
-    model = classifier("bert")
-    table = group_table(layer_groups(model, 1e-3, 0.9, 1e-2, 0.01, decayed(model)))
-    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
-    assert table["tensors"].sum() == len(list(model.parameters()))
-
-
-# ---------------------------------------------------------------- freezing
-
-
-def trainable(model):
-    return {room_of(n, model) for n, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize(
-    ("what", "rooms"),
-    [
-        ("none", {0, 1, 2, 3, 4, HEAD}),
-        ("embeddings", {1, 2, 3, 4, HEAD}),
-        ("2", {3, 4, HEAD}),
-        ("0", {1, 2, 3, 4, HEAD}),
-        ("encoder", {HEAD}),
-    ],
-)
-def test_what_freezing_leaves(what, rooms):
-    model = classifier("bert")
-    freeze(model, what)
-    assert trainable(model) == rooms
-    model = classifier("modernbert")  # has a final norm above its blocks
-    freeze(model, what)
-    if what == "encoder":
-        assert not any(p.requires_grad for p in model.encoder.parameters())
-    assert model.head.weight.requires_grad
-
-
-def test_blocks_that_nothing_reads_are_not_trained():
-    model = classifier("modernbert", layers=[2])
-    freeze(model, "none")
-    assert trainable(model) == {0, 1, 2, HEAD}
-    assert not model.encoder.final_norm.weight.requires_grad
-    ids = torch.randint(5, 60, (2, 1, 8))
-    model(ids, torch.ones_like(ids), labels=torch.tensor([0, 1])).loss.backward()
-    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
-
-
-def test_shared_blocks_cannot_be_frozen_by_number():
-    with pytest.raises(InputError, match="--freeze 2: albert shares its blocks"):
-        freeze(classifier("albert"), "2")
-    two = classifier("albert")
-    two.encoder.config.num_hidden_layers = 2
-    two.config.layers = [2]
-    with pytest.raises(InputError, match="--freeze 1: albert shares its blocks"):
-        freeze(two, "1")
-    with pytest.raises(InputError, match="--freeze 9: bert has 4 blocks"):
-        freeze(classifier("bert"), "9")
-
+from layers import room_of
+from modeling import load_classifier
 
 # ---------------------------------------------------------------- the script
 
@@ -287,7 +147,7 @@ def test_a_trained_head_is_kept_for_the_same_labels_and_renewed_for_others(
     assert results["eval_accuracy"] > 0.9 and "Head: kept" in caplog.text
     caplog.clear()
     run(str(out), topic_files, tmp_path / "b", **common, layers="last4")
-    assert "newly initialised: head.weight, head.bias" in caplog.text
+    assert "New, from random weights: head.weight, head.bias" in caplog.text
 
 
 def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_files, tmp_path):
@@ -307,66 +167,6 @@ def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_fil
 
 
 # ---------------------------------------------------------------- one loss for every way to batch
-
-
-def dataset_for(problem_type, n=24):
-    """Windows and labels without files; regression targets hold -100, a value like any other."""
-    from datasets import Dataset
-
-    generator = np.random.default_rng(0)
-    windows = [[[2, *generator.integers(5, 60, generator.integers(3, 9)), 3]] for _ in range(n)]
-    windows = [[[int(i) for i in w] for w in d] for d in windows]
-    labels = {
-        "single_label": generator.integers(0, 3, n).tolist(),
-        "multi_label": generator.integers(0, 2, (n, 3)).astype(float).tolist(),
-        "regression": [[-100.0, float(i), 1.0] for i in range(n)],
-    }[problem_type]
-    return Dataset.from_dict(
-        {"windows": windows, "length": [len(w[0]) for w in windows], "labels": labels}
-    )
-
-
-def one_step(problem_type, out, batch, accumulation, rows=24):
-    """Gradients of the first optimizer step, by an SGD step of rate 1, and its logged loss."""
-    from batches import DocumentCollator
-    from modeling import PROBLEM_TYPES
-
-    scale = {"target_mean": [0.0] * 3, "target_scale": [50.0] * 3}
-    model = classifier(
-        "bert",
-        problem_type=PROBLEM_TYPES[problem_type],
-        head_dropout=0.0,
-        **(scale if problem_type == "regression" else {}),
-    )
-    model.encoder.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        report_to="none",
-        remove_unused_columns=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    method = run_finetune.MethodArguments(layer_lr_decay=1.0, batch_by_length=False)
-    trainer = run_finetune.ClassifierTrainer(
-        method=method,
-        model=model,
-        args=args,
-        train_dataset=dataset_for(problem_type, rows),
-        data_collator=DocumentCollator(0),
-    )
-    trainer.train()
-    gradients = {n: before[n] - p.detach() for n, p in trainer.model.named_parameters()}
-    return gradients, trainer.state.log_history[0]["loss"], model
 
 
 @pytest.mark.parametrize("problem_type", ["single_label", "multi_label", "regression"])
@@ -390,7 +190,7 @@ def test_an_uneven_last_micro_batch_counts_by_its_rows(problem_type, tmp_path):
 TWO_PROCESSES = """
 import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_finetune import one_step
+from one_step import one_step
 gradients, loss, _ = one_step(sys.argv[1], sys.argv[2], 12, 1)
 import os
 if os.environ["RANK"] == "0":
@@ -488,11 +288,11 @@ def test_multi_label_and_regression_runs_beat_a_constant(tiny_bert, tmp_path):
 def test_a_new_multi_label_head_starts_at_the_label_frequencies():
     head = nn.Linear(2, 3)
     labels = [[1.0, 0.0, 1.0]] * 30 + [[0.0, 0.0, 1.0]] * 69
-    run_finetune.start_at_frequencies(head, labels, "multi_label")
+    run_finetune.start_at_frequencies(head, labels, "multi_label_classification")
     expected = torch.tensor([30.5, 0.5, 99.5]) / 100
     torch.testing.assert_close(head.bias.detach().sigmoid(), expected)
     before = head.bias.detach().clone()
-    run_finetune.start_at_frequencies(head, [0, 1, 2], "single_label")
+    run_finetune.start_at_frequencies(head, [0, 1, 2], "single_label_classification")
     assert torch.equal(head.bias, before)
 
 

@@ -1,0 +1,173 @@
+"""Training losses of a document classifier, as sums that the caller divides once.
+
+A sum and what it is divided by are kept apart, so that accumulated batches and several processes
+give the loss of one large batch. Scores and the loss of validation stay plain: see `document_loss`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from command_line import InputError
+from labels import LabelSpec
+from modeling import PROBLEM_TYPES, DocumentClassifierConfig, standardise
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """The loss of a problem type with what is switched on.
+
+    Attributes:
+        class_weights: one a class (single_label), or None. The sum is divided by the weights of the
+            rows, as `torch.nn.CrossEntropyLoss` does, so that their scale does not matter.
+        positive_weights: one a label (multi_label), or None: weighs what is 1 against what is 0.
+        focal_gamma: (1 - p)^gamma before the log-likelihood, p the probability of the truth (Lin et
+            al. 2017, eq. 4); 0 = off.
+        label_smoothing: share of the truth that is spread over all classes; 0 = off.
+        huber_delta: from this error on, in standard deviations of the target, the loss is linear;
+            None = squares.
+        rdrop_alpha: weight of the divergence between two passes (Liang et al. 2021); 0 = off.
+    """
+
+    config: DocumentClassifierConfig
+    class_weights: tuple[float, ...] | None = None
+    positive_weights: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    huber_delta: float | None = None
+    rdrop_alpha: float = 0.0
+
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss, in float32.
+
+        Args:
+            logits: [documents, labels], or [samples, documents, labels], whose losses are averaged.
+            labels: as for `document_loss`; for single_label also probabilities [documents, labels].
+        """
+        logits = logits.float()
+        if logits.dim() == 3:
+            samples = torch.stack([self.total(sample, labels) for sample in logits])
+            return samples.mean()
+        if self.config.problem_type == "regression":
+            logits, labels = standardise(logits, labels, self.config)
+            if self.huber_delta is None:
+                return F.mse_loss(logits, labels, reduction="sum")
+            # twice the usual, so that small errors count as in the squared loss
+            return 2 * F.huber_loss(logits, labels, reduction="sum", delta=self.huber_delta)
+        if self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            return self._binary(logits, labels.to(logits.dtype)).sum()
+        return self._categorical(logits, labels).sum()
+
+    def divisor(self, labels: Tensor) -> Tensor:
+        """What the sum over these labels is divided by: their number, or the rows' weights."""
+        if self.class_weights is None:
+            rows = labels.shape[0] if self.soft(labels) else labels.numel()
+            return torch.tensor(float(rows), device=labels.device)
+        return self._row_weights(labels).sum()
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """Summed symmetric KL divergence of two passes [2 * documents, labels] over the same rows.
+
+        Regression has no distribution: half the squared difference takes its place (that of two
+        unit normals).
+        """
+        if logits.dim() == 3:
+            return torch.stack([self.divergence(sample) for sample in logits]).mean()
+        one, two = logits.float().chunk(2)
+        if self.config.problem_type == "regression":
+            scale = one.new_tensor(self.config.target_scale)
+            return 0.5 * (((one - two) / scale) ** 2).sum()
+        if self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            # KL(p||q) + KL(q||p) = (p - q)(logit p - logit q) for each label
+            return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).sum()
+        p, q = one.log_softmax(-1), two.log_softmax(-1)
+        return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum()
+
+    def soft(self, labels: Tensor) -> bool:
+        """Whether labels of a single_label task are probabilities."""
+        single = self.config.problem_type == PROBLEM_TYPES["single_label"]
+        return single and labels.is_floating_point()
+
+    def _categorical(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents]"""
+        log_p = logits.log_softmax(dim=-1)
+        truth = self._distribution(labels, log_p)  # [documents, classes]
+        factor = 1.0 if not self.focal_gamma else (1 - log_p.exp()) ** self.focal_gamma
+        each = -(truth * factor * log_p).sum(dim=-1)
+        return each if self.class_weights is None else each * self._row_weights(labels)
+
+    def _distribution(self, labels: Tensor, like: Tensor) -> Tensor:
+        hard = not self.soft(labels)
+        truth = F.one_hot(labels, like.shape[-1]).to(like.dtype) if hard else labels.to(like.dtype)
+        return truth * (1 - self.label_smoothing) + self.label_smoothing / like.shape[-1]
+
+    def _row_weights(self, labels: Tensor) -> Tensor:
+        """The weight of each row [documents]: of its class, or the mean over its probabilities."""
+        weights = torch.tensor(self.class_weights, device=labels.device)
+        return labels.to(weights.dtype) @ weights if self.soft(labels) else weights[labels]
+
+    def _binary(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents, labels]"""
+        weights = None
+        if self.positive_weights is not None:
+            weights = logits.new_tensor(self.positive_weights)
+        each = F.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="none"
+        )
+        if not self.focal_gamma:
+            return each
+        wrong = torch.where(labels == 1, -logits, logits).sigmoid()  # 1 - p of the truth
+        return wrong**self.focal_gamma * each
+
+
+def settle_weights(
+    given: Sequence[str], flag: str, spec: LabelSpec, labels: list
+) -> tuple[float, ...] | None:
+    """`balanced` or name=weight ... -> one weight a label, in the model's order; None if none.
+
+    Balanced class weights are rows / (classes * rows of the class), as in scikit-learn; balanced
+    positive weights are (rows without the label) / (rows with it).
+
+    Raises:
+        InputError: naming `flag`, for an unknown name, a missing or unfit weight, or a label that
+            occurs in no training row and so has no balanced weight.
+    """
+    if not given:
+        return None
+    if list(given) == ["balanced"]:
+        return _balanced(flag, spec, labels)
+    weights = {}
+    for item in given:
+        name, _, value = item.rpartition("=")
+        if name not in spec.names:
+            raise InputError(
+                f"--{flag} {item}: write balanced, or name=weight for each label: "
+                + " ".join(f"{n}=1" for n in spec.names[:6])
+            )
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] < float("inf"):
+            raise InputError(f"--{flag} {item}: {value!r} is not a weight of at least 0")
+    missing = [name for name in spec.names if name not in weights]
+    if missing:
+        raise InputError(f"--{flag} lacks a weight for {', '.join(missing[:6])}")
+    return tuple(weights[name] for name in spec.names)
+
+
+def _balanced(flag: str, spec: LabelSpec, labels: list) -> tuple[float, ...]:
+    rows = np.asarray(labels, dtype=float)
+    if rows.ndim == 1:
+        rows = np.eye(len(spec.names))[rows.astype(int)]
+    counts = rows.sum(axis=0)  # [labels]
+    if (counts == 0).any():
+        absent = spec.names[int(counts.argmin())]
+        raise InputError(f"--{flag} balanced: no training row has the label {absent!r}")
+    if spec.problem_type == "multi_label":
+        return tuple(((len(rows) - counts) / counts).tolist())
+    return tuple((len(rows) / (len(counts) * counts)).tolist())

@@ -1,0 +1,182 @@
+"""Each loss against a value computed by hand, and its scale under accumulation and processes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from one_step import one_step
+
+from command_line import InputError
+from labels import LabelSpec
+from losses import TrainingLoss, settle_weights
+from modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 3.0]])
+LABELS = torch.tensor([0, 2, 2])
+MULTI = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+
+
+def loss_of(kind: str, **fields) -> TrainingLoss:
+    config = DocumentClassifierConfig(problem_type=PROBLEM_TYPES[kind], num_labels=3)
+    if kind == "regression":
+        config.target_mean, config.target_scale = [1.0, 2.0, 3.0], [2.0, 4.0, 0.5]
+    return TrainingLoss(config, **fields)
+
+
+def mean(loss: TrainingLoss, logits, labels) -> float:
+    return (loss.total(logits, labels) / loss.divisor(labels)).item()
+
+
+def test_with_nothing_switched_on_it_is_the_plain_loss():
+    targets = torch.tensor([[1.0, 5.0, 2.0]] * 3)
+    for kind, labels in (("single_label", LABELS), ("multi_label", MULTI), ("regression", targets)):
+        loss = loss_of(kind)
+        assert mean(loss, LOGITS, labels) == pytest.approx(
+            document_loss(LOGITS, labels, loss.config).item()
+        )
+
+
+def test_class_weights_are_those_of_torch():
+    weights = (1.0, 2.0, 5.0)
+    expected = F.cross_entropy(LOGITS, LABELS, weight=torch.tensor(weights))
+    assert mean(loss_of("single_label", class_weights=weights), LOGITS, LABELS) == pytest.approx(
+        expected.item()
+    )
+    by_hand = [-(row.log_softmax(0)[c]).item() for row, c in zip(LOGITS, LABELS, strict=True)]
+    assert expected.item() == pytest.approx((1 * by_hand[0] + 5 * by_hand[1] + 5 * by_hand[2]) / 11)
+
+
+def test_label_smoothing_is_that_of_torch():
+    expected = F.cross_entropy(LOGITS, LABELS, label_smoothing=0.2)
+    loss = loss_of("single_label", label_smoothing=0.2)
+    assert mean(loss, LOGITS, LABELS) == pytest.approx(expected.item())
+
+
+def test_soft_labels_are_those_of_torch():
+    soft = torch.tensor([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]])
+    loss = loss_of("single_label")
+    assert mean(loss, LOGITS, soft) == pytest.approx(F.cross_entropy(LOGITS, soft).item())
+    assert mean(loss, LOGITS, soft) == pytest.approx(
+        document_loss(LOGITS, soft, loss.config).item()
+    )
+    one_hot = F.one_hot(LABELS, 3).float()
+    weighted = loss_of("single_label", class_weights=(1.0, 2.0, 5.0))
+    assert mean(weighted, LOGITS, one_hot) == pytest.approx(mean(weighted, LOGITS, LABELS))
+
+
+def test_focal_loss_by_hand():
+    p = [LOGITS[i].softmax(0)[c].item() for i, c in enumerate(LABELS)]
+    expected = sum(-((1 - q) ** 2) * math.log(q) for q in p) / 3
+    assert mean(loss_of("single_label", focal_gamma=2.0), LOGITS, LABELS) == pytest.approx(expected)
+    p = torch.where(MULTI == 1, LOGITS.sigmoid(), 1 - LOGITS.sigmoid()).double()
+    expected = (-((1 - p) ** 1.5) * p.log()).mean().item()
+    assert mean(loss_of("multi_label", focal_gamma=1.5), LOGITS, MULTI) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_positive_weights_are_those_of_torch():
+    weights = (1.0, 3.0, 0.5)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, MULTI, pos_weight=torch.tensor(weights))
+    loss = loss_of("multi_label", positive_weights=weights)
+    assert mean(loss, LOGITS, MULTI) == pytest.approx(expected.item())
+
+
+def test_huber_is_squared_below_delta_and_linear_above_in_standard_deviations():
+    loss = loss_of("regression", huber_delta=1.0)
+    labels = torch.tensor([[1.0, 2.0, 3.0]])
+    # errors of 0.5, 3 and 0 standard deviations: 0.5^2 and 2 * (3 - 0.5)
+    logits = labels + torch.tensor([[0.5 * 2, 3 * 4, 0.0]])
+    assert mean(loss, logits, labels) == pytest.approx((0.25 + 5.0 + 0.0) / 3)
+
+
+def test_dropout_samples_are_averaged_as_losses():
+    loss = loss_of("single_label")
+    samples = torch.stack([LOGITS, LOGITS * 2, -LOGITS])
+    expected = np.mean([loss.total(one, LABELS).item() for one in samples])
+    assert loss.total(samples, LABELS).item() == pytest.approx(expected)
+
+
+def test_divergence_is_the_mean_of_both_kl_divergences():
+    other = LOGITS.flip(0)
+    both = torch.cat([LOGITS, other])
+    p, q = (
+        torch.distributions.Categorical(logits=LOGITS),
+        torch.distributions.Categorical(logits=other),
+    )
+    kl = torch.distributions.kl_divergence
+    expected = 0.5 * (kl(p, q) + kl(q, p)).sum().item()
+    assert loss_of("single_label").divergence(both).item() == pytest.approx(expected, rel=1e-5)
+    p, q = torch.distributions.Bernoulli(logits=LOGITS), torch.distributions.Bernoulli(logits=other)
+    expected = 0.5 * (kl(p, q) + kl(q, p)).sum().item()
+    assert loss_of("multi_label").divergence(both).item() == pytest.approx(expected, rel=1e-5)
+    unit = torch.tensor([2.0, 4.0, 0.5])
+    p, q = torch.distributions.Normal(LOGITS / unit, 1), torch.distributions.Normal(other / unit, 1)
+    expected = 0.5 * (kl(p, q) + kl(q, p)).sum().item()
+    assert loss_of("regression").divergence(both).item() == pytest.approx(expected, rel=1e-5)
+    twice = torch.stack([both, both])
+    assert loss_of("multi_label").divergence(twice) == loss_of("multi_label").divergence(both)
+
+
+# ---------------------------------------------------------------- weights by name
+
+
+def spec(kind="single_label"):
+    return LabelSpec(kind, ("a", "b", "c=d"), ("label",))
+
+
+def test_balanced_weights_by_hand():
+    assert settle_weights(["balanced"], "class_weights", spec(), [0, 0, 0, 1, 2, 2]) == (
+        pytest.approx((6 / 9, 6 / 3, 6 / 6))
+    )
+    rows = [[1.0, 1.0, 0.0]] * 3 + [[0.0, 1.0, 1.0]]
+    weights = settle_weights(["balanced"], "positive_weights", spec("multi_label"), rows)
+    assert weights == pytest.approx((1 / 3, 0.0, 3.0))
+    soft = [[0.5, 0.25, 0.25]] * 4
+    assert settle_weights(["balanced"], "class_weights", spec(), soft) == pytest.approx(
+        (4 / 6, 4 / 3, 4 / 3)
+    )
+    assert settle_weights([], "class_weights", spec(), [0]) is None
+
+
+def test_given_weights_go_by_name_and_mistakes_are_named():
+    given = ["c=d=3", "a=1", "b=0.5"]
+    assert settle_weights(given, "class_weights", spec(), []) == (1.0, 0.5, 3.0)
+    for bad, message in (
+        (["a=1", "b=2"], "--class_weights lacks a weight for c=d"),
+        (["e=1"], "--class_weights e=1: write balanced, or name=weight for each label: a=1 b=1"),
+        (["a=-1"], "'-1' is not a weight of at least 0"),
+        (["a=x"], "'x' is not a weight"),
+    ):
+        with pytest.raises(InputError, match=message):
+            settle_weights(bad, "class_weights", spec(), [])
+    with pytest.raises(InputError, match="no training row has the label 'c=d'"):
+        settle_weights(["balanced"], "class_weights", spec(), [0, 1])
+
+
+# ---------------------------------------------------------------- accumulation
+
+CASES = {
+    "weights": ("single_label", {"class_weights": (1.0, 4.0, 0.5)}),
+    "smoothing": ("single_label", {"label_smoothing": 0.3}),
+    "focal": ("single_label", {"focal_gamma": 2.0}),
+    "soft": ("soft", {"class_weights": (1.0, 4.0, 0.5)}),
+    "positive": ("multi_label", {"positive_weights": (1.0, 4.0, 0.5)}),
+    "huber": ("regression", {"huber_delta": 0.5}),
+    "rdrop": ("single_label", {"rdrop_alpha": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_loss_is_the_same_for_accumulation_1_and_4(case, tmp_path):
+    problem_type, fields = CASES[case]
+    whole, loss, _ = one_step(problem_type, tmp_path, 22, 1, rows=22, **fields)
+    parts, loss_of_parts, _ = one_step(problem_type, tmp_path, 6, 4, rows=22, **fields)
+    plain, _, _ = one_step(problem_type, tmp_path, 22, 1, rows=22)
+    assert loss == pytest.approx(loss_of_parts, rel=1e-5)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
+    changed = not torch.allclose(whole["head.weight"], plain["head.weight"], rtol=1e-3)
+    assert changed == (case != "rdrop")  # without dropout both passes are equal
