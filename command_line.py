@@ -245,4 +245,5 @@ def start_logging() -> None:
 OWN_MODULES = (
     *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
     *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
+    "run_multitask",
 )

@@ -59,6 +59,8 @@ def room_of(name: str, model: DocumentClassifier) -> int:
         ValueError: for a parameter that is in no known place; nothing gets a rate by accident.
     """
     parts = name.split(".")
+    if parts[0] == "tasks":  # heads of a multi-task model
+        return HEAD
     if parts[0] == "encoder":
         prefix, blocks = find_blocks(model.encoder)
         inside = f"encoder.{prefix}."

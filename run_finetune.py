@@ -176,12 +176,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     path, hub = checkpoint.model_name_or_path, checkpoint.hub
 
     # 2. Tables -> labelled documents
-    tables = read_splits(**data.sources, **text.format)
-    spec = settle_labels(tables, label, path)
-    documents = label_documents(tables, data.limits, spec, **text.columns)
-    documents = hold_out_validation(
-        documents, label.validation_split, spec.problem_type, training.seed
-    )
+    spec, documents = read_documents(data, text, label, path, training.seed)
     documents = only_wanted(documents, as_run)
     if "train" in documents:
         subset = (run.train_fraction, run.train_per_class, training.seed)
@@ -233,7 +228,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 7. Predict validation and test, rows in their order
     for split in ("validation", "test"):
         if split in splits:
-            results |= predict(trainer, splits[split], split, spec)
+            results |= predict(trainer, splits[split], split, spec, Path(training.output_dir))
 
     # 8. Write the model, curves and results
     if trainer.is_world_process_zero():
@@ -273,7 +268,18 @@ def check_arguments(
     refuse_other_order(training)
 
 
-# ---------------------------------------------------------------- 2. labels
+# ---------------------------------------------------------------- 2. documents and labels
+
+
+def read_documents(
+    data: DataArguments, text: TextArguments, label: LabelArguments, path: str, seed: int
+) -> tuple[LabelSpec, dict[str, Dataset]]:
+    """The tables of a task -> what its labels are, and documents by split with their labels."""
+    tables = read_splits(**data.sources, **text.format)
+    spec = settle_labels(tables, label, path)
+    documents = label_documents(tables, data.limits, spec, **text.columns)
+    share = label.validation_split
+    return spec, hold_out_validation(documents, share, spec.problem_type, seed)
 
 
 def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) -> LabelSpec:
@@ -485,34 +491,37 @@ class ClassifierTrainer(Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None:
             return batches, count
-        divisor = sum(self.loss.divisor(batch["labels"]) for batch in batches)
+        divisor = sum(self.loss_of(batch).divisor(batch["labels"]) for batch in batches)
         divisor = torch.as_tensor(divisor, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             divisor = self.accelerator.gather(divisor).sum()
         return batches, divisor
 
+    def loss_of(self, batch: dict[str, Any]) -> TrainingLoss:
+        return self.loss
+
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """In training the loss with all that is switched on; in evaluation the plain one."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        labels = inputs["labels"]
+        loss, labels = self.loss_of(inputs), inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        if self.loss.rdrop_alpha:  # two passes as one batch
+        if loss.rdrop_alpha:  # two passes as one batch
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         logits = model(**inputs).logits
-        if self.loss.rdrop_alpha:
-            total = sum(self.loss.total(half, labels) for half in logits.chunk(2, dim=-2)) / 2
-            total = total + self.loss.rdrop_alpha * self.loss.divergence(logits)
+        if loss.rdrop_alpha:
+            total = sum(loss.total(half, labels) for half in logits.chunk(2, dim=-2)) / 2
+            total = total + loss.rdrop_alpha * loss.divergence(logits)
         else:
-            total = self.loss.total(logits, labels)
+            total = loss.total(logits, labels)
         if num_items_in_batch is None:
-            return total / self.loss.divisor(labels)
+            return total / loss.divisor(labels)
         if self.args.average_tokens_across_devices:
             total = total * self.accelerator.num_processes  # gradients are averaged over processes
         return total / num_items_in_batch
@@ -649,8 +658,10 @@ def settle_training(
 # ---------------------------------------------------------------- 7. predict
 
 
-def predict(trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec) -> dict[str, float]:
-    """Predict a split, longest documents first for speed, and write it in row order.
+def predict(
+    trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
+) -> dict[str, float]:
+    """Predict a split, longest documents first for speed, and write it in row order to `folder`.
 
     Returns:
         metrics with the prefix eval_ or test_.
@@ -662,7 +673,7 @@ def predict(trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec) -> 
     logits[order] = output.predictions
     if trainer.is_world_process_zero():
         table = spec.prediction_table(dataset["id"][:], spec.probabilities(logits))
-        write_csv(Path(trainer.args.output_dir) / f"predictions_{split}.csv", table)
+        write_csv(folder / f"predictions_{split}.csv", table)
     metrics = {k: v for k, v in output.metrics.items() if not k.endswith("_preparation_time")}
     scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
     logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
@@ -682,7 +693,8 @@ def write_run(
     """Everything a run leaves behind beside its predictions."""
     folder = Path(trainer.args.output_dir)
     if trained:
-        write_model(trainer, folder, results, spec, as_run)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        write_model(model, trainer.processing_class, folder, results, spec, as_run)
         history = evaluation_history(trainer.state.log_history)
         write_csv(folder / "history.csv", history)
         metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
@@ -695,10 +707,14 @@ def write_run(
 
 
 def write_model(
-    trainer: Trainer, folder: Path, results: dict[str, Any], spec: LabelSpec, as_run: dict[str, Any]
+    model: DocumentClassifier,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    results: dict[str, Any],
+    spec: LabelSpec,
+    as_run: dict[str, Any],
 ) -> None:
     """The classifier with its code, and the encoder alone as a plain `AutoModel` checkpoint."""
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
     with replacing_files(folder) as temporary:
         for part, where in ((model, temporary), (model.encoder, temporary / "encoder")):

@@ -1,0 +1,215 @@
+"""A grid of runs from one YAML file: one process a run, a tidy table, intervals, and a figure.
+
+    python examples/sweep.py sweep.yaml
+
+    script: run_finetune.py            # or another of these scripts; this is the default
+    output_dir: sweep
+    fixed:                             # arguments of every run
+      model_name_or_path: bert-base-uncased
+      train_file: train.csv
+      test_file: test_labels.csv
+    grid:                              # every combination is a point
+      layer_lr_decay: [1.0, 0.95, 0.9]
+    points:                            # or named points in place of a grid
+      - {name: head, truncation: head}
+      - {name: head + tail, truncation: head_tail}
+    seeds: [1, 2, 3]                   # of every point
+    metric: test_accuracy              # default: the main score of the test set
+    parallel: 1                        # runs at a time, each with its share of the cores
+
+Finished runs are skipped, so an interrupted sweep goes on with the same command. Written are
+sweep.csv (a row a run), sweep.md (means, differences to the first point, paired by seed, with their
+95 % intervals by Student's t) and sweep.png. Results and predictions stay, weights are deleted.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import InputError, flags_of, nearest, read_arguments, run_script
+from metrics import MAIN_METRIC
+from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = ("script", "output_dir", "fixed", "grid", "points", "seeds", "metric", "parallel")
+
+
+def main() -> None:
+    sweep = read_sweep(sys.argv[1:])
+    folder = Path(sweep["output_dir"])
+    points = list_points(sweep)
+    jobs = [(name, flags, seed) for seed in sweep["seeds"] for name, flags in points.items()]
+    with ThreadPoolExecutor(sweep["parallel"]) as pool:
+        done = list(pool.map(lambda job: run_point(sweep, *job), jobs))
+    failed = [path for path in done if isinstance(path, Path)]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(jobs)} runs failed; the first says why: {failed[0]}"
+        )
+    metric = sweep["metric"] or main_metric(done[0])
+    rows = [row_of(points, job, results, metric) for job, results in zip(jobs, done, strict=True)]
+    table = pd.DataFrame(rows)
+    write_csv(folder / "sweep.csv", table)
+    summary = summarise(table, metric)
+    write_text(folder / "sweep.md", markdown_table(summary))
+    write_json(folder / "all_results.json", {"sweep": sweep, "versions": versions()})
+    plot(folder / "sweep.png", summary, metric, sweep)
+    print(markdown_table(summary))
+
+
+# ---------------------------------------------------------------- what to run
+
+
+def read_sweep(argv: list[str]) -> dict[str, Any]:
+    if len(argv) != 1:
+        raise InputError("give one YAML file; its form is described at the top of sweep.py")
+    sweep = read_arguments(argv[0])
+    for key in sweep:
+        if key not in KEYS:
+            raise InputError(
+                f"{argv[0]}: {key} is not one of {', '.join(KEYS)}{nearest(key, KEYS)}"
+            )
+    if bool(sweep.get("grid")) == bool(sweep.get("points")):
+        raise InputError(f"{argv[0]}: give either grid or points")
+    defaults = {"script": "run_finetune.py", "output_dir": "sweep", "fixed": {}, "seeds": [42]}
+    sweep = defaults | {"metric": None, "parallel": 1} | sweep
+    if not (ROOT / sweep["script"]).is_file():
+        raise InputError(f"{argv[0]}: script {sweep['script']} is not in {ROOT}")
+    return sweep
+
+
+def list_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """name -> the arguments that make the point."""
+    if sweep.get("points"):
+        points = [dict(point) for point in sweep["points"]]
+        named = {str(point.pop("name", "")): point for point in points}
+        if len(named) < len(points) or "" in named:
+            raise InputError("points: each needs a name of its own")
+        return named
+    names = list(sweep["grid"])
+    combinations = itertools.product(*sweep["grid"].values())
+    points = [dict(zip(names, values, strict=True)) for values in combinations]
+    return {", ".join(f"{k} {v}" for k, v in point.items()): point for point in points}
+
+
+# ---------------------------------------------------------------- runs
+
+
+def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int) -> Any:
+    """Results of one run, from its folder if it is done; the path of its log if it failed."""
+    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
+    folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{seed}"
+    arguments = {**sweep["fixed"], **flags, "seed": seed, "output_dir": str(folder)}
+    command = [sys.executable, str(ROOT / sweep["script"]), *flags_of(arguments)]
+    done = folder / "done.json"
+    if done.is_file() and json.loads(done.read_text())["arguments"] == command[2:]:
+        return json.loads((folder / "all_results.json").read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    threads = max(1, (os.cpu_count() or 1) // sweep["parallel"])
+    log = folder.with_suffix(folder.suffix + ".log")
+    with open(log, "w", encoding="utf-8") as file:
+        code = subprocess.run(
+            command, stdout=file, stderr=file, env={"OMP_NUM_THREADS": str(threads), **os.environ}
+        ).returncode
+    if code != 0:
+        return log
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    write_json(done, {"arguments": command[2:]})
+    print(f"{name}, seed {seed}: done", flush=True)
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def main_metric(results: dict[str, Any]) -> str:
+    names = [f"{part}_{metric}" for part in ("test", "eval") for metric, _ in MAIN_METRIC.values()]
+    found = next((name for name in names if name in results), None)
+    if found is None:
+        raise InputError("name a metric; there are: " + ", ".join(results))
+    return found
+
+
+def row_of(
+    points: dict[str, dict], job: tuple[str, dict, int], results: dict[str, Any], metric: str
+) -> dict[str, Any]:
+    name, flags, seed = job
+    if metric not in results:
+        raise InputError(f"metric {metric} is not in the results; there are: {', '.join(results)}")
+    scores = {k: v for k, v in results.items() if isinstance(v, int | float)}
+    return {"point": name, **flags, **scores, "seed": seed, metric: results[metric]}
+
+
+# ---------------------------------------------------------------- what came out
+
+
+def summarise(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean and standard deviation over seeds; differences to the first point, paired by seed."""
+    scores = table.pivot(index="seed", columns="point", values=metric)
+    order = list(dict.fromkeys(table["point"]))
+    rows = []
+    for point in order:
+        difference = scores[point] - scores[order[0]]
+        rows.append(
+            {
+                "point": point,
+                metric: scores[point].mean(),
+                "sd": scores[point].std(),
+                "difference": difference.mean(),
+                "± 95 %": half_interval(difference),
+            }
+        )
+    summary = pd.DataFrame(rows)
+    if "train_runtime" in table:
+        seconds = table.groupby("point")["train_runtime"].median()
+        summary["time"] = [seconds[p] / seconds[order[0]] for p in order]
+    return summary
+
+
+def half_interval(values: pd.Series) -> float:
+    """Half the width of the 95 % interval of a mean, by Student's t."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) -> None:
+    """A line over the values of a single numeric grid; else a row for each point."""
+    from matplotlib.figure import Figure
+
+    spread = summary["sd"].fillna(0)
+    grid = sweep.get("grid") or {}
+    values = next(iter(grid.values())) if len(grid) == 1 else []
+    numeric = [pd.to_numeric(v, errors="coerce") for v in values]
+    figure = Figure(
+        figsize=(6.5, 3.8 if numeric else 1 + 0.32 * len(summary)), layout="constrained"
+    )
+    axis = figure.subplots()
+    if numeric and not any(pd.isna(v) for v in numeric):
+        axis.errorbar(numeric, summary[metric], spread, marker="o", capsize=3)
+        axis.set(xlabel=next(iter(grid)), ylabel=metric)
+        if min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
+            axis.set_xscale("log")
+    else:
+        places = range(len(summary))[::-1]
+        axis.errorbar(summary[metric], places, xerr=spread, fmt="o", capsize=3)
+        axis.set_yticks(list(places), summary["point"])
+        axis.set(xlabel=metric)
+    axis.set_title(f"Mean and standard deviation of {len(sweep['seeds'])} seeds", fontsize="medium")
+    axis.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+if __name__ == "__main__":
+    run_script(main)
