@@ -139,7 +139,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         documents, label.validation_split, spec.problem_type, probing.seed
     )
     labels = {
-        s: np.array(d["labels"][:]) for s, d in documents.items() if "labels" in d.column_names
+        s: spec.hard(np.array(d["labels"][:]))
+        for s, d in documents.items()
+        if "labels" in d.column_names
     }
 
     # 3. Each model: features of all layers, a probe on each, its own head

@@ -7,19 +7,25 @@ import sys
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from transformers import AutoTokenizer
 
 import run_itpt
+from command_line import InputError
+
+
+def load_example(name: str):
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def example():
-    path = ROOT / "examples" / "make_docstring_data.py"
-    spec = importlib.util.spec_from_file_location("make_docstring_data", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("make_docstring_data")
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +193,94 @@ def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path)
     for row in rows:
         assert row["tokens_per_second"] > 0 and row["peak_mib"] > row["training_mib"] > 0
         assert row["tokens_per_batch"] <= 4 * 32
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+def sweep_file(tmp_path, tiny_bert, topic_files, **changes) -> str:
+    fixed = {
+        "model_name_or_path": tiny_bert,
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "id_column_name": "id",
+        "max_steps": 2,
+        "use_cpu": True,
+    }
+    sweep = {"fixed": fixed, "seeds": [1, 2], "output_dir": str(tmp_path / "sweep"), **changes}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    return str(tmp_path / "sweep.yaml")
+
+
+def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_files, tmp_path):
+    grid = {"learning_rate": [1e-4, 1e-2]}
+    line = [ROOT / "examples" / "sweep.py"]
+    line += [sweep_file(tmp_path, tiny_bert, topic_files, grid=grid, parallel=2)]
+    done = command(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = tmp_path / "sweep"
+    table = pd.read_csv(out / "sweep.csv")
+    assert sorted(zip(table["learning_rate"], table["seed"], strict=True)) == [
+        (rate, seed) for rate in (1e-4, 1e-2) for seed in (1, 2)
+    ]
+    for _, row in table.iterrows():
+        results = out / "runs" / f"learning_rate_{row['point'].split()[-1]}-seed-{row['seed']}"
+        saved = json.loads((results / "all_results.json").read_text())
+        assert row["test_accuracy"] == pytest.approx(saved["test_accuracy"])
+    scores = table.pivot(index="seed", columns="learning_rate", values="test_accuracy")
+    difference = scores[1e-2] - scores[1e-4]
+    last = (out / "sweep.md").read_text().strip().splitlines()[-1].split("|")
+    assert float(last[4]) == pytest.approx(difference.mean(), abs=1e-4)
+    # Student's t for 1 degree of freedom: 12.706
+    assert float(last[5]) == pytest.approx(12.706 * difference.std() / 2**0.5, abs=1e-4)
+    assert (out / "sweep.png").stat().st_size > 5000 and not list(out.rglob("*.safetensors"))
+    stamps = {f: f.stat().st_mtime_ns for f in out.rglob("done.json")}
+    first = next(iter(stamps))
+    first.unlink()  # as if it had been interrupted
+    assert command(*line, cwd=tmp_path).returncode == 0
+    after = {f: f.stat().st_mtime_ns for f in out.rglob("done.json")}
+    assert [f for f in stamps if after[f] != stamps[f]] == [first]
+
+
+def test_a_sweep_of_named_points_and_its_mistakes(tiny_bert, topic_files, tmp_path, monkeypatch):
+    points = [{"name": "plain"}, {"name": "no such", "layers": "99"}]
+    sweep = load_example("sweep")
+
+    def error(**changes):
+        file = sweep_file(tmp_path, tiny_bert, topic_files, **changes)
+        with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+            patch.setattr(sys, "argv", ["sweep.py", file])
+            sweep.main()
+        return str(caught.value)
+
+    message = error(points=points, seeds=[1])
+    assert "1 of 2 runs failed" in message and "no_such-seed-1.log" in message
+    assert "--layers" in (tmp_path / "sweep" / "runs" / "no_such-seed-1.log").read_text()
+    assert "give either grid or points" in error()
+    assert "each needs a name of its own" in error(points=[{"layers": "1"}])
+    assert "seds is not one of" in error(points=points, seds=[1])
+    assert "script none.py is not in" in error(points=points, script="none.py")
+    assert "metric test_f1 is not in the results" in error(
+        points=points[:1], seeds=[1], metric="test_f1"
+    )
+
+
+def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
+    out = tmp_path / "four"
+    line = [ROOT / "examples" / "frozen_or_finetuned.py", "--model", tiny_bert, "--output_dir", out]
+    line += ["--finetuning_rate", 3e-3, "--head_rate", 3e-2, "--", "--train_file"]
+    line += [topic_files["train"], "--test_file", topic_files["test_labels"], "--use_cpu"]
+    line += ["--id_column_name", "id", "--num_train_epochs", 4]
+    done = command(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pd.read_csv(out / "scores.csv").set_index("what")["test roc_auc"]
+    assert len(table) == 4
+    sgd, fitting, probe, tuned = table
+    assert sgd < fitting and sgd < probe and tuned > 0.97
+    results = pd.read_csv(out / "probe" / "results.csv")
+    results = results[results["layer"].notna() & (results["metric"] == "roc_auc")]
+    best = results[results["split"] == "validation"].sort_values("value").iloc[-1]
+    assert probe in results[results["split"] == "test"]["value"].tolist()
+    assert pd.read_csv(out / "scores.csv")["validation roc_auc"][2] == pytest.approx(best["value"])
+    assert "bit by bit" in (out / "report.md").read_text()
+    assert (out / "curves.png").stat().st_size > 10_000

@@ -1,0 +1,262 @@
+"""Speed of run_finetune.py's training and prediction against a plain Trainer.
+
+    python benchmarks/finetune_speed.py --model MODEL --train_file agnews/train.csv --threads 2
+
+The plain way is Trainer with `AutoModelForSequenceClassification`, once as the official script does
+by default (`max`: every row padded to --max_seq_length), once at its best (`best`: batches of
+similar length, padded to their longest row). `ours` is the Trainer of run_finetune.py, reading
+[CLS] of the last layer like the others. All see the same documents in batches of the same size with
+the same optimizer and precision; a token counts if it is not padding.
+
+Every measurement is a process of its own, and the ways take turns, so that a busy machine is busy
+for all. The share of the machine's own rate is that of the model's matrix products on real tokens
+(6 operations a weight and token in training, 2 in prediction, attention left out) against products
+of square matrices in the same process.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+WAYS = ("max", "best", "ours")
+
+
+def main() -> None:
+    options = read_arguments()
+    if options.worker is not None:
+        return print(json.dumps(measure(options)))
+    rows = []
+    for turn in range(options.turns):
+        for way in options.ways:
+            rows.append({"way": way, "turn": turn, **run_worker(way)})
+            print(json.dumps(rows[-1]), flush=True)
+    report(rows, options)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="a checkpoint, or bert-base-shape")
+    parser.add_argument("--tokenizer", help="default: that of the model")
+    parser.add_argument("--train_file", required=True, help="a labelled table")
+    parser.add_argument("--text_column_names", nargs="+", default=["text"])
+    parser.add_argument("--label_column_name", default="label")
+    parser.add_argument("--max_train_samples", type=int, default=640)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=16, help="a batch")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--output_dir", default="finetune_speed")
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_worker(way: str) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", way]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# ---------------------------------------------------------------- one way, in its own process
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Train an epoch, then predict the same rows. Returns real tokens per second of both."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    from transformers import AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
+
+    torch.set_num_threads(options.threads)
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    fields = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": options.rows,
+        "per_device_eval_batch_size": 64,
+        "num_train_epochs": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "bf16": options.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": 1,
+    }
+    if options.worker == "best":
+        # its name until 5.2, and since
+        known = "group_by_length" in TrainingArguments.__dataclass_fields__
+        own = {"group_by_length": True} if known else {"train_sampling_strategy": "group_by_length"}
+        fields |= own
+    fields["remove_unused_columns"] = False
+    build = our_trainer if options.worker == "ours" else plain_trainer
+    trainer, rows = build(options, tokenizer, TrainingArguments(**fields))
+    tokens: list[int] = []
+    times: list[float] = []
+    collate = trainer.data_collator
+
+    def counting(batch: list) -> dict:
+        tokens.append(sum(row["length"] for row in batch))
+        return collate(batch)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    trainer.data_collator = counting
+    trainer.add_callback(Clock())
+    trainer.train()
+    trained = sum(tokens[2 : len(times)]) / (times[-1] - times[1])
+    trainer.data_collator = collate
+    start = time.perf_counter()
+    trainer.predict(rows)
+    predicted = sum(rows["length"][:]) / (time.perf_counter() - start)
+    weights = sum(
+        p.numel() for n, p in trainer.model.named_parameters() if p.dim() > 1 and "embed" not in n
+    )
+    rate = matmul_rate(torch, trainer.args.device, options.bf16)
+    return {
+        "train_tokens_per_second": trained,
+        "predict_tokens_per_second": predicted,
+        "train_share_of_matmul": 6 * weights * trained / rate,
+        "predict_share_of_matmul": 2 * weights * predicted / rate,
+    }
+
+
+def matmul_rate(torch: object, device: object, bf16: bool) -> float:
+    """Operations per second of products of square matrices, the best of some."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(12):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def read_documents(options: argparse.Namespace) -> tuple[object, object]:
+    """Documents with labels, and what the labels are."""
+    from labels import LabelSpec
+    from text_data import Table, label_documents, read_table
+
+    table = Table(read_table(options.train_file), options.train_file)
+    spec = LabelSpec.infer(*table, [options.label_column_name])
+    limits = {"train": options.max_train_samples}
+    columns = {"text_columns": options.text_column_names}
+    return label_documents({"train": table}, limits, spec, **columns)["train"], spec
+
+
+def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
+    import torch
+    from transformers import (
+        AutoModelForSequenceClassification,
+        BertConfig,
+        DataCollatorWithPadding,
+        Trainer,
+    )
+
+    documents, spec = read_documents(options)
+
+    def tokenize(rows: dict) -> dict:
+        padding = "max_length" if options.worker == "max" else False
+        size = options.max_seq_length
+        encoded = dict(tokenizer(rows["text"], truncation=True, max_length=size, padding=padding))
+        return encoded | {"length": [sum(mask) for mask in encoded["attention_mask"]]}
+
+    rows = documents.map(tokenize, batched=True, remove_columns=["id", "text"])
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def collate(batch: list) -> dict:
+        return pad([{k: v for k, v in row.items() if k != "length"} for row in batch])
+
+    if options.model == "bert-base-shape":
+        config = BertConfig(vocab_size=len(tokenizer), num_labels=len(spec.names))
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            options.model, num_labels=len(spec.names), dtype=torch.float32
+        )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    return trainer, rows
+
+
+def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
+    import run_finetune
+    from batches import DocumentCollator, longest_first, to_windows
+    from layers import layer_rates
+    from losses import TrainingLoss
+    from modeling import load_encoder, strip_encoder
+    from windows import WindowSpec, find_special_tokens
+
+    documents, spec = read_documents(options)
+    windows, special = WindowSpec("head", options.max_seq_length), find_special_tokens(tokenizer)
+    rows, _ = to_windows(documents, tokenizer, windows, special)
+    if options.model == "bert-base-shape":
+        from transformers import AutoModel, BertConfig
+
+        encoder = strip_encoder(AutoModel.from_config(BertConfig(vocab_size=len(tokenizer))))
+    else:
+        encoder, _ = load_encoder(options.model)
+    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
+    architecture = run_finetune.ModelArguments()
+    model, _ = run_finetune.build_model(encoder, None, architecture, spec, shape, tokenizer)
+    trainer = run_finetune.ClassifierTrainer(
+        loss=TrainingLoss(model.config),
+        rates=layer_rates(encoder.config.num_hidden_layers, args.learning_rate, 0.95),
+        unfreeze_every=None,
+        regularisers=run_finetune.RegulariserArguments(),
+        batch_by_length=True,
+        model=model,
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=DocumentCollator(tokenizer.pad_token_id),
+    )
+    return trainer, rows.select(longest_first(rows["length"][:]))
+
+
+# ---------------------------------------------------------------- report
+
+
+def report(rows: list[dict], options: argparse.Namespace) -> None:
+    """Medians over the turns, and ratios to the plain ways."""
+    import pandas as pd
+
+    from outputs import markdown_table, versions, write_json, write_text
+
+    table = pd.DataFrame(rows).drop(columns="turn").groupby("way", sort=False).median()
+    for way in ("max", "best"):
+        if way in table.index:
+            for kind in ("train", "predict"):
+                speed = table[f"{kind}_tokens_per_second"]
+                table[f"{kind} x {way}"] = speed / speed[way]
+    folder = Path(options.output_dir)
+    facts = {"rows": rows, "options": vars(options), "versions": versions()}
+    write_json(folder / f"{Path(options.model).name}.json", facts)
+    write_text(folder / f"{Path(options.model).name}.md", markdown_table(table.reset_index(), 2))
+    print(table.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
