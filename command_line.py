@@ -99,13 +99,7 @@ def parse(
     Raises:
         InputError: for an unknown or malformed argument.
     """
-    if argv is None:
-        argv = sys.argv[1:]
-    if isinstance(argv, dict):
-        argv = flags_of(argv)
-    argv = list(argv)
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = flags_of(read_arguments(argv[0])) + argv[1:]
+    argv = as_flags(argv)
     parser = Parser(dataclass_types)
     parser.set_defaults(**(defaults or {}))
     namespace, unknown = parser.parse_known_args(argv)
@@ -119,6 +113,24 @@ def parse(
         ]
     as_run = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
     return *objects, as_run
+
+
+def as_flags(argv: Sequence[str] | dict[str, Any] | None) -> list[str]:
+    """What `parse` takes -> plain flags, a file replaced by what it says."""
+    if argv is None:
+        argv = sys.argv[1:]
+    if isinstance(argv, dict):
+        argv = flags_of(argv)
+    argv = list(argv)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = flags_of(read_arguments(argv[0])) + argv[1:]
+    return argv
+
+
+def is_given(name: str, argv: Sequence[str] | dict[str, Any] | None) -> bool:
+    """Whether the user set an argument, to whatever value."""
+    words = [word.split("=")[0].replace("-", "_") for word in as_flags(argv)]
+    return f"__{name}" in words
 
 
 def read_arguments(path: str, name: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from command_line import (
     as_input_error,
     changed,
     exclude,
+    is_given,
     parse,
     print_help,
     refuse_data_parallel,
@@ -166,7 +167,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """
     # 1. Arguments
     data, text, label, window, checkpoint, architecture, *methods, run, training, as_run = parse(
-        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
+        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS | device_precision(argv)
     )
     rates, losses, regularisers, adapter = methods
     start_logging()
@@ -240,6 +241,15 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- 1. arguments
+
+
+def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]:
+    """On a GPU bf16, or fp16 where it has no bf16, unless the user says something of precision."""
+    chosen = any(is_given(name, argv) for name in ("bf16", "fp16", "use_cpu"))
+    if chosen or not torch.cuda.is_available():
+        return {}
+    name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {name: True}
 
 
 NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")

@@ -136,6 +136,7 @@ from outputs import (
 from run_finetune import (
     ClassifierTrainer,
     build_model,
+    device_precision,
     early_stopping,
     load_start,
     predict,
@@ -155,7 +156,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """
     # 1. Arguments
     run, window, checkpoint, architecture, rates, regularisers, training, as_run = parse(
-        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
+        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS | device_precision(argv)
     )
     start_logging()
     refuse_data_parallel(training.n_gpu)

@@ -585,3 +585,30 @@ def test_two_processes_train_with_everything_on(tiny_bert, topic_files, tmp_path
     assert results["test_accuracy"] > 0.8
     history = pd.read_csv(tmp_path / "o" / "history.csv")
     assert history["step"].iloc[-1] == 6 * 5  # 135 rows by 2 x 16
+
+
+def test_a_gpu_trains_in_its_half_precision_unless_the_user_says_otherwise(monkeypatch, tmp_path):
+    precision = run_finetune.device_precision
+    assert precision([]) == {}  # no GPU here, or it is hidden
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, name in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, h=has_bf16: h
+        )
+        assert precision(["--seed", "3"]) == {name: True}
+    (tmp_path / "a.yaml").write_text("use_cpu: true\n")
+    said = (
+        ["--fp16"],
+        ["--bf16=False"],
+        {"bf16": False},
+        [str(tmp_path / "a.yaml")],
+        ["--use-cpu"],
+    )
+    for argv in said:
+        assert precision(argv) == {}
+
+
+def test_half_precision_trains(run):
+    results, out = run(bf16=True)
+    assert results["eval_accuracy"] > 0.9
+    assert load_classifier(out)[0].dtype == torch.float32  # autocast: the weights stay as they are
