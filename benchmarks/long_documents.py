@@ -13,7 +13,6 @@
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -117,8 +116,13 @@ def peak_memory(options: argparse.Namespace) -> dict:
     segments = -(-options.tokens // (options.length - 2))
     ids = torch.randint(1000, 20000, (1, segments, options.length))
     seconds = step(model, ids, torch.ones_like(ids))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_gib": peak / 2**30, "seconds": seconds}
+    return {"peak_gib": peak_resident() / 2**30, "seconds": seconds}
+
+
+def peak_resident() -> int:
+    """Bytes. (getrusage would count what the parent process held when it started this one.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def report(timed: list[dict], memory: list[dict], options: argparse.Namespace) -> None:

@@ -16,10 +16,14 @@
     seeds: [1, 2, 3]                   # of every point
     metric: test_accuracy              # default: the main score of the test set
     parallel: 1                        # runs at a time, each with its share of the cores
+    keep_models: false                 # true: do not delete weights
+
+"{seed}" in an argument becomes the seed of the run, so that a sweep can start from what another one
+with keep_models has left: model_name_or_path: multitask/runs/both-seed-{seed}/trec
 
 Finished runs are skipped, so an interrupted sweep goes on with the same command. Written are
 sweep.csv (a row a run), sweep.md (means, differences to the first point, paired by seed, with their
-95 % intervals by Student's t) and sweep.png. Results and predictions stay, weights are deleted.
+95 % intervals by Student's t) and sweep.png. Results and predictions stay.
 """
 
 import itertools
@@ -42,7 +46,17 @@ from metrics import MAIN_METRIC
 from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("script", "output_dir", "fixed", "grid", "points", "seeds", "metric", "parallel")
+KEYS = (
+    "script",
+    "output_dir",
+    "fixed",
+    "grid",
+    "points",
+    "seeds",
+    "metric",
+    "parallel",
+    "keep_models",
+)
 
 
 def main() -> None:
@@ -83,7 +97,7 @@ def read_sweep(argv: list[str]) -> dict[str, Any]:
     if bool(sweep.get("grid")) == bool(sweep.get("points")):
         raise InputError(f"{argv[0]}: give either grid or points")
     defaults = {"script": "run_finetune.py", "output_dir": "sweep", "fixed": {}, "seeds": [42]}
-    sweep = defaults | {"metric": None, "parallel": 1} | sweep
+    sweep = defaults | {"metric": None, "parallel": 1, "keep_models": False} | sweep
     if not (ROOT / sweep["script"]).is_file():
         raise InputError(f"{argv[0]}: script {sweep['script']} is not in {ROOT}")
     return sweep
@@ -110,7 +124,11 @@ def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int
     """Results of one run, from its folder if it is done; the path of its log if it failed."""
     slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
     folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{seed}"
-    arguments = {**sweep["fixed"], **flags, "seed": seed, "output_dir": str(folder)}
+    arguments = {
+        key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+        for key, value in {**sweep["fixed"], **flags}.items()
+    }
+    arguments |= {"seed": seed, "output_dir": str(folder)}
     command = [sys.executable, str(ROOT / sweep["script"]), *flags_of(arguments)]
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["arguments"] == command[2:]:
@@ -125,7 +143,7 @@ def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int
         ).returncode
     if code != 0:
         return log
-    for weights in folder.rglob("*.safetensors"):
+    for weights in [] if sweep["keep_models"] else folder.rglob("*.safetensors"):
         weights.unlink()
     write_json(done, {"arguments": command[2:]})
     print(f"{name}, seed {seed}: done", flush=True)

@@ -612,3 +612,14 @@ def test_half_precision_trains(run):
     results, out = run(bf16=True)
     assert results["eval_accuracy"] > 0.9
     assert load_classifier(out)[0].dtype == torch.float32  # autocast: the weights stay as they are
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "f1_macro"])
+def test_the_best_checkpoint_by_any_score(run, metric):
+    # rates that overshoot, so that the last epoch is not the best one
+    changes = {"learning_rate": 0.03, "num_train_epochs": 5, "lr_scheduler_type": "constant"}
+    results, out = run(metric_for_best_model=metric, **changes)
+    history = pd.read_csv(out / "history.csv")[f"eval_{metric}"]
+    best = history.min() if metric == "log_loss" else history.max()
+    assert results[f"eval_{metric}"] == pytest.approx(best, rel=1e-5)
+    assert len(set(history)) > 1
