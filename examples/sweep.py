@@ -46,7 +46,7 @@ from metrics import MAIN_METRIC
 from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = (
+KEYS = [
     "script",
     "output_dir",
     "fixed",
@@ -56,7 +56,7 @@ KEYS = (
     "metric",
     "parallel",
     "keep_models",
-)
+]
 
 
 def main() -> None:
@@ -124,10 +124,7 @@ def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int
     """Results of one run, from its folder if it is done; the path of its log if it failed."""
     slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
     folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{seed}"
-    arguments = {
-        key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
-        for key, value in {**sweep["fixed"], **flags}.items()
-    }
+    arguments = with_seed({**sweep["fixed"], **flags}, seed)
     arguments |= {"seed": seed, "output_dir": str(folder)}
     command = [sys.executable, str(ROOT / sweep["script"]), *flags_of(arguments)]
     done = folder / "done.json"
@@ -148,6 +145,13 @@ def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int
     write_json(done, {"arguments": command[2:]})
     print(f"{name}, seed {seed}: done", flush=True)
     return json.loads((folder / "all_results.json").read_text())
+
+
+def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        name: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
 
 
 def main_metric(results: dict[str, Any]) -> str:

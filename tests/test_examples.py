@@ -234,6 +234,11 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     # Student's t for 1 degree of freedom: 12.706
     assert float(last[5]) == pytest.approx(12.706 * difference.std() / 2**0.5, abs=1e-4)
     assert (out / "sweep.png").stat().st_size > 5000 and not list(out.rglob("*.safetensors"))
+    start = f"{out}/runs/learning_rate_0.01-seed-{{seed}}"  # from another sweep's models
+    assert load_example("sweep").with_seed({"a": start, "b": 3}, 7) == {
+        "a": f"{out}/runs/learning_rate_0.01-seed-7",
+        "b": 3,
+    }
     stamps = {f: f.stat().st_mtime_ns for f in out.rglob("done.json")}
     first = next(iter(stamps))
     first.unlink()  # as if it had been interrupted
