@@ -46,17 +46,8 @@ from metrics import MAIN_METRIC
 from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = [
-    "script",
-    "output_dir",
-    "fixed",
-    "grid",
-    "points",
-    "seeds",
-    "metric",
-    "parallel",
-    "keep_models",
-]
+KEYS = ("script", "output_dir", "fixed", "grid", "points", "seeds", "metric", "parallel")
+KEYS += ("keep_models",)
 
 
 def main() -> None:
