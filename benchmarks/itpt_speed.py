@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from turns import take_turns
+
 WAYS = ("usual", "document", "packed")
 
 
@@ -32,11 +33,7 @@ def main() -> None:
     options = read_arguments()
     if options.worker is not None:
         return print(json.dumps(measure(options)))
-    rows = []
-    for turn in range(options.turns):
-        for way in options.ways:
-            rows.append({"way": way, "turn": turn, **run_worker(way)})
-            print(json.dumps(rows[-1]), flush=True)
+    rows = take_turns(__file__, options.ways, options.turns)
     report(rows, options)
 
 
@@ -57,14 +54,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", default="itpt_speed")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def run_worker(way: str) -> dict:
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", way]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 # ---------------------------------------------------------------- one way, in its own process

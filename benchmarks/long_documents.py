@@ -78,6 +78,10 @@ def build(options: argparse.Namespace, segments_per_forward: int | None) -> obje
     return DocumentClassifier(config, encoder).train()
 
 
+def vocabulary(model: object) -> int:
+    return model.encoder.get_input_embeddings().num_embeddings
+
+
 def step(model: object, ids: object, mask: object) -> float:
     """Seconds of one forward and backward pass."""
     import torch
@@ -94,7 +98,7 @@ def time_by_segments(options: argparse.Namespace) -> list[dict]:
 
     model = build(options, None)
     shape = (options.documents, options.segments, options.length)
-    ids = torch.randint(1000, 20000, shape)
+    ids = torch.randint(vocabulary(model), shape)
     counts = [options.documents * k for k in range(1, options.segments + 1)]
     best = dict.fromkeys(counts, float("inf"))
     for _ in range(options.repeat):
@@ -114,7 +118,7 @@ def peak_memory(options: argparse.Namespace) -> dict:
 
     model = build(options, options.worker or None)
     segments = -(-options.tokens // (options.length - 2))
-    ids = torch.randint(1000, 20000, (1, segments, options.length))
+    ids = torch.randint(vocabulary(model), (1, segments, options.length))
     seconds = step(model, ids, torch.ones_like(ids))
     return {"peak_gib": peak_resident() / 2**30, "seconds": seconds}
 

@@ -289,3 +289,37 @@ def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
     assert pd.read_csv(out / "scores.csv")["validation roc_auc"][2] == pytest.approx(best["value"])
     assert "bit by bit" in (out / "report.md").read_text()
     assert (out / "curves.png").stat().st_size > 10_000
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def test_the_fine_tuning_speed_benchmark(tiny_bert, topic_files, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = load_example("../benchmarks/finetune_speed")
+    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--rows", "8"]
+    line += ["--max_train_samples", "48", "--output_dir", str(tmp_path / "speed")]
+    monkeypatch.setattr(sys, "argv", line)
+    rows = []
+    for way in speed.WAYS:
+        options = speed.read_arguments()
+        options.worker = way
+        rows.append({"way": way, "turn": 0, **speed.measure(options)})
+        assert all(value > 0 for key, value in rows[-1].items() if key.endswith("per_second"))
+    speed.report(rows, options)
+    table = next((tmp_path / "speed").glob("*.md")).read_text()
+    assert "train x max" in table and "| ours |" in table
+
+
+def test_the_long_document_benchmark(tiny_bert, tmp_path, monkeypatch):
+    long = load_example("../benchmarks/long_documents")
+    line = ["x", "--model", tiny_bert, "--documents", "2", "--segments", "3", "--length", "16"]
+    line += ["--tokens", "200", "--repeat", "1", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", line)
+    options = long.read_arguments()
+    timed = long.time_by_segments(options)
+    assert [row["real segments"] for row in timed] == [2, 4, 6]
+    options.worker = 4
+    assert long.peak_memory(options)["peak_gib"] > 0.05
+    long.report(timed, [{"windows at once": 4, "peak_gib": 0.1, "seconds": 1.0}], options)
+    assert "against linear" in (tmp_path / "report.md").read_text()

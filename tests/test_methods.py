@@ -617,7 +617,7 @@ def test_half_precision_trains(run):
 @pytest.mark.parametrize("metric", ["log_loss", "f1_macro"])
 def test_the_best_checkpoint_by_any_score(run, metric):
     # rates that overshoot, so that the last epoch is not the best one
-    changes = {"learning_rate": 0.03, "num_train_epochs": 5, "lr_scheduler_type": "constant"}
+    changes = {"learning_rate": 5e-3, "num_train_epochs": 5, "lr_scheduler_type": "constant"}
     results, out = run(metric_for_best_model=metric, **changes)
     history = pd.read_csv(out / "history.csv")[f"eval_{metric}"]
     best = history.min() if metric == "log_loss" else history.max()
