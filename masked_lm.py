@@ -20,7 +20,7 @@ from transformers import (
 from batches import check_vocabulary
 from blocks import MaskingCollator, join_windows
 from command_line import InputError, as_input_error
-from modeling import quiet_loading
+from modeling import last_bert_block, quiet_loading
 from vocabulary import grow_embeddings
 
 logger = logging.getLogger(__name__)
@@ -161,29 +161,6 @@ class SparseHead:
             return (masked, *outputs[1:])
         outputs["last_hidden_state"] = masked
         return outputs
-
-
-def last_bert_block(base: PreTrainedModel) -> nn.Module | None:
-    """The last block, where all that follows its attention in the base model is token by token.
-
-    That is so where blocks are built like BERT's: `attention` with its own residual and norm, then
-    `intermediate` and `output`. None for all others.
-    """
-    blocks = getattr(getattr(base, "encoder", None), "layer", None)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != base.config.num_hidden_layers:
-        return None
-    last = blocks[-1]
-    names = ("attention.output", "intermediate", "output", "gradient_checkpointing")
-    like_bert = all(_has(last, name) for name in names) and not hasattr(last, "LayerNorm")
-    return last if like_bert else None
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    for name in path.split("."):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True
 
 
 # ---------------------------------------------------------------- packed rows

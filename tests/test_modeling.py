@@ -11,6 +11,7 @@ from conftest import ROOT, tiny_bert_config
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel, pipeline
 
+import modeling
 from modeling import (
     DocumentClassifier,
     DocumentClassifierConfig,
@@ -389,3 +390,37 @@ def test_pipelines_here_too(tmp_path, tokenizers):
     torch.testing.assert_close(logits_of(auto.eval(), documents), logits_of(model, documents))
     classify = pipeline("text-classification", model=str(tmp_path), trust_remote_code=True)
     assert len(classify(["red cat", "the river of the city"], batch_size=2)) == 2
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_the_last_block_may_leave_out_what_nobody_reads(kind, monkeypatch):
+    """[CLS] alone through the last feed-forward half: the same logits and gradients."""
+    documents = random_documents(sizes=((7,), (9, 4), (3,)))
+    ids, mask = pad_documents(documents, 0)
+    results = []
+    for early in (True, False):
+        encoder = tiny_encoder(kind)
+        config = DocumentClassifierConfig(
+            encoder_config=encoder.config, layers=[4], head_dropout=0.0, num_labels=3,
+            problem_type="single_label_classification",
+        )  # fmt: skip
+        torch.manual_seed(1)
+        model = DocumentClassifier(config, encoder).eval()
+        widths = []
+        blocks = getattr(getattr(model.encoder, "encoder", None), "layer", None)
+        if blocks is not None and hasattr(blocks[-1], "intermediate"):
+            blocks[-1].intermediate.register_forward_hook(
+                lambda m, i, o, w=widths: w.append(o.shape[1])
+            )
+        if not early:
+            monkeypatch.setattr(modeling, "last_bert_block", lambda encoder: None)
+        output = model(ids, mask, labels=torch.tensor([0, 1, 2]))
+        output.loss.backward()
+        results.append((output.logits, {n: p.grad for n, p in model.named_parameters()}, widths))
+    (fast, fast_gradients, few), (plain, gradients, all_tokens) = results
+    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-5)
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+    if kind in ("bert", "roberta", "electra", "xlm-roberta"):
+        assert few == [1] and all_tokens == [9]
