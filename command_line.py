@@ -236,9 +236,22 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main; a user's mistake becomes one line and exit code 2."""
     try:
         main()
+        leave_processes()
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes in order: left to the interpreter's end, it may abort."""
+    torch = sys.modules.get("torch")
+    if (
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    ):
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:

@@ -195,6 +195,7 @@ gradients, loss, _ = one_step(sys.argv[1], sys.argv[2], 12, 1)
 import os
 if os.environ["RANK"] == "0":
     torch.save((gradients, loss), sys.argv[2] + "/two.pt")
+torch.distributed.barrier()  # rank 0 may still be writing
 torch.distributed.destroy_process_group()
 """
 

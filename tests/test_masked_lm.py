@@ -331,6 +331,7 @@ from test_masked_lm import one_step
 gradients, loss, start = one_step(bert_tokenizer(), sys.argv[1], 12, 1)
 if os.environ["RANK"] == "0":
     torch.save((gradients, loss, start["eval_loss"]), sys.argv[1] + "/two.pt")
+torch.distributed.barrier()  # rank 0 may still be writing
 torch.distributed.destroy_process_group()
 """
 
@@ -368,6 +369,7 @@ sharded_loss, sharded = gradients_of(model, batch_of())  # the same batch in bot
 assert abs(loss - sharded_loss) < 1e-5
 for name, gradient in gradients.items():
     torch.testing.assert_close(sharded[name].full_tensor(), gradient, atol=1e-6, rtol=1e-4)
+torch.distributed.barrier()  # rank 0 may still be writing
 torch.distributed.destroy_process_group()
 print("equal")
 """
