@@ -32,12 +32,12 @@ def add_lora(encoder: PreTrainedModel, options: AdapterArguments) -> Any:
         return get_peft_model(encoder, config)
 
 
-def merge_lora(lora: Any, trainer: Trainer, save: bool) -> None:
+def merge_lora(lora: Any, trainer: Trainer, folder: Path | None) -> None:
     """Add the matrices to the weights they stand beside, so that the encoder is plain again.
 
     Args:
-        save: write them to `adapter/` first.
+        folder: where they are written first, as `adapter/`; None: nowhere.
     """
-    if save and trainer.is_world_process_zero():
-        lora.save_pretrained(Path(trainer.args.output_dir) / "adapter")
+    if folder is not None and trainer.is_world_process_zero():
+        lora.save_pretrained(folder / "adapter")
     lora.merge_and_unload()

@@ -250,6 +250,8 @@ class DocumentCollator:
             batch["token_type_ids"] = pad_documents([row["window_types"] for row in rows], 0)[0]
         if "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        if "weight" in rows[0]:
+            batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return batch
 
 
@@ -278,12 +280,17 @@ class GroupedByLength(Sampler[int]):
         self.chunk = batch_size * batches_per_chunk
 
     @classmethod
-    def of(cls, trainer: Trainer, dataset: Dataset) -> "GroupedByLength":
-        """The order for a Trainer's training rows, which have a column length."""
+    def of(cls, trainer: Trainer, dataset: Dataset, by_length: bool = True) -> "GroupedByLength":
+        """The order for a Trainer's training rows, which have a column length.
+
+        Rows are grouped for an optimizer step, all its accumulated batches in all processes: so
+        the rows of a step do not depend on how they are shared out.
+        """
         args = trainer.args
         seed = args.seed if args.data_seed is None else args.data_seed
-        lengths = dataset["length"][:]
-        return cls(lengths, args.train_batch_size, seed, lambda: int(trainer.state.epoch or 0))
+        step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths = dataset["length"][:] if by_length else np.ones(len(dataset))
+        return cls(lengths, step, seed, lambda: int(trainer.state.epoch or 0))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -305,6 +312,38 @@ class GroupedByLength(Sampler[int]):
         order = order if longest is None else [longest, *order]
         for batch in [full[i] for i in order] + rest:
             yield from batch.tolist()
+
+
+class SharedOut(Sampler[list[int]]):
+    """An order of rows -> the batches of one process.
+
+    Each run of `batch_size` rows for all processes is dealt out row by row, so that all processes
+    have as many batches, and together each row once. (accelerate would fill up the last batch with
+    rows from the beginning, which then count twice.) Where fewer rows than processes are left, all
+    get them all: their mean, and so the gradient, stays the same.
+    """
+
+    def __init__(self, order: Sampler[int], batch_size: int, process: int = 0, processes: int = 1):
+        self.order, self.batch_size = order, batch_size
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        together: list[int] = []
+        for row in self.order:
+            together.append(row)
+            if len(together) == self.batch_size * self.processes:
+                yield self._own(together)
+                together = []
+        if together:
+            yield self._own(together)
+
+    def _own(self, together: list[int]) -> list[int]:
+        if len(together) < self.processes:
+            return together
+        return together[self.process :: self.processes]
 
 
 def longest_first(lengths: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+from processes import is_main_process, leave_processes
 
 SECRETS = ("hub_token",)  # never written to disk
 
@@ -242,22 +243,6 @@ def run_script(main: Callable[[], Any]) -> None:
         sys.exit(2)
 
 
-def leave_processes() -> None:
-    """Take leave of the other processes in order: left to the interpreter's end, it may abort."""
-    torch = sys.modules.get("torch")
-    if (
-        torch is not None
-        and torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-    ):
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def start_logging() -> None:
     """Progress on standard error, from the main process alone."""
     style = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
@@ -270,5 +255,5 @@ def start_logging() -> None:
 OWN_MODULES = (
     *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
     *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
-    "run_multitask",
+    *("run_multitask", "start", "folds", "submission", "thresholds", "ensemble", "plan"),
 )

@@ -23,6 +23,7 @@ from words import plain_words
 logger = logging.getLogger(__name__)
 
 FILE = "corpus_hashes.npy"
+BATCH = 10_000  # documents in memory at once
 
 
 def normalised(text: str) -> str:
@@ -84,7 +85,10 @@ def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, 
     hashes = None if documents is None else read_fingerprint(path, **hub)
     if hashes is None:
         return {}
-    seen = count_seen(all_text(documents), hashes)
+    seen = sum(
+        count_seen(all_text(documents.select(range(i, min(i + BATCH, len(documents))))), hashes)
+        for i in range(0, len(documents), BATCH)
+    )
     if seen:
         logger.warning(
             "%d of %d test documents were in the text that %s was further pretrained on: their "

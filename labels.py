@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset
 
 from command_line import InputError
 from modeling import PROBLEM_TYPES, DocumentClassifierConfig
+from thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,8 @@ class LabelSpec:
         require_labels(values, source)
         kind = problem_type or guess_problem_type(values, len(columns))
         if kind == "regression":
-            targets = np.array([to_numbers(v, source, row) for row, v in enumerate(values, 1)])
-            scale = targets.std(axis=0)
-            scale[scale == 0] = 1.0
-            mean, scale = tuple(targets.mean(axis=0).tolist()), tuple(scale.tolist())
-            return cls(kind, tuple(columns), tuple(columns), None, mean, scale)
+            targets = [to_numbers(v, source, row) for row, v in enumerate(values, 1)]
+            return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
         names = tuple(columns) if len(columns) > 1 else label_names(table, columns[0], values)
         if len(names) < 2:
             raise InputError(
@@ -96,6 +94,19 @@ class LabelSpec:
             delimiter,
             tuple(config.target_mean) if regression else (),
             tuple(config.target_scale) if regression else (),
+        )
+
+    def fitted_to(self, labels: Sequence[Any]) -> "LabelSpec":
+        """With the mean and scale of regression targets taken from these rows alone."""
+        if self.problem_type != "regression":
+            return self
+        targets = np.asarray(labels, dtype=float)
+        scale = targets.std(axis=0)
+        scale[scale == 0] = 1.0
+        return replace(
+            self,
+            target_mean=tuple(targets.mean(axis=0).tolist()),
+            target_scale=tuple(scale.tolist()),
         )
 
     def config_fields(self) -> dict[str, Any]:
@@ -179,28 +190,72 @@ class LabelSpec:
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
-    def predictions(self, probabilities: np.ndarray) -> list[str] | list[float]:
-        """The label of each row; several (threshold 0.5) are joined by the delimiter or "|"."""
+    @property
+    def value_columns(self) -> list[str]:
+        """The columns of a prediction table that hold the model's numbers."""
+        if self.problem_type != "regression":
+            return [f"prob_{name}" for name in self.names]
+        if len(self.names) == 1:
+            return ["prediction"]
+        return [f"prediction_{name}" for name in self.names]
+
+    def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
+        """Probabilities [n, labels] -> decisions [n, labels]: 0/1; of regression values or grades.
+
+        Without thresholds several labels are decided at 0.5.
+        """
+        if thresholds is not None:
+            return thresholds.decide(probabilities)
         if self.problem_type == "regression":
-            return probabilities[:, 0].tolist()
-        if self.problem_type == "single_label":
-            return [self.names[i] for i in probabilities.argmax(axis=1)]
+            return probabilities
+        if self.problem_type == "multi_label":
+            return (probabilities >= 0.5).astype(int)
+        return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
+
+    def joined(self, decisions: np.ndarray) -> list[str] | list[float]:
+        """Decisions [n, labels] -> the label of each row, several joined (delimiter, else "|")."""
+        if self.problem_type == "regression":
+            return decisions[:, 0].tolist()
         joint = self.delimiter or "|"
         return [
-            joint.join(name for name, p in zip(self.names, row, strict=True) if p >= 0.5)
-            for row in probabilities
+            joint.join(name for name, yes in zip(self.names, row, strict=True) if yes)
+            for row in decisions
         ]
 
-    def prediction_table(self, ids: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-        """id, prediction, prob_<label> ...; several targets: id, prediction_<target> ..."""
-        values = dict(zip(self.names, probabilities.T, strict=True))
-        columns: dict[str, Any] = {"id": ids}
+    def truth(self, labels: Sequence[Any]) -> np.ndarray:
+        """Encoded labels -> [n, labels]: one-hot, 0/1, probabilities or targets."""
+        array = np.asarray(labels)
+        return np.eye(len(self.names), dtype=int)[array] if array.ndim == 1 else array
+
+    def label_columns(self, labels: Sequence[Any]) -> dict[str, list]:
+        """Encoded labels -> column label, or label_<target> of several targets."""
+        truth = self.truth(labels)
         if self.problem_type == "regression" and len(self.names) > 1:
-            return pd.DataFrame(columns | {f"prediction_{name}": v for name, v in values.items()})
-        columns["prediction"] = self.predictions(probabilities)
+            return {f"label_{n}": c.tolist() for n, c in zip(self.names, truth.T, strict=True)}
+        if self.problem_type == "single_label":
+            truth = self.decide(truth)  # soft labels: the likeliest
+        return {"label": self.joined(truth)}
+
+    def prediction_table(
+        self,
+        ids: Sequence[str],
+        probabilities: np.ndarray,
+        thresholds: Thresholds | None = None,
+        **columns: Any,
+    ) -> pd.DataFrame:
+        """id, prediction, prob_<label> ...; several targets: id, prediction_<target> ...
+
+        Args:
+            columns: more of them, after the id.
+        """
+        table: dict[str, Any] = {"id": ids, **columns}
+        decisions = self.decide(probabilities, thresholds)
         if self.problem_type != "regression":
-            columns |= {f"prob_{name}": v for name, v in values.items()}
-        return pd.DataFrame(columns)
+            table["prediction"] = self.joined(decisions)
+        table |= dict(zip(self.value_columns, probabilities.T, strict=True))
+        if self.problem_type == "regression" and thresholds is not None:
+            table["grade"] = self.joined(decisions)
+        return pd.DataFrame(table)
 
 
 # ---------------------------------------------------------------- values

@@ -41,56 +41,68 @@ class TrainingLoss:
     huber_delta: float | None = None
     rdrop_alpha: float = 0.0
 
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """The summed loss, in float32.
 
         Args:
             logits: [documents, labels], or [samples, documents, labels], whose losses are averaged.
             labels: as for `document_loss`; for single_label also probabilities [documents, labels].
+            weights: of the rows [documents]; None: all 1.
         """
         logits = logits.float()
         if logits.dim() == 3:
-            samples = torch.stack([self.total(sample, labels) for sample in logits])
+            samples = torch.stack([self.total(sample, labels, weights) for sample in logits])
             return samples.mean()
         if self.config.problem_type == "regression":
-            logits, labels = standardise(logits, labels, self.config)
-            if self.huber_delta is None:
-                return F.mse_loss(logits, labels, reduction="sum")
-            # twice the usual, so that small errors count as in the squared loss
-            return 2 * F.huber_loss(logits, labels, reduction="sum", delta=self.huber_delta)
-        if self.config.problem_type == PROBLEM_TYPES["multi_label"]:
-            return self._binary(logits, labels.to(logits.dtype)).sum()
-        return self._categorical(logits, labels).sum()
+            each = self._errors(logits, labels)
+        elif self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            each = self._binary(logits, labels.to(logits.dtype)).sum(dim=-1)
+        else:
+            each = self._categorical(logits, labels)
+        return _weighed(each, weights).sum()
 
-    def divisor(self, labels: Tensor) -> Tensor:
-        """What the sum over these labels is divided by: their number, or the rows' weights."""
-        if self.class_weights is None:
-            rows = labels.shape[0] if self.soft(labels) else labels.numel()
-            return torch.tensor(float(rows), device=labels.device)
-        return self._row_weights(labels).sum()
+    def divisor(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What the sum over these labels is divided by: their number, or their weights."""
+        if self.class_weights is not None:
+            return _weighed(self._class_weights(labels), weights).sum()
+        in_a_row = 1 if self.soft(labels) else labels[0].numel()
+        if weights is not None:
+            return weights.sum() * in_a_row
+        return torch.tensor(float(len(labels) * in_a_row), device=labels.device)
 
-    def divergence(self, logits: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
         """Summed symmetric KL divergence of two passes [2 * documents, labels] over the same rows.
 
         Regression has no distribution: half the squared difference takes its place (that of two
         unit normals).
         """
         if logits.dim() == 3:
-            return torch.stack([self.divergence(sample) for sample in logits]).mean()
+            return torch.stack([self.divergence(sample, weights) for sample in logits]).mean()
         one, two = logits.float().chunk(2)
         if self.config.problem_type == "regression":
             scale = one.new_tensor(self.config.target_scale)
-            return 0.5 * (((one - two) / scale) ** 2).sum()
-        if self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            each = 0.5 * ((one - two) / scale) ** 2
+        elif self.config.problem_type == PROBLEM_TYPES["multi_label"]:
             # KL(p||q) + KL(q||p) = (p - q)(logit p - logit q) for each label
-            return 0.5 * ((one.sigmoid() - two.sigmoid()) * (one - two)).sum()
-        p, q = one.log_softmax(-1), two.log_softmax(-1)
-        return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum()
+            each = 0.5 * (one.sigmoid() - two.sigmoid()) * (one - two)
+        else:
+            p, q = one.log_softmax(-1), two.log_softmax(-1)
+            each = 0.5 * (p.exp() - q.exp()) * (p - q)
+        return _weighed(each.sum(dim=-1), weights).sum()
 
     def soft(self, labels: Tensor) -> bool:
         """Whether labels of a single_label task are probabilities."""
         single = self.config.problem_type == PROBLEM_TYPES["single_label"]
         return single and labels.is_floating_point()
+
+    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents]"""
+        logits, labels = standardise(logits, labels, self.config)
+        if self.huber_delta is None:
+            each = F.mse_loss(logits, labels, reduction="none")
+        else:  # twice the usual, so that small errors count as in the squared loss
+            each = 2 * F.huber_loss(logits, labels, reduction="none", delta=self.huber_delta)
+        return each.sum(dim=-1)
 
     def _categorical(self, logits: Tensor, labels: Tensor) -> Tensor:
         """-> [documents]"""
@@ -98,14 +110,14 @@ class TrainingLoss:
         truth = self._distribution(labels, log_p)  # [documents, classes]
         factor = 1.0 if not self.focal_gamma else (1 - log_p.exp()) ** self.focal_gamma
         each = -(truth * factor * log_p).sum(dim=-1)
-        return each if self.class_weights is None else each * self._row_weights(labels)
+        return each if self.class_weights is None else each * self._class_weights(labels)
 
     def _distribution(self, labels: Tensor, like: Tensor) -> Tensor:
         hard = not self.soft(labels)
         truth = F.one_hot(labels, like.shape[-1]).to(like.dtype) if hard else labels.to(like.dtype)
         return truth * (1 - self.label_smoothing) + self.label_smoothing / like.shape[-1]
 
-    def _row_weights(self, labels: Tensor) -> Tensor:
+    def _class_weights(self, labels: Tensor) -> Tensor:
         """The weight of each row [documents]: of its class, or the mean over its probabilities."""
         weights = torch.tensor(self.class_weights, device=labels.device)
         return labels.to(weights.dtype) @ weights if self.soft(labels) else weights[labels]
@@ -122,6 +134,10 @@ class TrainingLoss:
             return each
         wrong = torch.where(labels == 1, -logits, logits).sigmoid()  # 1 - p of the truth
         return wrong**self.focal_gamma * each
+
+
+def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
+    return each if weights is None else each * weights
 
 
 def settle_weights(

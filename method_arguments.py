@@ -1,5 +1,6 @@
 """The arguments of run_finetune.py's methods, by what they change. Imports nothing heavy."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,15 +192,48 @@ class RunArguments:
         None, "Stop after so many evaluations without a better score. Default: never."
     )
     keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
+    checkpoint_dir: str | None = arg(
+        None, "Write checkpoints there and not under --output_dir: a scratch disk."
+    )
+    time_budget: str | None = arg(
+        None, "As 8h30m: training ends in time to predict with the best weights so far."
+    )
 
     def __post_init__(self) -> None:
         if self.train_fraction is not None and not 0 < self.train_fraction <= 1:
             raise InputError(
                 f"--train_fraction {self.train_fraction} must be above 0 and at most 1"
             )
+        if self.time_budget is not None:
+            to_seconds(self.time_budget)
         at_least("train_per_class", self.train_per_class, 1)
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time budget."""
+        return None if self.time_budget is None else to_seconds(self.time_budget)
+
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def to_seconds(text: str) -> float:
+    """8h30m, 45m, 90s or plain seconds.
+
+    Raises:
+        InputError: for anything else, and for 0.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if parts is None or not text.strip():
+        raise InputError(f"--time_budget {text}: write it as 8h30m, 45m, 90s or in seconds")
+    seconds = sum(
+        float(n or 0) * unit for n, unit in zip(parts.groups(), UNITS.values(), strict=True)
+    )
+    if seconds <= 0:
+        raise InputError(f"--time_budget {text} leaves no time")
+    return seconds
 
 
 def probability(name: str, value: float | None) -> None:

@@ -149,6 +149,26 @@ class ExtraMetric:
         return self.metric.compute(predictions=predictions, references=labels, **self.arguments)
 
 
+def score_function(
+    spec: LabelSpec, extra_metrics: list[str]
+) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    """-> a function of probabilities [n, labels] and encoded labels that gives all scores."""
+    metric = DocumentMetrics(spec.problem_type)
+    extra = []
+    for description in extra_metrics:
+        with as_input_error(f"--extra_metrics {description}"):
+            extra.append(ExtraMetric(description, spec.problem_type))
+
+    def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        truth = spec.hard(np.asarray(labels))
+        scores = metric.compute(predictions=probabilities, references=truth)
+        for function in extra:
+            scores |= function(probabilities, truth)
+        return scores
+
+    return compute
+
+
 def metric_function(
     spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -156,24 +176,14 @@ def metric_function(
 
     The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
     """
-    metric = DocumentMetrics(spec.problem_type)
-    extra = []
-    for description in extra_metrics:
-        with as_input_error(f"--extra_metrics {description}"):
-            extra.append(ExtraMetric(description, spec.problem_type))
+    scores_of = score_function(spec, extra_metrics)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = (
-            torch.as_tensor(prediction.predictions),
-            torch.as_tensor(prediction.label_ids),
-        )
-        scores = {"loss": document_loss(logits, labels, config).item()}
+        logits = torch.as_tensor(prediction.predictions)
+        labels = torch.as_tensor(prediction.label_ids)
+        loss = document_loss(logits, labels, config).item()
         probabilities = spec.probabilities(prediction.predictions)
-        truth = spec.hard(prediction.label_ids)
-        scores |= metric.compute(predictions=probabilities, references=truth)
-        for function in extra:
-            scores |= function(probabilities, truth)
-        return scores
+        return {"loss": loss, **scores_of(probabilities, prediction.label_ids)}
 
     return compute
 

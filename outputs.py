@@ -16,8 +16,6 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from command_line import InputError
-
 PACKAGES = (
     "torch",
     "transformers",
@@ -67,42 +65,6 @@ def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
                 os.replace(source, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def find_checkpoint(folder: str, asked: str | None) -> str | None:
-    """Where training goes on from.
-
-    Args:
-        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest in `folder`, or
-            None.
-
-    Raises:
-        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
-            new
-            run would mix with its own.
-    """
-    left = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
-    last = str(left[-1]) if left else None
-    if asked is None and last is not None:
-        raise InputError(
-            f"{last} is left from a run that did not end: go on with --resume_from_checkpoint "
-            "last, or choose another --output_dir, or delete it"
-        )
-    if asked is None:
-        return None
-    if asked.lower() in ("last", "true"):
-        if last is None:
-            raise InputError(f"--resume_from_checkpoint {asked}: no checkpoint-* in {folder}")
-        return last
-    if not os.path.isdir(asked):
-        raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
-    return asked
-
-
-def remove_checkpoints(folder: str) -> None:
-    """The best weights are in the folder itself; checkpoints serve a run that did not end."""
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -25,7 +25,6 @@ from arguments import (
 )
 from command_line import (
     InputError,
-    as_input_error,
     changed,
     exclude,
     is_given,
@@ -36,6 +35,7 @@ from command_line import (
     start_logging,
     wants_help,
 )
+from competition_arguments import FoldArguments, SubmissionArguments
 from method_arguments import (
     AdapterArguments,
     LossArguments,
@@ -75,6 +75,8 @@ OWN_ARGUMENTS = (
     LossArguments,
     RegulariserArguments,
     AdapterArguments,
+    FoldArguments,
+    SubmissionArguments,
     RunArguments,
 )
 
@@ -82,31 +84,32 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
     sys.exit()
 
+import copy
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
-from adapters import add_lora, merge_lora
+from adapters import merge_lora
 from batches import (
     DocumentCollator,
     GroupedByLength,
+    SharedOut,
     check_vocabulary,
     keep_all_columns,
     load_tokenizer,
@@ -116,35 +119,30 @@ from batches import (
     settle_windows,
     to_windows,
 )
-from fingerprint import find_seen, read_fingerprint, write_fingerprint
-from labels import LabelSpec
-from layers import (
-    drop_blocks_above,
-    freeze,
-    group_table,
-    layer_groups,
-    layer_rates,
-    reinit_top_blocks,
-    unfrozen_from,
+from checkpoints import MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
+from ensemble import (
+    ROWS_AT_ONCE,
+    combine,
+    read_predictions,
+    read_thresholds,
+    write_predictions,
 )
+from fingerprint import find_seen, read_fingerprint, write_fingerprint
+from folds import Part, plan_parts, rows_of_part, settle_folds
+from labels import LabelSpec
+from layers import group_table, layer_groups, layer_rates, unfrozen_from
 from losses import TrainingLoss, settle_weights
-from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function
+from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function, score_function
 from modeling import (
-    PROBLEM_TYPES,
     DocumentClassifier,
     DocumentClassifierConfig,
     is_document_classifier,
-    load_classifier,
-    load_encoder,
     num_blocks,
-    require_pooler,
 )
 from outputs import (
     evaluation_history,
-    find_checkpoint,
     model_card,
     plot_history,
-    remove_checkpoints,
     replacing_files,
     versions,
     write_csv,
@@ -152,11 +150,37 @@ from outputs import (
     write_text,
     write_yaml,
 )
-from pooling import resolve_layers
+from plan import check_plan, digest_of, is_done, make_plan, read_parts, write_plan
+from processes import agreed, is_main_process, wait_for_all
+from pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from regularisers import Adversary, WeightAverage
+from start import build_model, load_start, prepare_training
+from submission import SampleSubmission
 from text_data import Table, choose_subset, hold_out_validation, label_documents, read_splits
+from thresholds import check_kind
+from time_budget import TimeBudget
 
 logger = logging.getLogger(__name__)
+
+
+class Arguments(NamedTuple):
+    """What the command line says, by what it is about."""
+
+    data: DataArguments
+    text: TextArguments
+    label: LabelArguments
+    window: WindowArguments
+    checkpoint: EncoderArguments
+    model: ModelArguments
+    rates: RateArguments
+    losses: LossArguments
+    regularisers: RegulariserArguments
+    adapter: AdapterArguments
+    folds: FoldArguments
+    submission: SubmissionArguments
+    run: RunArguments
+    training: TrainingArguments
+    as_run: dict[str, Any]  # every argument that is not None, to repeat the run
 
 
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
@@ -166,77 +190,79 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    data, text, label, window, checkpoint, architecture, *methods, run, training, as_run = parse(
-        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS | device_precision(argv)
-    )
-    rates, losses, regularisers, adapter = methods
+    defaults = DEFAULTS | device_precision(argv)
+    args = Arguments(*parse((*OWN_ARGUMENTS, TrainingArguments), argv, defaults))
+    budget = TimeBudget(args.run.seconds)
     start_logging()
-    check_arguments(as_run, data, training)
-    resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
-    set_seed(training.seed)
-    path, hub = checkpoint.model_name_or_path, checkpoint.hub
+    check_arguments(args)
+    folder, seed = Path(args.training.output_dir), args.training.seed
+    trained = read_parts(args.checkpoint.model_name_or_path)  # of a run with folds, to predict with
+    start = Path(args.checkpoint.model_name_or_path, trained[0].name) if trained else None
+    path, hub = str(start or args.checkpoint.model_name_or_path), args.checkpoint.hub
 
-    # 2. Tables -> labelled documents
-    spec, documents = read_documents(data, text, label, path, training.seed)
-    documents = only_wanted(documents, as_run)
+    # 2. Tables -> labelled documents, and what they are to be submitted as
+    spec, documents, tables = read_labelled(args.data, args.text, args.label, path)
+    documents = only_wanted(documents, args.as_run)
+    check_documents(documents, trained, args)
+    folds = None
     if "train" in documents:
-        subset = (run.train_fraction, run.train_per_class, training.seed)
-        documents["train"] = choose_subset(documents["train"], spec.problem_type, *subset)
+        folds = settle_folds(documents["train"], tables["train"], spec, args.folds, seed)
+    if folds is not None:
+        documents.pop("validation", None)  # a data set's own; the folds take its place
+    sample = read_sample(args.submission, args.text.id_column_name, spec, documents)
     seen = find_seen(documents.get("test"), path, **hub)
 
     # 3. Documents -> windows
-    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
-    windows, special = settle_windows(window.given, path, tokenizer, **hub)
-    splits = {}
-    for split, rows in documents.items():
-        splits[split], report = to_windows(rows, tokenizer, windows, special)
+    tokenizer = load_tokenizer(args.checkpoint.tokenizer_name or path, **hub)
+    windows, special = settle_windows(args.window.given, path, tokenizer, **hub)
+    rows = {}
+    for split, texts in documents.items():
+        rows[split], report = to_windows(texts, tokenizer, windows, special)
         logger.info("%s, %s %d: %s", split, windows.truncation, windows.max_seq_length, report)
-
-    # 4. Model
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
-    encoder, before = load_start(checkpoint, architecture, regularisers.encoder_dropout)
-    check_vocabulary(tokenizer, encoder, path)
-    model, new_head = build_model(encoder, before, architecture, spec, shape, tokenizer)
-    lora = None
-    if "train" in splits:
-        lora = prepare_training(model, new_head, splits["train"]["labels"][:], rates, adapter)
 
-    # 5. Trainer
-    trainer = ClassifierTrainer(
-        loss=settle_loss(losses, training, spec, model, splits),
-        rates=layer_rates(num_blocks(encoder.config), training.learning_rate, **rates.rates),
-        unfreeze_every=rates.unfreeze_every,
-        regularisers=regularisers,
-        batch_by_length=run.batch_by_length,
-        model=model,
-        args=settle_training(training, spec, as_run, trains="train" in splits),
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DocumentCollator(pad_id(tokenizer)),
-        compute_metrics=metric_function(spec, model.config, run.extra_metrics),
-        callbacks=early_stopping(run.early_stopping_patience),
-    )
+    # 4. Which models: one, or one for each fold and seed
+    parts = trained or plan_parts(folds, args.folds.wanted, args.folds.seeds, seed)
+    pseudo = read_pseudo(args.folds.pseudo_label_file, spec, rows, folds)
+    scratch = settle_folders(folder, parts, folds, rows, args)
 
-    # 6. Train, and keep the best
-    results: dict[str, Any] = dict(seen)
-    if "train" in splits:
-        results |= trainer.train(resume_from_checkpoint=resume_from).metrics
-        results["train_rows"] = len(splits["train"])
-    if lora is not None:
-        merge_lora(lora, trainer, adapter.save_adapter)
+    # 5. Each model: train it, predict with it, write it; those that are done stay as they are
+    results: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        if part.name and not trained and agreed(is_done(folder, part)):
+            logger.info("%s is done", part.name)
+            continue
+        if part.name:
+            logger.info("%s, %d of %d", part.name, number + 1, len(parts))
+        splits = split_for(part, rows, folds, spec, args)
+        left = time_left(budget, len(parts) - number, splits)
+        where = (folder / part.name, scratch / part.name)
+        begin = os.path.join(args.checkpoint.model_name_or_path, part.name) if trained else path
+        labels = pseudo.get(part.fold)
+        results = run_part(part, begin, spec, splits, labels, tokenizer, shape, left, where, args)
 
-    # 7. Predict validation and test, rows in their order
-    for split in ("validation", "test"):
-        if split in splits:
-            results |= predict(trainer, splits[split], split, spec, Path(training.output_dir))
+    # 6. All of them together: out of the folds, and averaged
+    is_main = is_main_process()
+    if parts[0].name:
+        done = trained or agreed(read_parts(folder))
+        splits = rows | split_for(parts[0], rows, None, spec, args) if folds is None else rows
+        scores_of = score_function(spec, args.run.extra_metrics)
+        fitting = (
+            args.submission.fit_thresholds,
+            read_thresholds(args.checkpoint.model_name_or_path),
+        )
+        together = (folder, done, spec, splits, folds, scores_of, *fitting)
+        results = agreed(combine(*together) if is_main else {})
+    if sample is not None and is_main:
+        write_submission(sample, folder, spec, several=bool(parts[0].name))
 
-    # 8. Write the model, curves and results
-    if trainer.is_world_process_zero():
-        write_run(trainer, results, spec, as_run, trained="train" in splits)
-        if "train" in splits and not run.keep_checkpoints:
-            remove_checkpoints(training.output_dir)
-    trainer.accelerator.wait_for_everyone()
+    # 7. Results
+    results |= seen
+    if is_main:
+        write_yaml(folder / "run_args.yaml", args.as_run)
+        write_json(folder / "all_results.json", results | {"seed": seed, "versions": versions()})
+        logger.info("Wrote %s", folder)
+    wait_for_all()
     return results
 
 
@@ -255,10 +281,9 @@ def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]
 NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")
 
 
-def check_arguments(
-    as_run: dict[str, Any], data: DataArguments, training: TrainingArguments
-) -> None:
+def check_arguments(args: Arguments) -> None:
     """What no single dataclass can check."""
+    data, as_run, training = args.data, args.as_run, args.training
     if data.dataset_name is None:
         needs = {
             "do_train": ("train_file",),
@@ -274,22 +299,32 @@ def check_arguments(
         exclude(lora_r=as_run["lora_r"], **{name: value})
     if as_run.get("early_stopping_patience") and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end")
+    with_folds = args.folds.with_folds
+    folds = "num_folds" if args.folds.num_folds else "fold_column_name"
+    exclude(validation_file=data.validation_file, **{folds: with_folds})
+    if args.submission.fit_thresholds and not with_folds:
+        raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")
+    if args.submission.sample_submission and args.text.id_column_name is None:
+        raise InputError("--sample_submission needs --id_column_name")
+    if (with_folds or args.folds.seeds) and training.resume_from_checkpoint:
+        raise InputError(
+            "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
+        )
     refuse_data_parallel(training.n_gpu)
     refuse_other_order(training)
 
 
-# ---------------------------------------------------------------- 2. documents and labels
+# ---------------------------------------------------------------- 2. documents, labels, folds
 
 
-def read_documents(
-    data: DataArguments, text: TextArguments, label: LabelArguments, path: str, seed: int
-) -> tuple[LabelSpec, dict[str, Dataset]]:
-    """The tables of a task -> what its labels are, and documents by split with their labels."""
+def read_labelled(
+    data: DataArguments, text: TextArguments, label: LabelArguments, path: str
+) -> tuple[LabelSpec, dict[str, Dataset], dict[str, Table]]:
+    """The tables of a task -> what its labels are, documents by split with their labels, tables."""
     tables = read_splits(**data.sources, **text.format)
     spec = settle_labels(tables, label, path)
     documents = label_documents(tables, data.limits, spec, **text.columns)
-    share = label.validation_split
-    return spec, hold_out_validation(documents, share, spec.problem_type, seed)
+    return spec, documents, tables
 
 
 def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) -> LabelSpec:
@@ -321,131 +356,212 @@ def only_wanted(documents: dict[str, Dataset], as_run: dict[str, Any]) -> dict[s
     return {split: rows for split, rows in documents.items() if split in asked}
 
 
-# ---------------------------------------------------------------- 4. model
+def check_documents(documents: dict[str, Dataset], trained: list[Part], args: Arguments) -> None:
+    """What the files must hold for what is asked of them."""
+    path, folds = args.checkpoint.model_name_or_path, args.folds
+    if trained and "train" in documents:
+        raise InputError(
+            f"--model_name_or_path {path} holds {len(trained)} models; to train, name one of them, "
+            f"such as {Path(path, trained[0].name)}"
+        )
+    for flag in ("num_folds", "fold_column_name", "seeds"):
+        if getattr(folds, flag) and "train" not in documents:
+            raise InputError(f"--{flag} needs --train_file")
+    for flag, given in (
+        ("sample_submission", args.submission.sample_submission),
+        ("pseudo_label_file", folds.pseudo_label_file),
+    ):
+        if given and "test" not in documents:
+            raise InputError(f"--{flag} needs --test_file")
 
 
-def load_start(
-    checkpoint: EncoderArguments, architecture: ModelArguments, dropout: float | None
-) -> tuple[PreTrainedModel, DocumentClassifier | None]:
-    """The encoder to start from, its upper blocks dropped as asked; and the trained classifier
-    around it, where the folder holds one."""
-    path, pooler = checkpoint.model_name_or_path, architecture.token_pooling == "pooler"
-    before = None
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            before, missing = load_classifier(path, dropout)
-            encoder = require_pooler(before.encoder, [], pooler)
-        else:
-            encoder, missing = load_encoder(path, pooler, dropout, **checkpoint.hub)
-    if missing:
-        logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
-    if architecture.drop_layers_above is not None:
-        drop_blocks_above(encoder, architecture.drop_layers_above)
-    return encoder, before
-
-
-def build_model(
-    encoder: PreTrainedModel,
-    before: DocumentClassifier | None,
-    architecture: ModelArguments,
+def read_sample(
+    options: SubmissionArguments,
+    id_column: str | None,
     spec: LabelSpec,
-    shape: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[DocumentClassifier, bool]:
-    """Encoder and head, and whether the head is new.
+    documents: dict[str, Dataset],
+) -> SampleSubmission | None:
+    """The sample submission, checked before anything is trained."""
+    if options.fit_thresholds:
+        check_kind(
+            options.fit_thresholds, spec.problem_type, spec.truth(documents["train"]["labels"][:])
+        )
+    if options.sample_submission is None:
+        return None
+    source, values = options.sample_submission, options.submission_values
+    sample = SampleSubmission.read(source, spec, id_column, values)
+    sample.check_ids(documents["test"]["id"][:])
+    return sample
 
-    A trained classifier keeps its head where labels, layers and poolings agree.
+
+# ---------------------------------------------------------------- 4. which models
+
+
+def read_pseudo(
+    path: str | None, spec: LabelSpec, rows: dict[str, Dataset], folds: np.ndarray | None
+) -> dict[int, PseudoLabels]:
+    if path is None:
+        return {}
+    return read_pseudo_labels(path, spec, rows["train"]["id"][:], folds)
+
+
+def settle_folders(
+    folder: Path,
+    parts: list[Part],
+    folds: np.ndarray | None,
+    rows: dict[str, Dataset],
+    args: Arguments,
+) -> Path:
+    """Write which models a run consists of; refuse a folder that holds others.
+
+    Returns:
+        where checkpoints go.
+    """
+    scratch = args.run.checkpoint_dir
+    if "train" not in rows or not (parts[0].name or scratch):
+        return folder
+    plan = make_plan(args.as_run, args.training.seed)
+    if parts[0].name:
+        check_plan(folder, plan)
+        if is_main_process():
+            write_plan(folder, plan, parts)
+        if folds is not None and is_main_process():
+            table = {"id": rows["train"]["id"][:], "fold": folds}
+            write_csv(folder / "folds.csv", pd.DataFrame(table))
+        wait_for_all()
+    return folder if scratch is None else Path(scratch) / f"{folder.name}-{digest_of(plan)}"
+
+
+def split_for(
+    part: Part,
+    rows: dict[str, Dataset],
+    folds: np.ndarray | None,
+    spec: LabelSpec,
+    args: Arguments,
+) -> dict[str, Dataset]:
+    """What one model trains on, is validated on, and predicts."""
+    splits = dict(rows)
+    if "train" not in rows:
+        return splits
+    seed, kind = args.training.seed, spec.problem_type
+    if folds is None:
+        splits = hold_out_validation(splits, args.label.validation_split, kind, seed)
+    else:
+        chosen = rows_of_part(part, folds)
+        splits |= {s: rows["train"].select(r) for s, r in zip(TRAINED, chosen, strict=True)}
+    subset = (args.run.train_fraction, args.run.train_per_class, seed)
+    splits["train"] = choose_subset(splits["train"], kind, *subset)
+    return splits
+
+
+TRAINED = ("train", "validation")
+
+
+def time_left(
+    budget: TimeBudget, parts_left: int, splits: dict[str, Dataset]
+) -> list[TrainerCallback]:
+    """Of --time_budget, an equal share for each model that is still to be trained."""
+    tokens = [sum(splits[s]["length"][:]) if s in splits else 0 for s in (*TRAINED, "test")]
+    return budget.callbacks(parts_left, *tokens)
+
+
+# ---------------------------------------------------------------- 5. one model
+
+
+def run_part(
+    part: Part,
+    start: str,
+    spec: LabelSpec,
+    splits: dict[str, Dataset],
+    pseudo: PseudoLabels | None,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: dict[str, Any],
+    callbacks: list[TrainerCallback],
+    where: tuple[Path, Path],
+    args: Arguments,
+) -> dict[str, Any]:
+    """Train one model, predict with it and write it.
 
     Args:
+        start: the checkpoint it starts from.
+        pseudo: labels for rows of test, which are trained on as well.
         shape: the config's `windows` and `special_tokens`.
+        where: the folder for what is kept, and that for checkpoints.
+
+    Returns:
+        its metrics.
     """
-    config = DocumentClassifierConfig(
-        encoder_config=encoder.config,
-        **settle_architecture(architecture, encoder, before),
-        **shape,
-        **spec.config_fields(),
-        pad_token_id=tokenizer.pad_token_id,
+    folder, scratch = where
+    trains = "train" in splits
+    # a. The model
+    resume_from = where_to_go_on(part, scratch, args.training) if trains else None
+    set_seed(part.seed)
+    encoder, before = load_start(
+        start, args.model, args.regularisers.encoder_dropout, **args.checkpoint.hub
     )
-    model = DocumentClassifier(config, encoder)
-    head = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
-    new_head = before is None or not same_head(before.config, config)
-    if new_head:
-        logger.info("New, from random weights: %s", ", ".join(head))
-    else:
-        model.load_state_dict({name: before.state_dict()[name] for name in head}, strict=False)
-        logger.info("Head: kept")
-    return model, new_head
+    check_vocabulary(tokenizer, encoder, start)
+    labels = splits["train"]["labels"][:] if trains else []
+    if pseudo is not None:
+        weight = args.folds.pseudo_label_weight
+        rows = add_pseudo_labels(splits["train"], splits["test"], pseudo, weight, spec)
+        splits = splits | {"train": rows}
+    spec = spec.fitted_to(labels) if trains else spec
+    model, new_head = build_model(encoder, before, args.model, spec, shape, tokenizer)
+    lora = prepare_training(model, new_head, labels, args.rates, args.adapter) if trains else None
 
-
-def prepare_training(
-    model: DocumentClassifier,
-    new_head: bool,
-    labels: list,
-    rates: RateArguments,
-    adapter: AdapterArguments,
-) -> Any:
-    """Where the head starts, which blocks start anew, what is frozen; LoRA, or None."""
-    if new_head:
-        start_at_frequencies(model.head, labels, model.config.problem_type)
-    with as_input_error():
-        reinit_top_blocks(model.encoder, rates.reinit_layers)
-        lora = add_lora(model.encoder, adapter) if adapter.lora_r else None
-        freeze(model, rates.freeze)
-    return lora
-
-
-def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
-    """A new multi-label head starts at the frequencies of the labels: bias = log odds.
-
-    From a bias of 0 the loss falls fastest by saying no to every label of every text, and with many
-    rare labels the encoder is bent to that end until all texts look alike to it.
-    """
-    if problem_type != PROBLEM_TYPES["multi_label"]:
-        return
-    counts = torch.tensor(labels).sum(dim=0)
-    frequencies = (counts + 0.5) / (len(labels) + 1)  # never 0 or 1
-    head.bias.data.copy_(torch.logit(frequencies))
-
-
-def settle_architecture(
-    architecture: ModelArguments, encoder: PreTrainedModel, before: DocumentClassifier | None
-) -> dict[str, Any]:
-    """Flags, else those of the trained classifier, else the defaults."""
-    settled = {
-        "layers": "last",
-        "layer_pooling": "concat",
-        "token_pooling": "last" if encoder.config.model_type in DECODERS else "cls",
-        "segment_pooling": "mean",
-        "head_dropout": 0.1,
-        "dropout_samples": 1,
-        "segments_per_forward": None,
-    }
-    if before is not None:
-        settled = {name: getattr(before.config, name) for name in settled}
-    settled |= {name: flag for name, flag in architecture.fields.items() if flag is not None}
-    with as_input_error():
-        settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
-    if settled["token_pooling"] == "pooler" and settled["layers"] != [num_blocks(encoder.config)]:
-        raise InputError("--token_pooling pooler reads the last layer; leave --layers out")
-    return settled
-
-
-DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}
-
-
-def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -> bool:
-    fields = (
-        "problem_type",
-        "id2label",
-        "layers",
-        "layer_pooling",
-        "token_pooling",
-        "segment_pooling",
+    # b. The trainer
+    rates = (num_blocks(encoder.config), args.training.learning_rate)
+    trainer = ClassifierTrainer(
+        loss=settle_loss(args.losses, args.training, spec, model, labels),
+        rates=layer_rates(*rates, **args.rates.rates),
+        unfreeze_every=args.rates.unfreeze_every,
+        regularisers=args.regularisers,
+        batch_by_length=args.run.batch_by_length,
+        folder=folder,
+        model=model,
+        args=settle_training(args.training, spec, args.as_run, trains, part.seed, scratch),
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
+        processing_class=tokenizer,
+        data_collator=DocumentCollator(pad_id(tokenizer)),
+        compute_metrics=metric_function(spec, model.config, args.run.extra_metrics),
+        callbacks=[*early_stopping(args.run.early_stopping_patience), *callbacks],
     )
-    return all(getattr(before, f) == getattr(now, f) for f in fields)
+
+    # c. Train, and keep the best
+    results: dict[str, Any] = {}
+    if trains:
+        results |= trainer.train(resume_from_checkpoint=resume_from).metrics
+        results["train_rows"] = len(labels)
+        results |= {} if pseudo is None else {"pseudo_labelled_rows": len(pseudo.ids)}
+        if callbacks:
+            results["stopped_by_time_budget"] = any(c.stopped for c in callbacks)
+    if lora is not None:
+        merge_lora(lora, trainer, folder if args.adapter.save_adapter else None)
+
+    # d. Predict validation and test, rows in their order
+    for split in ("validation", "test"):
+        if split in splits:
+            results |= predict(trainer, splits[split], split, spec, folder)
+
+    # e. Write the model, its curves, its results
+    if trains and trainer.is_world_process_zero():
+        write_part(trainer, results, spec, folder, args.as_run, with_encoder=not part.name)
+        write_json(folder / "all_results.json", results | {"seed": part.seed})  # last: it is done
+        if not args.run.keep_checkpoints:
+            remove_checkpoints(scratch)
+    wait_for_all()
+    return results
 
 
-# ---------------------------------------------------------------- 5. trainer
+def where_to_go_on(part: Part, scratch: Path, training: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: that of the same command, or, of a single model, as asked."""
+    if not part.name:
+        return find_checkpoint(scratch, training.resume_from_checkpoint)
+    return agreed(go_on_from(scratch) if is_main_process() else None)
+
+
+# ---------------------------------------------------------------- the trainer
 
 
 class ClassifierTrainer(Trainer):
@@ -458,10 +574,14 @@ class ClassifierTrainer(Trainer):
         unfreeze_every: float | None,
         regularisers: RegulariserArguments,
         batch_by_length: bool,
+        folder: Path | None = None,
         **kwargs: Any,
     ):
-        """Args: rates: of each room, see `layers.layer_rates`. Others: as for the Trainer."""
+        """Args: rates: of each room, see `layers.layer_rates`; folder: for optimizer_groups.csv, by
+        default output_dir. Others: as for the Trainer."""
         super().__init__(**kwargs)
+        self.folder = Path(self.args.output_dir) if folder is None else folder
+        self.add_callback(MarkWhole())
         self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length
@@ -489,7 +609,7 @@ class ClassifierTrainer(Trainer):
         table = group_table(groups)
         if self.is_world_process_zero():
             logger.info("Optimizer groups:\n%s", table.to_string(index=False))
-            write_csv(Path(self.args.output_dir) / "optimizer_groups.csv", table)
+            write_csv(self.folder / "optimizer_groups.csv", table)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
@@ -501,7 +621,9 @@ class ClassifierTrainer(Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None:
             return batches, count
-        divisor = sum(self.loss_of(batch).divisor(batch["labels"]) for batch in batches)
+        divisor = sum(
+            self.loss_of(batch).divisor(batch["labels"], batch.get("weight")) for batch in batches
+        )
         divisor = torch.as_tensor(divisor, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             divisor = self.accelerator.gather(divisor).sum()
@@ -520,18 +642,18 @@ class ClassifierTrainer(Trainer):
         """In training the loss with all that is switched on; in evaluation the plain one."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        loss, labels = self.loss_of(inputs), inputs["labels"]
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        loss, labels, weights = self.loss_of(inputs), inputs["labels"], inputs.get("weight")
+        inputs = {k: value for k, value in inputs.items() if k not in ("labels", "weight")}
         if loss.rdrop_alpha:  # two passes as one batch
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         logits = model(**inputs).logits
         if loss.rdrop_alpha:
-            total = sum(loss.total(half, labels) for half in logits.chunk(2, dim=-2)) / 2
-            total = total + loss.rdrop_alpha * loss.divergence(logits)
+            total = sum(loss.total(half, labels, weights) for half in logits.chunk(2, dim=-2)) / 2
+            total = total + loss.rdrop_alpha * loss.divergence(logits, weights)
         else:
-            total = loss.total(logits, labels)
+            total = loss.total(logits, labels, weights)
         if num_items_in_batch is None:
-            return total / loss.divisor(labels)
+            return total / loss.divisor(labels, weights)
         if self.args.average_tokens_across_devices:
             total = total * self.accelerator.num_processes  # gradients are averaged over processes
         return total / num_items_in_batch
@@ -558,13 +680,24 @@ class ClassifierTrainer(Trainer):
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def _get_train_sampler(
-        self, train_dataset: Dataset | None = None
-    ) -> torch.utils.data.Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.batch_by_length:
-            return super()._get_train_sampler(dataset)
-        return GroupedByLength.of(self, dataset)
+    def get_train_dataloader(self) -> DataLoader:
+        """Rows are dealt out to the processes here, and not once more by accelerate."""
+        args = self.args
+        order = self.row_order()
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=SharedOut(
+                order, self._train_batch_size, args.process_index, args.world_size
+            ),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def row_order(self) -> torch.utils.data.Sampler[int]:
+        return GroupedByLength.of(self, self.train_dataset, self.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer logs the rate of the first group; add that of the last, the head."""
@@ -619,9 +752,13 @@ def settle_loss(
     training: TrainingArguments,
     spec: LabelSpec,
     model: DocumentClassifier,
-    splits: dict[str, Dataset],
+    labels: list,
 ) -> TrainingLoss:
-    """The flags as a loss; refuses those that mean nothing for the problem type."""
+    """The flags as a loss; refuses those that mean nothing for the problem type.
+
+    Args:
+        labels: of the training rows, for balanced weights; empty without training.
+    """
     smoothing = training.label_smoothing_factor
     only_for = {
         "class_weights": (losses.class_weights, ("single_label",)),
@@ -633,7 +770,6 @@ def settle_loss(
     for flag, (value, kinds) in only_for.items():
         if value and spec.problem_type not in kinds:
             raise InputError(f"--{flag} does not go with {spec.problem_type} labels")
-    labels = splits["train"]["labels"][:] if "train" in splits else []
     weights = {}
     if labels:
         for flag in ("class_weights", "positive_weights"):
@@ -649,9 +785,17 @@ def settle_loss(
 
 
 def settle_training(
-    training: TrainingArguments, spec: LabelSpec, as_run: dict[str, Any], trains: bool
+    training: TrainingArguments,
+    spec: LabelSpec,
+    as_run: dict[str, Any],
+    trains: bool,
+    seed: int,
+    scratch: Path,
 ) -> TrainingArguments:
-    """Settings that follow from the task, unless the user gave them."""
+    """A copy for one model: its seed and checkpoint folder, and what follows from the task unless
+    the user gave it."""
+    training = copy.copy(training)
+    training.seed, training.output_dir = seed, str(scratch)
     keep_all_columns(training)
     if not trains:
         training.eval_strategy = "no"
@@ -665,55 +809,80 @@ def settle_training(
     return training
 
 
-# ---------------------------------------------------------------- 7. predict
+# ---------------------------------------------------------------- predict
 
 
 def predict(
     trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
 ) -> dict[str, float]:
-    """Predict a split, longest documents first for speed, and write it in row order to `folder`.
+    """Predict a split and write it in row order to `folder`.
+
+    Rows go through the model piece by piece, the longest of a piece first: so there is little
+    padding, and memory does not grow with the number of rows but for their probabilities.
 
     Returns:
         metrics with the prefix eval_ or test_.
     """
     prefix = {"validation": "eval", "test": "test"}[split]
-    order = longest_first(dataset["length"][:])
-    output = trainer.predict(dataset.select(order), metric_key_prefix=prefix)
-    logits = np.empty_like(output.predictions)
-    logits[order] = output.predictions
+    compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
+    lengths = np.asarray(dataset["length"][:])
+    logits = np.empty((len(dataset), len(spec.names)), dtype=np.float32)
+    started = time.monotonic()
+    for start in range(0, len(dataset), ROWS_AT_ONCE):
+        rows = start + longest_first(lengths[start : start + ROWS_AT_ONCE])
+        logits[rows] = trainer.predict(dataset.select(rows)).predictions
+    seconds = time.monotonic() - started
+    trainer.compute_metrics = compute
+    metrics = {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
+    if "labels" in dataset.column_names:
+        labels = np.asarray(dataset["labels"][:])
+        metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels))
     if trainer.is_world_process_zero():
-        table = spec.prediction_table(dataset["id"][:], spec.probabilities(logits))
-        write_csv(folder / f"predictions_{split}.csv", table)
-    metrics = {k: v for k, v in output.metrics.items() if not k.endswith("_preparation_time")}
+        probabilities = spec.probabilities(logits)
+        path = folder / f"predictions_{split}.csv"
+        write_predictions(path, spec, dataset["id"][:], probabilities)
+    metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
     scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
     logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
     return metrics
 
 
-# ---------------------------------------------------------------- 8. write
+# ---------------------------------------------------------------- 6. submission
 
 
-def write_run(
+def write_submission(
+    sample: SampleSubmission, folder: Path, spec: LabelSpec, several: bool
+) -> None:
+    """submission.csv in the form of the sample, from predictions_test.csv.
+
+    Args:
+        several: whether thresholds may lie in the folder, which models together can have.
+    """
+    ids, probabilities = read_predictions(folder / "predictions_test.csv", spec)
+    thresholds = read_thresholds(folder) if several else None
+    decisions = spec.decide(probabilities, thresholds)
+    write_csv(folder / "submission.csv", sample.fill(ids, probabilities, decisions, spec))
+    logger.info("Wrote %s, %d rows", folder / "submission.csv", len(sample.sample))
+
+
+# ---------------------------------------------------------------- write one model
+
+
+def write_part(
     trainer: Trainer,
     results: dict[str, Any],
     spec: LabelSpec,
+    folder: Path,
     as_run: dict[str, Any],
-    trained: bool,
+    with_encoder: bool,
 ) -> None:
-    """Everything a run leaves behind beside its predictions."""
-    folder = Path(trainer.args.output_dir)
-    if trained:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        write_model(model, trainer.processing_class, folder, results, spec, as_run)
-        history = evaluation_history(trainer.state.log_history)
-        write_csv(folder / "history.csv", history)
-        metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
-        plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
-    write_yaml(folder / "run_args.yaml", as_run)
-    write_json(
-        folder / "all_results.json", results | {"seed": trainer.args.seed, "versions": versions()}
-    )
-    logger.info("Wrote %s", folder)
+    """A model and its curves."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    write_model(model, trainer.processing_class, folder, results, spec, as_run, with_encoder)
+    history = evaluation_history(trainer.state.log_history)
+    write_csv(folder / "history.csv", history)
+    metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
+    plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
 
 
 def write_model(
@@ -723,11 +892,14 @@ def write_model(
     results: dict[str, Any],
     spec: LabelSpec,
     as_run: dict[str, Any],
+    with_encoder: bool = True,
 ) -> None:
-    """The classifier with its code, and the encoder alone as a plain `AutoModel` checkpoint."""
+    """The classifier with its code; and the encoder alone as a plain `AutoModel` checkpoint, which
+    is left out where many models are kept."""
     hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
     with replacing_files(folder) as temporary:
-        for part, where in ((model, temporary), (model.encoder, temporary / "encoder")):
+        alone = [(model.encoder, temporary / "encoder")] if with_encoder else []
+        for part, where in ((model, temporary), *alone):
             part.save_pretrained(where)
             tokenizer.save_pretrained(where)
             if hashes is not None:  # what the encoder has seen stays with it

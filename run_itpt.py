@@ -208,6 +208,7 @@ from transformers import (
 
 from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
 from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
+from checkpoints import MarkWhole, find_checkpoint, remove_checkpoints
 from corpus import (
     Source,
     check_test_text,
@@ -231,10 +232,8 @@ from masking import Masker
 from modeling import first_position, is_document_classifier
 from outputs import (
     evaluation_history,
-    find_checkpoint,
     model_card,
     plot_history,
-    remove_checkpoints,
     replacing_files,
     versions,
     write_csv,
@@ -568,6 +567,7 @@ class MaskedLMTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.add_callback(MarkWhole())
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.block = block
         self.weights = weights

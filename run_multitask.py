@@ -114,6 +114,7 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from checkpoints import find_checkpoint, remove_checkpoints
 from command_line import as_input_error, refuse_data_parallel
 from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from labels import LabelSpec
@@ -124,9 +125,7 @@ from modeling import PROBLEM_TYPES, num_blocks
 from multitask import MultiTaskClassifier, OneTaskAtATime, TaskCollator, TaskRows
 from outputs import (
     evaluation_history,
-    find_checkpoint,
     plot_history,
-    remove_checkpoints,
     replacing_files,
     versions,
     write_csv,
@@ -135,15 +134,14 @@ from outputs import (
 )
 from run_finetune import (
     ClassifierTrainer,
-    build_model,
     device_precision,
     early_stopping,
-    load_start,
     predict,
-    read_documents,
-    start_at_frequencies,
+    read_labelled,
     write_model,
 )
+from start import build_model, load_start, start_at_frequencies
+from text_data import hold_out_validation
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +166,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 2. The tables of each task -> labelled documents
     specs, documents = {}, {}
     for name, task in settle_tasks(run.tasks).items():
-        specs[name], documents[name] = read_documents(*task, path, training.seed)
+        specs[name], rows, _ = read_labelled(*task, path)
+        share = task[-1].validation_split
+        documents[name] = hold_out_validation(rows, share, specs[name].problem_type, training.seed)
 
     # 3. Documents -> windows, cut alike for all tasks
     tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
@@ -181,7 +181,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 4. Model: one encoder, a head for each task
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
-    encoder, _ = load_start(checkpoint, architecture, regularisers.encoder_dropout)
+    encoder, _ = load_start(path, architecture, regularisers.encoder_dropout, **hub)
     check_vocabulary(tokenizer, encoder, path)
     heads = {
         name: build_model(encoder, None, architecture, spec, shape, tokenizer)[0]
@@ -303,7 +303,7 @@ class MultiTaskTrainer(ClassifierTrainer):
     def loss_of(self, batch: dict[str, Any]) -> TrainingLoss:
         return self.losses[batch["task"]]
 
-    def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler:
+    def row_order(self) -> torch.utils.data.Sampler[int]:
         lengths = [rows["length"][:] for rows in self.train_dataset.tasks.values()]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         size, processes = self.args.train_batch_size, self.args.world_size

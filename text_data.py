@@ -293,7 +293,11 @@ def _as_text(value: Any) -> str:
 
 def _count_missing(documents: Dataset, source: str) -> None:
     names = [name for name in ("text", "text_pair") if name in documents.column_names]
-    empty = sum(not any(texts) for texts in zip(*(documents[n][:] for n in names), strict=True))
+    empty = sum(
+        not any(texts)
+        for rows in documents.select_columns(names).iter(10_000)  # not all text in memory at once
+        for texts in zip(*rows.values(), strict=True)
+    )
     if empty:
         logger.warning("%s: %d of %d documents have no text", source, empty, len(documents))
 

@@ -196,6 +196,7 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
     from layers import layer_rates
     from losses import TrainingLoss
     from modeling import load_encoder, strip_encoder
+    from start import build_model
     from windows import WindowSpec, find_special_tokens
 
     documents, spec = read_documents(options)
@@ -209,7 +210,7 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
         encoder, _ = load_encoder(options.model)
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
     architecture = run_finetune.ModelArguments()
-    model, _ = run_finetune.build_model(encoder, None, architecture, spec, shape, tokenizer)
+    model, _ = build_model(encoder, None, architecture, spec, shape, tokenizer)
     trainer = run_finetune.ClassifierTrainer(
         loss=TrainingLoss(model.config),
         rates=layer_rates(encoder.config.num_hidden_layers, args.learning_rate, 0.95),

@@ -18,6 +18,7 @@ import run_finetune
 from command_line import InputError
 from layers import room_of
 from modeling import load_classifier
+from start import start_at_frequencies
 
 # ---------------------------------------------------------------- the script
 
@@ -289,11 +290,11 @@ def test_multi_label_and_regression_runs_beat_a_constant(tiny_bert, tmp_path):
 def test_a_new_multi_label_head_starts_at_the_label_frequencies():
     head = nn.Linear(2, 3)
     labels = [[1.0, 0.0, 1.0]] * 30 + [[0.0, 0.0, 1.0]] * 69
-    run_finetune.start_at_frequencies(head, labels, "multi_label_classification")
+    start_at_frequencies(head, labels, "multi_label_classification")
     expected = torch.tensor([30.5, 0.5, 99.5]) / 100
     torch.testing.assert_close(head.bias.detach().sigmoid(), expected)
     before = head.bias.detach().clone()
-    run_finetune.start_at_frequencies(head, [0, 1, 2], "single_label_classification")
+    start_at_frequencies(head, [0, 1, 2], "single_label_classification")
     assert torch.equal(head.bias, before)
 
 

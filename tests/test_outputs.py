@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from command_line import InputError
 from outputs import (
     evaluation_history,
-    find_checkpoint,
     markdown_table,
     model_card,
     plot_history,
@@ -89,17 +87,3 @@ def test_history_weighs_losses_by_steps_and_keeps_one_row_a_step(tmp_path):
     assert history["learning_rate_head"][1] == 3.0 and "eval_runtime" not in history
     plot_history(tmp_path / "h.png", history, "eval_accuracy")
     assert (tmp_path / "h.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_finding_checkpoints(tmp_path):
-    assert find_checkpoint(str(tmp_path / "none"), None) is None
-    with pytest.raises(InputError, match="no checkpoint-"):
-        find_checkpoint(str(tmp_path), "last")
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    assert find_checkpoint(str(tmp_path), "True").endswith("checkpoint-10")  # 10 after 9
-    assert find_checkpoint("", str(tmp_path)) == str(tmp_path)
-    with pytest.raises(InputError, match="no such folder"):
-        find_checkpoint("", str(tmp_path / "x"))
-    with pytest.raises(InputError, match="checkpoint-10 is left from a run that did not end"):
-        find_checkpoint(str(tmp_path), None)

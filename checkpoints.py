@@ -1,0 +1,81 @@
+"""Checkpoints of a run that may be killed at any time: whole or not, where to go on, when to go."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from command_line import InputError
+from outputs import write_text
+from processes import wait_for_all
+
+logger = logging.getLogger(__name__)
+
+WHOLE = "whole"  # the last file of a checkpoint
+
+
+class MarkWhole(TrainerCallback):
+    """Marks a checkpoint when all of it is on disk: what lacks the mark was cut off."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wait_for_all()  # each process writes its part
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
+
+
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """checkpoint-<step> folders by step."""
+    return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
+
+
+def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
+    """Where training goes on from.
+
+    Args:
+        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest whole one in
+            `folder`, or None.
+
+    Raises:
+        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
+            new run would mix with its own.
+    """
+    left = checkpoints_in(folder)
+    whole = [path for path in left if (path / WHOLE).is_file()]
+    if asked is None and left:
+        raise InputError(
+            f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
+            "last, or choose another --output_dir, or delete it"
+        )
+    if asked is None:
+        return None
+    if asked.lower() in ("last", "true"):
+        for path in left:
+            if path not in whole:
+                logger.warning("%s was not written to its end and is left out", path)
+        if not whole:
+            raise InputError(f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}")
+        return str(whole[-1])
+    if not os.path.isdir(asked):
+        raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
+    return asked
+
+
+def go_on_from(folder: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint, or None; half-written ones are deleted."""
+    for path in checkpoints_in(folder):
+        if not (path / WHOLE).is_file():
+            logger.warning("%s was not written to its end: deleted", path)
+            shutil.rmtree(path)
+    whole = checkpoints_in(folder)
+    return str(whole[-1]) if whole else None
+
+
+def remove_checkpoints(folder: str | os.PathLike) -> None:
+    """The best weights are in the output folder; checkpoints serve a run that did not end."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

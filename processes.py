@@ -1,0 +1,41 @@
+"""Several processes of one run: who speaks, what they agree on, how they part. Imports no torch."""
+
+import os
+import sys
+from typing import Any
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _distributed() -> Any:
+    """`torch.distributed` where processes have been started, else None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return None
+    return torch.distributed if torch.distributed.is_initialized() else None
+
+
+def agreed(value: Any) -> Any:
+    """The main process's value, in all processes."""
+    distributed = _distributed()
+    if distributed is None:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def wait_for_all() -> None:
+    distributed = _distributed()
+    if distributed is not None:
+        distributed.barrier()
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes in order: left to the interpreter's end, it may abort."""
+    distributed = _distributed()
+    if distributed is not None:
+        distributed.barrier()
+        distributed.destroy_process_group()
