@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 from datasets import Dataset
 
-from command_line import InputError
+from command_line import InputError, as_input_error
 from folds import Part
 from labels import LabelSpec
 from metrics import is_score
@@ -67,8 +69,14 @@ def read_table_of(path: str | os.PathLike) -> pd.DataFrame:
     """A csv that one of these scripts wrote: ids as text, numbers to the last digit."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    text = {"id": str, "label": str}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, float_precision="round_trip")
+    text = {"id": pa.string(), "label": pa.string()}
+    with as_input_error(str(path)):
+        table = pa_csv.read_csv(
+            path,
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False),
+        )
+    return table.to_pandas()
 
 
 # ---------------------------------------------------------------- many tables -> one

@@ -1,0 +1,90 @@
+"""A sample submission of every kind is filled by id, in its own order."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from command_line import InputError
+from labels import LabelSpec
+from submission import SampleSubmission
+
+SINGLE = LabelSpec("single_label", ("cat", "dog", "eel"), ("label",))
+BINARY = LabelSpec("single_label", ("0", "1"), ("label",))
+MULTI = LabelSpec("multi_label", ("cat", "dog"), ("cat", "dog"))
+JOINED = LabelSpec("multi_label", ("cat", "dog"), ("tags",), " ")
+NUMBER = LabelSpec("regression", ("score",), ("score",), None, (0.0,), (1.0,))
+IDS = ["a", "b", "c"]
+
+
+def fill(tmp_path, sample, spec, probabilities, decisions=None, name="sample.csv", **options):
+    path = tmp_path / name
+    pd.DataFrame(sample).to_csv(path, index=False, sep="\t" if name.endswith("tsv") else ",")
+    read = SampleSubmission.read(str(path), spec, "id", **options)
+    read.check_ids(IDS)
+    p = np.array(probabilities)
+    return read, read.fill(IDS, p, spec.decide(p) if decisions is None else decisions, spec)
+
+
+P3 = [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
+
+
+def test_labels_by_id_in_the_samples_order(tmp_path):
+    sample = {"kind": ["x"] * 3, "id": ["c", "a", "b"]}
+    _, table = fill(tmp_path, sample, SINGLE, P3, name="sample.tsv")
+    assert list(table) == ["kind", "id"]  # its columns, in its order
+    assert table.to_dict("list") == {"kind": ["eel", "cat", "dog"], "id": ["c", "a", "b"]}
+
+
+def test_a_column_for_each_class_holds_probabilities(tmp_path):
+    sample = {"id": ["b", "a", "c"], "dog": 0, "cat": 0, "eel": 1}
+    _, table = fill(tmp_path, sample, SINGLE, P3)
+    assert table["dog"].tolist() == [0.8, 0.2, 0.2] and list(table) == ["id", "dog", "cat", "eel"]
+    sample = {"id": IDS, "prob_cat": 0.5}
+    assert fill(tmp_path, sample, SINGLE, P3)[1]["prob_cat"].tolist() == [0.7, 0.1, 0.2]
+
+
+def test_one_column_for_two_classes(tmp_path):
+    p = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]]
+    _, table = fill(tmp_path, {"id": IDS, "target": 0.5}, BINARY, p)
+    assert table["target"].tolist() == [0.1, 0.6, 0.7]  # a fraction: the probability of "1"
+    _, table = fill(tmp_path, {"id": IDS, "target": 0}, BINARY, p)
+    assert table["target"].tolist() == ["0", "1", "1"]
+    _, table = fill(tmp_path, {"id": IDS, "target": 0}, BINARY, p, values="probabilities")
+    assert table["target"].tolist() == [0.1, 0.6, 0.7]
+
+
+def test_several_labels(tmp_path):
+    p = [[0.9, 0.6], [0.2, 0.7], [0.1, 0.2]]
+    _, table = fill(tmp_path, {"id": IDS, "dog": 0, "cat": 0}, MULTI, p)
+    assert table[["dog", "cat"]].to_numpy().tolist() == [[1, 1], [1, 0], [0, 0]]
+    _, table = fill(tmp_path, {"id": IDS, "dog": 0.5, "cat": 0.5}, MULTI, p)
+    assert table["dog"].tolist() == [0.6, 0.7, 0.2]
+    _, table = fill(tmp_path, {"id": IDS, "tags": "cat"}, JOINED, p)
+    assert table["tags"].tolist() == ["cat dog", "dog", ""]
+
+
+def test_numbers_and_grades(tmp_path):
+    values = [[1.25], [2.5], [0.0]]
+    _, table = fill(tmp_path, {"id": IDS, "rating": 0}, NUMBER, values)
+    assert table["rating"].tolist() == [1.25, 2.5, 0.0]
+    grades = np.array([[1.0], [3.0], [0.0]])
+    _, table = fill(tmp_path, {"id": IDS, "rating": 0}, NUMBER, values, grades)
+    assert table["rating"].tolist() == [1, 3, 0] and table["rating"].dtype == int
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    def error(sample, spec=SINGLE, ids=IDS):
+        path = tmp_path / "bad.csv"
+        pd.DataFrame(sample).to_csv(path, index=False)
+        with pytest.raises(InputError) as raised:
+            SampleSubmission.read(str(path), spec, "id").check_ids(ids)
+        return str(raised.value)
+
+    assert "'cow' is none of the labels" in error({"id": IDS, "cat": 0.1, "cow": 0.1})
+    assert "(did you mean cat?)" in error({"id": IDS, "dog": 0.1, "catt": 0.1})
+    assert "id 'a' occurs more than once" in error({"id": ["a", "a"], "label": "cat"})
+    assert "1 ids: d: each has no prediction" in error({"id": [*IDS, "d"], "label": "cat"})
+    message = error({"id": ["a"], "label": "cat"})
+    assert "2 ids: b, c: each of the test file is not in it" in message
+    assert "no column to fill" in error({"id": IDS})
+    assert "'p' is none of the labels" in error({"id": IDS, "p": 0.5})  # of three classes: which?
