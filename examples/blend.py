@@ -1,0 +1,238 @@
+"""Blend the predictions of several runs with folds: weights fitted out of the folds.
+
+    python examples/blend.py RUN RUN ... --output_dir blend --sample_submission sample.csv
+
+Each RUN is an output folder of run_finetune.py with predictions_oof.csv and predictions_test.csv;
+rows are put together by id. Weights are at least 0, add up to 1, and minimise the log loss (of
+regression the squared error) of the rows out of the folds. What that gains is judged fold by fold,
+each with weights fitted on the others, so that it is not inflated.
+
+Written are predictions_oof.csv, predictions_test.csv, submission.csv, report.md (each run, their
+mean and the blend; weights; correlation of the predictions) and all_results.json.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from command_line import InputError, read_arguments, run_script
+from ensemble import read_predictions, read_table_of, write_predictions
+from labels import LabelSpec, to_number
+from metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
+from modeling import DocumentClassifierConfig
+from outputs import markdown_table, versions, write_csv, write_json, write_text
+from plan import read_parts
+from submission import SampleSubmission
+
+
+@dataclass
+class Run:
+    """Out-of-fold rows of a run, in the order of the first run's; its test predictions."""
+
+    name: str
+    oof: np.ndarray  # [n, labels]
+    test: np.ndarray  # [m, labels]
+
+
+def main() -> None:
+    options = read_options()
+    folder = Path(options.output_dir)
+    spec = read_spec(options.runs)
+    table = read_table_of(Path(options.runs[0]) / "predictions_oof.csv")
+    test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
+    truth = encode(table, spec)
+    runs = [read_run(path, spec, table, test_ids) for path in options.runs]
+    folds = table["fold"].to_numpy()
+
+    oof = np.stack([run.oof for run in runs])  # [runs, n, labels]
+    weights = fit_weights(oof, truth, spec)
+    nested = np.empty_like(runs[0].oof)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        others = fit_weights(oof[:, ~inside], truth[~inside], spec)
+        nested[inside] = combine(others, oof[:, inside])
+    blended = combine(weights, np.stack([run.test for run in runs]))
+
+    scores_of = score_function(spec, [])
+    labels = truth.argmax(axis=1) if spec.problem_type == "single_label" else truth
+    candidates = {run.name: run.oof for run in runs}
+    candidates |= {"mean of all": oof.mean(axis=0), "blend (each fold by the others)": nested}
+    scores = {name: scores_of(p, labels) for name, p in candidates.items()}
+    write_predictions(
+        folder / "predictions_oof.csv",
+        spec,
+        table["id"].tolist(),
+        nested,
+        fold=folds,
+        label=table["label"].tolist(),
+    )
+    write_predictions(folder / "predictions_test.csv", spec, test_ids, blended)
+    if options.sample_submission:
+        sample = SampleSubmission.read(
+            options.sample_submission, spec, options.id_column_name, options.submission_values
+        )
+        sample.check_ids(test_ids)
+        filled = sample.fill(test_ids, blended, spec.decide(blended), spec)
+        write_csv(folder / "submission.csv", filled)
+    by_run = dict(zip([run.name for run in runs], weights.tolist(), strict=True))
+    report = write_report(folder, scores, by_run, runs, spec)
+    write_json(
+        folder / "all_results.json",
+        {"scores": scores, "weights": by_run, "versions": versions()},
+    )
+    print(report)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--sample_submission")
+    parser.add_argument("--submission_values", choices=("labels", "probabilities"))
+    parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
+    options = parser.parse_args()
+    if len(options.runs) < 2:
+        raise InputError("give two runs or more")
+    return options
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_spec(paths: list[str]) -> LabelSpec:
+    """What the labels are, which all runs must agree on."""
+    specs = []
+    for path in paths:
+        parts = read_parts(path)
+        if not parts:
+            raise InputError(f"{path}: not an output folder of run_finetune.py with folds")
+        config = DocumentClassifierConfig.from_pretrained(Path(path) / parts[0].name)
+        delimiter = read_arguments(str(Path(path) / "run_args.yaml")).get("label_delimiter")
+        specs.append(LabelSpec.from_config(config, (), delimiter))
+        if (specs[-1].problem_type, specs[-1].names) != (specs[0].problem_type, specs[0].names):
+            raise InputError(f"{path}: its labels are not those of {paths[0]}")
+    if specs[0].problem_type == "regression" and len(specs[0].names) > 1:
+        raise InputError("runs with several regression targets cannot be blended")
+    return specs[0]
+
+
+def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]) -> Run:
+    """A run in the row order of the first."""
+    folder = Path(path)
+    table = read_table_of(folder / "predictions_oof.csv").set_index("id")
+    check_same_ids(folder / "predictions_oof.csv", table.index, first["id"])
+    table = table.loc[first["id"]]
+    if (table["label"].to_numpy() != first["label"].to_numpy()).any():
+        raise InputError(f"{folder / 'predictions_oof.csv'}: other labels than the first run's")
+    ids, test = read_predictions(folder / "predictions_test.csv", spec)
+    check_same_ids(folder / "predictions_test.csv", ids, test_ids)
+    place = {name: row for row, name in enumerate(ids)}
+    oof = table[spec.value_columns].to_numpy(dtype=float)
+    return Run(str(path), oof, test[[place[name] for name in test_ids]])
+
+
+def check_same_ids(path: Path, ids: object, wanted: object) -> None:
+    differ = sorted({*ids} ^ {*wanted})
+    if differ:
+        raise InputError(
+            f"{path}: {len(differ)} ids are in this or in the first run only, such as {differ[0]}"
+        )
+
+
+def encode(table: pd.DataFrame, spec: LabelSpec) -> np.ndarray:
+    """The column label of an out-of-fold table -> [n, labels]."""
+    if spec.problem_type == "regression":
+        return np.array([[to_number(value)] for value in table["label"]])
+    joint = spec.delimiter or "|"
+    rows = [
+        {text} if spec.problem_type == "single_label" else {*text.split(joint)}
+        for text in table["label"]
+    ]
+    return np.array([[float(name in row) for name in spec.names] for row in rows])
+
+
+# ---------------------------------------------------------------- weights
+
+
+def combine(weights: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Args: weights [runs], predictions [runs, n, labels]."""
+    return np.tensordot(weights, predictions, axes=1)
+
+
+def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> np.ndarray:
+    """Weights [runs] on the simplex with the least loss: a convex problem, so there is one best.
+
+    Args:
+        predictions: [runs, n, labels]; truth [n, labels].
+    """
+    runs, rows = len(predictions), predictions.shape[1]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        p = combine(weights, predictions)
+        if spec.problem_type == "regression":
+            value, slope = ((p - truth) ** 2).sum(), 2 * (p - truth)
+        else:
+            p = np.clip(p, 1e-12, 1 - 1e-12)
+            value, slope = -(truth * np.log(p)).sum(), -truth / p
+            if spec.problem_type == "multi_label":
+                value -= ((1 - truth) * np.log(1 - p)).sum()
+                slope = slope + (1 - truth) / (1 - p)
+        return value / rows, np.array([(slope * each).sum() for each in predictions]) / rows
+
+    done = minimize(
+        loss,
+        np.full(runs, 1 / runs),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * runs,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(runs)},
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    if not done.success:
+        raise InputError(f"the weights did not converge: {done.message}")
+    weights = np.clip(done.x, 0, None)
+    return weights / weights.sum()
+
+
+# ---------------------------------------------------------------- report
+
+
+def write_report(
+    folder: Path,
+    scores: dict[str, dict[str, float]],
+    weights: dict[str, float],
+    runs: list[Run],
+    spec: LabelSpec,
+) -> str:
+    main_score, _ = MAIN_METRIC[spec.problem_type]
+    second = "rmse" if spec.problem_type == "regression" else "log_loss"
+    rows = []
+    for name, own in scores.items():
+        row = {"out of the folds": name, "weight": weights.get(name, float("nan"))}
+        rows.append(row | {m: own[m] for m in dict.fromkeys((main_score, second))})
+    flat = np.stack([run.oof.reshape(-1) for run in runs])
+    correlation = pd.DataFrame(np.corrcoef(flat), columns=[run.name for run in runs])
+    correlation.insert(0, "correlation", [run.name for run in runs])
+    singles = [scores[run.name][main_score] for run in runs]
+    best = min(singles) if main_score in LESS_IS_BETTER else max(singles)
+    gain = scores["blend (each fold by the others)"][main_score] - best
+    text = (
+        f"# Blend\n\n{markdown_table(pd.DataFrame(rows))}\n"
+        f"The blend differs from the best single run by {gain:+.4f} {main_score}.\n\n"
+        f"{markdown_table(correlation)}"
+    )
+    write_text(folder / "report.md", text)
+    return text
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,181 @@
+"""The examples around folds: blending, the recipe of a whole competition, the notebook."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, make_rows
+
+import run_finetune
+from ensemble import read_table_of
+
+sys.path.insert(0, str(ROOT / "examples"))
+import blend
+
+from command_line import InputError
+from labels import LabelSpec
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+SINGLE = LabelSpec("single_label", ("a", "b"), ())
+NUMBER = LabelSpec("regression", ("y",), (), None, (0.0,), (1.0,))
+
+
+def call(*words, cwd):
+    line = [sys.executable, *map(str, words)]
+    return subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def competition(tmp_path_factory, tiny_bert):
+    """A folder with train, test and sample_submission, tab- and comma-separated, and a model."""
+    folder = tmp_path_factory.mktemp("competition")
+    for name, n, seed in (("train", 90, 0), ("test", 30, 1)):
+        rows = pd.DataFrame(make_rows(n, seed)).rename(columns={"text": "abstract"})
+        rows["title"] = rows["abstract"].str.split().str[0]
+        rows = rows if name == "train" else rows.drop(columns="label")
+        rows.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
+        rows.to_csv(folder / f"{name}.csv", index=False)
+    ids = [f"r{i}" for i in range(30)][::-1]
+    pd.DataFrame({"id": ids, "label": "x"}).to_csv(folder / "sample_submission.csv", index=False)
+    (folder / "model").symlink_to(tiny_bert)
+    return folder
+
+
+# ---------------------------------------------------------------- blending
+
+
+def test_weights_computed_by_hand():
+    """Errors of two predictors of 0 are 1 and -3: the mean square is least at 3/4, 1/4."""
+    predictions = np.array([[[1.0]], [[-3.0]]])
+    weights = blend.fit_weights(predictions, np.array([[0.0]]), NUMBER)
+    np.testing.assert_allclose(weights, [0.75, 0.25], atol=1e-6)
+
+
+def test_weights_are_never_negative_and_leave_a_bad_run_out():
+    truth = np.eye(2)[[0, 1, 0, 1]]
+    good = np.where(truth == 1, 0.8, 0.2)
+    weights = blend.fit_weights(np.stack([good, 1 - good, good]), truth, SINGLE)
+    assert (weights >= 0).all() and weights.sum() == pytest.approx(1)
+    assert weights[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
+    common = {
+        **{"model_name_or_path": tiny_bert, "train_file": str(competition / "train.tsv")},
+        **{"test_file": str(competition / "test.tsv"), "text_column_names": ["title", "abstract"]},
+        **{"id_column_name": "id", "num_folds": 3, "token_pooling": "mean", "learning_rate": 3e-3},
+        **{"use_cpu": True, "disable_tqdm": True},
+    }
+    run_finetune.main({**common, "output_dir": str(tmp_path / "long"), "num_train_epochs": 4})
+    run_finetune.main({**common, "output_dir": str(tmp_path / "short"), "num_train_epochs": 1})
+    shuffled = tmp_path / "short" / "predictions_oof.csv"
+    table = pd.read_csv(shuffled)
+    table.sample(frac=1, random_state=0).to_csv(shuffled, index=False)  # by id, not by place
+    sample = competition / "sample_submission.csv"
+    done = call(
+        *(ROOT / "examples" / "blend.py", "long", "short", "--output_dir", "blend"),
+        *("--sample_submission", sample),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "blend" / "all_results.json").read_text())
+    weights = saved["weights"]
+    assert weights["long"] > weights["short"] and sum(weights.values()) == pytest.approx(1)
+    p = {n: read_table_of(tmp_path / n / "predictions_test.csv") for n in (*weights, "blend")}
+    mixed = sum(w * p[n]["prob_moods"] for n, w in weights.items())
+    np.testing.assert_allclose(p["blend"]["prob_moods"], mixed, atol=1e-12)
+    oof = pd.read_csv(tmp_path / "long" / "predictions_oof.csv")
+    assert saved["scores"]["long"]["accuracy"] == (oof["label"] == oof["prediction"]).mean()
+    submission = pd.read_csv(tmp_path / "blend" / "submission.csv")
+    assert list(submission["id"]) == list(pd.read_csv(sample)["id"])
+    expected = p["blend"].set_index("id")["prediction"]
+    assert list(submission["label"]) == list(expected[submission["id"]])
+    report = (tmp_path / "blend" / "report.md").read_text()
+    assert "| long |" in report and "correlation" in report and "differs from the best" in report
+    lost = oof.iloc[1:]
+    lost.to_csv(tmp_path / "long" / "predictions_oof.csv", index=False)
+    for runs, message in (
+        (["short", "long"], "ids are in this or in the first"),
+        (["short"], "two"),
+    ):
+        paths = [str(tmp_path / name) for name in runs]
+        monkeypatch.setattr(sys, "argv", ["blend.py", *paths, "--output_dir", str(tmp_path / "b")])
+        with pytest.raises(InputError, match=message):
+            blend.main()
+    assert not (tmp_path / "b").exists()
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_of_a_competition(competition, tmp_path):
+    recipe = ROOT / "examples" / "competition.yaml"
+    words = [f"data={competition}", f"model={competition / 'model'}", f"out={tmp_path / 'work'}"]
+    words += ["length=32", "epochs=3", "rate=3e-3", "head_rate=3e-3", "pooling=mean"]
+    words += ["itpt_epochs=1"]
+    script = ROOT / "examples" / "recipe.py"
+    done = call(script, recipe, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "work" / "finetuned"
+    results = json.loads((folder / "all_results.json").read_text())
+    assert results["transductive"] is True and results["test_documents_in_pretraining"] > 20
+    assert results["models"] == 5 and results["oof_accuracy"] > 0.6
+    submission = pd.read_csv(folder / "submission.csv")
+    sample = pd.read_csv(competition / "sample_submission.csv")
+    assert list(submission["id"]) == list(sample["id"])
+    arguments = yaml.safe_load((folder / "run_args.yaml").read_text())
+    assert arguments["layers"] == "last4" and arguments["layer_lr_decay"] == 0.95
+    again = call(script, recipe, *words, cwd=tmp_path)
+    assert again.stdout.count(": done") == 2
+
+
+def test_recipes_that_cannot_be(tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: [{script: run_itpt.py, output_dir: '{nowhere}/x'}]")
+    (tmp_path / "b.yaml").write_text("steps: [{script: rm.py, output_dir: x}]")
+    (tmp_path / "c.yaml").write_text("step: []")
+    script = ROOT / "examples" / "recipe.py"
+    for name, message in (("a", "'nowhere'"), ("b", "needs a script"), ("c", "not step")):
+        done = call(script, f"{name}.yaml", cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    assert call(script, "a.yaml", "nowhere", cwd=tmp_path).returncode == 2
+
+
+# ---------------------------------------------------------------- the notebook
+
+
+def test_the_notebook_runs_offline(competition, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)
+    launch = f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no --cpu"
+    ours = {
+        **{"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)},
+        **{"MODEL": str(competition / "model"), "TEXT": "title abstract", "LABEL": "label"},
+        **{"ID": "id", "LAUNCH": launch, "FURTHER_PRETRAIN": True, "TIME_BUDGET": "10m"},
+        "FLAGS": "--num_folds 3 --token_pooling mean --learning_rate 3e-3 --use_cpu true",
+    }
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    named = {line.split("=")[0].strip() for line in cell.source.splitlines() if "=" in line}
+    assert {n for names in named for n in names.split(", ")} == set(ours)  # none forgotten
+    cell.source = "\n".join(f"{name} = {value!r}" for name, value in ours.items())
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = json.dumps(notebook.cells)
+    assert "oof_accuracy" in shown and "image/png" in shown and "30 rows" in shown
+    assert len(pd.read_csv(tmp_path / "submission.csv")) == 30
+    assert not list(competition.glob("*checkpoint*"))  # the input folder stays as it was
+    assert sorted(p.name for p in competition.iterdir()) == sorted(
+        ["model", "sample_submission.csv", "test.csv", "test.tsv", "train.csv", "train.tsv"]
+    )
+
+
+def test_the_notebook_is_saved_without_outputs():
+    notebook = json.loads((ROOT / "examples" / "competition.ipynb").read_text())
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
