@@ -228,14 +228,12 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 5. Each model: train it, predict with it, write it; those that are done stay as they are
     results: dict[str, Any] = {}
-    for number, part in enumerate(parts):
-        if part.name and not trained and agreed(is_done(folder, part)):
-            logger.info("%s is done", part.name)
-            continue
+    todo = parts if trained else not_done(folder, parts)
+    for number, part in enumerate(todo):
         if part.name:
-            logger.info("%s, %d of %d", part.name, number + 1, len(parts))
+            logger.info("%s, %d of %d", part.name, number + 1, len(todo))
         splits = split_for(part, rows, folds, spec, args)
-        left = time_left(budget, len(parts) - number, splits)
+        left = time_left(budget, len(todo) - number, splits)
         where = (folder / part.name, scratch / part.name)
         begin = os.path.join(args.checkpoint.model_name_or_path, part.name) if trained else path
         labels = pseudo.get(part.fold)
@@ -310,6 +308,8 @@ def check_arguments(args: Arguments) -> None:
         raise InputError(
             "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
         )
+    if not (with_folds or args.folds.seeds or args.run.checkpoint_dir):
+        find_checkpoint(training.output_dir, training.resume_from_checkpoint)  # refuse it early
     refuse_data_parallel(training.n_gpu)
     refuse_other_order(training)
 
@@ -430,6 +430,14 @@ def settle_folders(
             write_csv(folder / "folds.csv", pd.DataFrame(table))
         wait_for_all()
     return folder if scratch is None else Path(scratch) / f"{folder.name}-{digest_of(plan)}"
+
+
+def not_done(folder: Path, parts: list[Part]) -> list[Part]:
+    """The models that an earlier command with the same arguments has not trained to their end."""
+    done = agreed([part.name for part in parts if part.name and is_done(folder, part)])
+    if done:
+        logger.info("done before: %s", ", ".join(done))
+    return [part for part in parts if part.name not in done]
 
 
 def split_for(
