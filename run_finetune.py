@@ -7,6 +7,10 @@ What runs follows from the files: a training file trains (and holds out --valida
 unless there is a --validation_file), a test file predicts. With a folder this script wrote as
 --model_name_or_path and a test file alone, it only predicts.
 
+With --num_folds 5 it trains a model for each fold, writes predictions of each row by a model that
+did not see it, averages those of the test file, and fills a --sample_submission. The same command
+goes on where it was cut off.
+
 Recipe: Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?" (arXiv 1905.05583).
 """
 

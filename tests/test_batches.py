@@ -5,6 +5,7 @@ from datasets import Dataset
 from batches import (
     DocumentCollator,
     GroupedByLength,
+    SharedOut,
     longest_first,
     settle_windows,
     to_windows,
@@ -98,3 +99,28 @@ def test_window_settings(tiny_bert, tokenizers):
         settle_windows({"head_tokens": 3}, tiny_bert, tokenizer)
     with pytest.raises(InputError, match="--max_seq_length 3 leaves no room"):
         settle_windows({"max_seq_length": 3}, tiny_bert, tokenizer)
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(16, 1), (8, 2), (4, 4)])
+def test_steps_hold_the_same_rows_however_they_are_shared_out(batch, processes):
+    lengths = np.random.default_rng(0).integers(3, 60, 73)  # 4 steps of 16, and 9 rows
+    order = GroupedByLength(lengths, 16, seed=1, epoch=lambda: 2)
+    shares = [list(SharedOut(order, batch, p, processes)) for p in range(processes)]
+    assert {len(share) for share in shares} == {5} == {len(SharedOut(order, batch, 0, processes))}
+    whole = list(SharedOut(order, 16))
+    for step, rows in enumerate(whole):
+        together = [row for share in shares for row in share[step]]
+        assert sorted(together) == sorted(rows)  # each once, no row in the place of another
+    assert sorted(row for rows in whole for row in rows) == list(range(73))
+
+
+def test_fewer_rows_than_processes_go_to_all_of_them():
+    order = [*range(10)]
+    shares = [list(SharedOut(order, 1, p, 3)) for p in range(3)]
+    assert [share[-1] for share in shares] == [[9], [9], [9]]
+    assert [share[0] for share in shares] == [[0], [1], [2]]
+
+
+def test_row_weights_are_collated():
+    rows = [{"windows": [[1]], "labels": 0, "weight": w} for w in (1.0, 0.5)]
+    assert DocumentCollator(pad_id=9)(rows)["weight"].tolist() == [1.0, 0.5]

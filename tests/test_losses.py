@@ -180,3 +180,30 @@ def test_every_loss_is_the_same_for_accumulation_1_and_4(case, tmp_path):
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
     changed = not torch.allclose(whole["head.weight"], plain["head.weight"], rtol=1e-3)
     assert changed == (case != "rdrop")  # without dropout both passes are equal
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "fields"),
+    [
+        ("single_label", LABELS, {}),
+        ("single_label", LABELS, {"class_weights": (1.0, 2.0, 5.0), "label_smoothing": 0.1}),
+        ("single_label", torch.full((3, 3), 1 / 3), {"focal_gamma": 2.0}),
+        ("multi_label", MULTI, {"positive_weights": (2.0, 1.0, 3.0)}),
+        ("regression", torch.tensor([[1.0, 5.0, 2.0]] * 3), {"huber_delta": 0.5}),
+    ],
+)
+def test_a_row_of_weight_3_is_a_row_three_times(kind, labels, fields):
+    loss, weights = loss_of(kind, **fields), torch.tensor([1.0, 3.0, 1.0])
+    rows = [0, 1, 1, 1, 2]
+    torch.testing.assert_close(
+        loss.total(LOGITS, labels, weights), loss.total(LOGITS[rows], labels[rows])
+    )
+    torch.testing.assert_close(loss.divisor(labels, weights), loss.divisor(labels[rows]))
+    other = LOGITS.flip(0)
+    torch.testing.assert_close(
+        loss.divergence(torch.cat([LOGITS, other]), weights),
+        loss.divergence(torch.cat([LOGITS[rows], other[rows]])),
+    )
+    samples = torch.stack([LOGITS, other])
+    each = (loss.total(LOGITS, labels, weights) + loss.total(other, labels, weights)) / 2
+    torch.testing.assert_close(loss.total(samples, labels, weights), each)
