@@ -134,6 +134,17 @@ def is_given(name: str, argv: Sequence[str] | dict[str, Any] | None) -> bool:
     return f"__{name}" in words
 
 
+def value_of(name: str, argv: Sequence[str] | dict[str, Any] | None) -> str | None:
+    """The value of an argument before all others are parsed; None if it is not given."""
+    words = as_flags(argv)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
 def read_arguments(path: str, name: str = "") -> dict[str, Any]:
     """A YAML or JSON file with `name: value` lines; or such text itself, if it begins with {.
 

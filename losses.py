@@ -14,6 +14,7 @@ from torch import Tensor
 
 from command_line import InputError
 from labels import LabelSpec
+from method_arguments import LossArguments
 from modeling import PROBLEM_TYPES, DocumentClassifierConfig, standardise
 
 
@@ -138,6 +139,43 @@ class TrainingLoss:
 
 def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
     return each if weights is None else each * weights
+
+
+def settle_loss(
+    losses: LossArguments,
+    smoothing: float,
+    spec: LabelSpec,
+    config: DocumentClassifierConfig,
+    labels: list,
+) -> TrainingLoss:
+    """The flags as a loss; refuses those that mean nothing for the problem type.
+
+    Args:
+        smoothing: --label_smoothing_factor.
+        labels: of the training rows, for balanced weights; empty without training.
+    """
+    only_for = {
+        "class_weights": (losses.class_weights, ("single_label",)),
+        "positive_weights": (losses.positive_weights, ("multi_label",)),
+        "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
+        "huber_delta": (losses.huber_delta, ("regression",)),
+        "label_smoothing_factor": (smoothing, ("single_label",)),
+    }
+    for flag, (value, kinds) in only_for.items():
+        if value and spec.problem_type not in kinds:
+            raise InputError(f"--{flag} does not go with {spec.problem_type} labels")
+    weights = {}
+    if labels:
+        for flag in ("class_weights", "positive_weights"):
+            weights[flag] = settle_weights(getattr(losses, flag), flag, spec, labels)
+    return TrainingLoss(
+        config=config,
+        focal_gamma=losses.focal_gamma,
+        label_smoothing=smoothing,
+        huber_delta=losses.huber_delta,
+        rdrop_alpha=losses.rdrop_alpha,
+        **weights,
+    )
 
 
 def settle_weights(

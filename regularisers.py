@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import Trainer, TrainerCallback
 
 from layers import HEAD, room_of
 from modeling import DocumentClassifier
@@ -118,3 +120,50 @@ class WeightAverage:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.averaged.module.load_state_dict(tensors)
         self.averaged.n_averaged.fill_(self.steps)
+
+
+class AveragingTrainer(Trainer):
+    """Trains averaged weights beside the model, and uses them wherever it is judged or kept.
+
+    Args:
+        ema_decay: 0 = off; the rest are the Trainer's.
+    """
+
+    def __init__(self, ema_decay: float = 0.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.average = WeightAverage(self.model, ema_decay) if ema_decay else None
+        if self.average is not None:
+            self.add_callback(UpdateAverage(self.average))
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if self.average is not None and resume_from_checkpoint is not None:
+            self.average.load(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.average is not None:
+            self.average.copy_to(self.model)
+            self.average = None
+        return output
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.average is None:
+            return super().evaluation_loop(*args, **kwargs)
+        with self.average.applied(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(self.state.best_model_checkpoint)
+
+
+class UpdateAverage(TrainerCallback):
+    def __init__(self, average: WeightAverage):
+        self.average = average
+
+    def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+        self.average.update(model)

@@ -135,7 +135,7 @@ from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from folds import Part, plan_parts, rows_of_part, settle_folds
 from labels import LabelSpec
 from layers import group_table, layer_groups, layer_rates, unfrozen_from
-from losses import TrainingLoss, settle_weights
+from losses import TrainingLoss, settle_loss
 from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function, score_function
 from modeling import (
     DocumentClassifier,
@@ -157,7 +157,7 @@ from outputs import (
 from plan import check_plan, digest_of, is_done, make_plan, read_parts, write_plan
 from processes import agreed, is_main_process, wait_for_all
 from pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
-from regularisers import Adversary, WeightAverage
+from regularisers import Adversary, AveragingTrainer
 from start import build_model, load_start, prepare_training
 from submission import SampleSubmission
 from text_data import Table, choose_subset, hold_out_validation, label_documents, read_splits
@@ -524,7 +524,9 @@ def run_part(
     # b. The trainer
     rates = (num_blocks(encoder.config), args.training.learning_rate)
     trainer = ClassifierTrainer(
-        loss=settle_loss(args.losses, args.training, spec, model, labels),
+        loss=settle_loss(
+            args.losses, args.training.label_smoothing_factor, spec, model.config, labels
+        ),
         rates=layer_rates(*rates, **args.rates.rates),
         unfreeze_every=args.rates.unfreeze_every,
         regularisers=args.regularisers,
@@ -576,7 +578,7 @@ def where_to_go_on(part: Part, scratch: Path, training: TrainingArguments) -> st
 # ---------------------------------------------------------------- the trainer
 
 
-class ClassifierTrainer(Trainer):
+class ClassifierTrainer(AveragingTrainer):
     """Trainer with layer-wise rates, batches by length, sums of losses, and the regularisers."""
 
     def __init__(
@@ -591,21 +593,18 @@ class ClassifierTrainer(Trainer):
     ):
         """Args: rates: of each room, see `layers.layer_rates`; folder: for optimizer_groups.csv, by
         default output_dir. Others: as for the Trainer."""
-        super().__init__(**kwargs)
+        super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
         self.add_callback(MarkWhole())
         self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length
-        self.adversary, self.average = None, None
+        self.adversary = None
         if regularisers.fgm_epsilon or regularisers.awp_epsilon:
             epsilons = regularisers.fgm_epsilon, regularisers.awp_epsilon
             self.adversary = Adversary(self.model, *epsilons)
             if self.train_dataset is not None and not self.adversary.moved:
                 raise InputError("--fgm_epsilon and --awp_epsilon need trained weights to move")
-        if regularisers.ema_decay:
-            self.average = WeightAverage(self.model, regularisers.ema_decay)
-            self.add_callback(UpdateAverage(self.average))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the groups, print and save their table. (FSDP passes the model it has wrapped.)"""
@@ -719,81 +718,9 @@ class ClassifierTrainer(Trainer):
                 logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
         super().log(logs, *args, **kwargs)
 
-    # -- averaged weights: trained beside the model, used wherever it is judged or kept
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        if self.average is not None and resume_from_checkpoint is not None:
-            self.average.load(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.average is not None:
-            self.average.copy_to(self.model)
-            self.average = None
-        return output
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        if self.average is None:
-            return super().evaluation_loop(*args, **kwargs)
-        with self.average.applied(self.model):
-            return super().evaluation_loop(*args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.average is not None:
-            self.average.load(self.state.best_model_checkpoint)
-
-
-class UpdateAverage(TrainerCallback):
-    def __init__(self, average: WeightAverage):
-        self.average = average
-
-    def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.average.update(model)
-
 
 def early_stopping(patience: int | None) -> list[TrainerCallback]:
     return [] if patience is None else [EarlyStoppingCallback(patience)]
-
-
-def settle_loss(
-    losses: LossArguments,
-    training: TrainingArguments,
-    spec: LabelSpec,
-    model: DocumentClassifier,
-    labels: list,
-) -> TrainingLoss:
-    """The flags as a loss; refuses those that mean nothing for the problem type.
-
-    Args:
-        labels: of the training rows, for balanced weights; empty without training.
-    """
-    smoothing = training.label_smoothing_factor
-    only_for = {
-        "class_weights": (losses.class_weights, ("single_label",)),
-        "positive_weights": (losses.positive_weights, ("multi_label",)),
-        "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
-        "huber_delta": (losses.huber_delta, ("regression",)),
-        "label_smoothing_factor": (smoothing, ("single_label",)),
-    }
-    for flag, (value, kinds) in only_for.items():
-        if value and spec.problem_type not in kinds:
-            raise InputError(f"--{flag} does not go with {spec.problem_type} labels")
-    weights = {}
-    if labels:
-        for flag in ("class_weights", "positive_weights"):
-            weights[flag] = settle_weights(getattr(losses, flag), flag, spec, labels)
-    return TrainingLoss(
-        config=model.config,
-        focal_gamma=losses.focal_gamma,
-        label_smoothing=smoothing,
-        huber_delta=losses.huber_delta,
-        rdrop_alpha=losses.rdrop_alpha,
-        **weights,
-    )
 
 
 def settle_training(

@@ -33,6 +33,7 @@ from command_line import (
     print_help,
     run_script,
     start_logging,
+    value_of,
     wants_help,
 )
 
@@ -42,6 +43,9 @@ class ProbeArguments:
     _argument_group_name = "probing"
 
     models: list[str] = arg([], "name=path ..., path being a hub name or a folder.")
+    describe: str | None = arg(
+        None, "Say what this checkpoint holds and which classes load it; needs nothing else."
+    )
     token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
     output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
     features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
@@ -89,6 +93,7 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from describe import describe_checkpoint
 from fingerprint import find_seen
 from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
@@ -122,6 +127,12 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     Returns:
         the headline table; every score is in results.csv.
     """
+    # 0. A checkpoint is to be described: that needs no data
+    path = value_of("describe", argv)
+    if path is not None:
+        print(describe_checkpoint(path))
+        return pd.DataFrame()
+
     # 1. Arguments
     data, text, label, window, probing, as_run = parse(OWN_ARGUMENTS, argv)
     start_logging()
