@@ -110,11 +110,11 @@ def reinit_top_blocks(encoder: PreTrainedModel, count: int) -> None:
     new = [*find_blocks(encoder)[1][blocks - count :]]
     if count and getattr(encoder, "pooler", None) is not None:
         new.append(encoder.pooler)
+    for block in new:
+        for part in (*block.modules(), *block.parameters()):
+            part._is_hf_initialized = False  # else it would be left as it was loaded
     for module in (m for block in new for m in block.modules()):
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # else it would be left as it was loaded
-        module._is_hf_initialized = False
-        encoder._init_weights(module)
+        encoder._init_weights(module)  # some initialise their children's weights
 
 
 # ---------------------------------------------------------------- what is trained
