@@ -1,4 +1,7 @@
-"""Several processes of one run: who speaks, what they agree on, how they part. Imports no torch."""
+"""Several processes of one run: who speaks, what they agree on, how they part.
+
+Imports torch only where several are started.
+"""
 
 import os
 import sys
@@ -7,6 +10,22 @@ from typing import Any
 
 def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def rank_and_size() -> tuple[int, int]:
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_processes() -> None:
+    """Let the processes of a launcher know each other, where no Trainer does."""
+    if rank_and_size()[1] == 1:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def _distributed() -> Any:

@@ -49,6 +49,8 @@ class ProbeArguments:
     token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
     output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
     features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
+    feature_dtype: str = arg("float32", "Of stored features: float32 or float16.")
+    half_precision: bool = arg(False, "Compute features in bf16 (fp16 without it) on a GPU.")
     tokens_per_batch: int = arg(8192, "Tokens a forward pass, padding included.")
     trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
     seed: int = arg(42, "Of the validation split.")
@@ -60,6 +62,7 @@ class ProbeArguments:
             one_of("token_pooling", pooling, ("cls", "mean", "max", "last"))
         if len(set(self.token_pooling)) < len(self.token_pooling):
             raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
+        one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 
 
@@ -69,10 +72,7 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS)
     sys.exit()
 
-import hashlib
 import itertools
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,17 @@ from tqdm.auto import tqdm
 from batches import (
     DocumentCollator,
     load_tokenizer,
-    longest_first,
     pad_id,
     settle_windows,
     to_windows,
 )
 from describe import describe_checkpoint
+from features import FeatureStore, token_batches
 from fingerprint import find_seen
 from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
 from modeling import (
     DocumentClassifier,
-    encode_layers,
     is_document_classifier,
     load_classifier,
     load_encoder,
@@ -114,8 +113,8 @@ from outputs import (
     write_text,
     write_yaml,
 )
-from pooling import TOKEN_POOLINGS, mean_items
 from probes import ProbeResult, fit_linear_probe, majority_baseline
+from processes import is_main_process, leave_processes, start_processes
 from text_data import hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     check_arguments(data)
     models = named_models(probing.models)
     folder = Path(probing.output_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start_processes()
 
     # 2. Tables -> labelled documents
     tables = read_splits(**data.sources, **text.format)
@@ -155,31 +154,24 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         if "labels" in d.column_names
     }
 
-    # 3. Each model: features of all layers, a probe on each, its own head
+    # 3. Features of all layers of each model, each process its share
+    probed = {
+        name: extract(name, path, documents, window, probing) for name, path in models.items()
+    }
+    leave_processes()
+    if not is_main_process():
+        return pd.DataFrame()
+
+    # 4. A probe on each layer, and the head a model was fine-tuned with
     rows, facts = baseline_rows(labels, spec), []
-    for name, path in models.items():
-        hub = {"trust_remote_code": probing.trust_remote_code}
-        tokenizer = load_tokenizer(path, **hub)
-        windows, special = settle_windows(window.given, path, tokenizer, **hub)
-        cut = {s: to_windows(d, tokenizer, windows, special)[0] for s, d in documents.items()}
-        with as_input_error(f"--models {name}={path}"):
-            encoder, missing = load_encoder(path, **hub)
-        features = FeatureStore(
-            Path(probing.features_dir or folder / "features"), encoder.to(device), pad_id(tokenizer)
-        )
-        layers = {
-            split: features.of(
-                dataset, probing.token_pooling, probing.tokens_per_batch, f"{name}, {split}"
-            )
-            for split, dataset in cut.items()
-        }
+    for name, (layers, cut, about) in probed.items():
+        path = models[name]
         rows += probe_rows(name, layers, labels, probing.token_pooling, spec)
         if is_document_classifier(path):
-            rows += own_head_rows(name, path, cut, labels, spec, device)
-        seen = find_seen(documents.get("test"), path, **hub)
-        facts.append(describe(name, path, encoder, missing, windows.truncation) | seen)
+            rows += own_head_rows(name, path, cut, labels, spec, find_device())
+        facts.append(about | find_seen(documents.get("test"), path, **hub_of(probing)))
 
-    # 4. Compare and write
+    # 5. Compare and write
     results = pd.DataFrame(rows)
     headline = headline_table(results, list(models), spec)
     write_report(folder, results, headline, facts, spec, as_run)
@@ -193,8 +185,6 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
 def check_arguments(data: DataArguments) -> None:
     if data.dataset_name is None and data.train_file is None:
         raise InputError("a probe is trained: give --train_file or --dataset_name")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("run_probe.py runs as one process; start it with python, not a launcher")
 
 
 def named_models(arguments: list[str]) -> dict[str, str]:
@@ -214,111 +204,44 @@ def named_models(arguments: list[str]) -> dict[str, str]:
 # ---------------------------------------------------------------- 3. features
 
 
-class FeatureStore:
-    """Features of one encoder, kept on disk as [rows, layers, poolings, hidden] in float32.
-
-    A file's name is a hash of the encoder's weights and config, the windows, the options, the
-    versions and the code that computes them: what changed is never read from an old file.
-    """
-
-    def __init__(self, folder: Path, encoder: nn.Module, padding_id: int):
-        self.folder = folder
-        self.encoder = encoder.eval()
-        self.collate = DocumentCollator(padding_id)
-        self.encoder_hash = hash_encoder(encoder)
-
-    def of(
-        self, dataset: Dataset, poolings: list[str], tokens_per_batch: int, what: str
-    ) -> np.ndarray:
-        """Features of every row, memory-mapped; computed if they are not there."""
-        path = self.folder / f"{self.key(dataset, poolings)}.npy"
-        if path.is_file():
-            logger.info("%s: features read from %s", what, path)
-            return np.load(path, mmap_mode="r")
-        layers = num_blocks(self.encoder.config) + 1
-        hidden = self.encoder.config.get_text_config().hidden_size
-        shape = (len(dataset), layers, len(poolings), hidden)
-        start = time.perf_counter()
-        with replacing(path) as temporary:
-            features = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=np.float32, shape=shape
-            )
-            batches = list(token_batches(dataset["length"][:], tokens_per_batch))
-            for batch in tqdm(batches, desc=f"Features of {what}"):
-                features[batch] = self.compute(dataset[batch], poolings)
-            features.flush()
-        seconds = time.perf_counter() - start
-        logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
-        return np.load(path, mmap_mode="r")
-
-    @torch.no_grad()
-    def compute(self, columns: dict[str, list], poolings: list[str]) -> np.ndarray:
-        """[rows, layers, poolings, hidden]; a document's vector is the mean over its windows."""
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
-        rows = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
-        batch = {k: v.to(self.encoder.device) for k, v in self.collate(rows).items()}
-        present = batch["attention_mask"].bool().any(dim=-1)  # [documents, segments]
-        mask = batch["attention_mask"][present]
-        types = batch["token_type_ids"][present] if "token_type_ids" in batch else None
-        numbers = list(range(num_blocks(self.encoder.config) + 1))
-        layers = encode_layers(self.encoder, batch["input_ids"][present], mask, types, numbers)
-        pooled = [
-            torch.stack([TOKEN_POOLINGS[name](layer, mask.bool()) for name in poolings], dim=1)
-            for layer in layers
-        ]  # each [windows, poolings, hidden]
-        vectors = (
-            torch.stack(pooled, dim=1).float().flatten(1)
-        )  # [windows, layers * poolings * hidden]
-        documents = vectors.new_zeros(*present.shape, vectors.shape[-1])
-        documents[present] = vectors
-        means = mean_items(documents, present)  # [documents, ...]
-        return means.view(len(rows), len(layers), len(poolings), -1).cpu().numpy()
-
-    def key(self, dataset: Dataset, poolings: list[str]) -> str:
-        content = hashlib.sha256()
-        for column in ("windows", "window_types"):
-            if column in dataset.column_names:
-                for windows in dataset[column]:
-                    content.update(repr(windows).encode())
-        here = Path(__file__).resolve().parent
-        for file in ("run_probe.py", "modeling.py", "pooling.py", "batches.py"):
-            content.update((here / file).read_bytes())
-        found = versions()
-        parts = [self.encoder_hash, *poolings, found["torch"], found["transformers"]]
-        content.update("\n".join([*parts, self.encoder.device.type]).encode())
-        return content.hexdigest()[:32]
+def find_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def hash_encoder(encoder: nn.Module) -> str:
-    """Of weights and config: the same whether a checkpoint came from a hub or a folder."""
-    content = hashlib.sha256(type(encoder).__name__.encode())
-    settings = encoder.config.to_dict()
-    settings = {k: v for k, v in settings.items() if not k.startswith("_") and k != "architectures"}
-    content.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return content.hexdigest()
+def hub_of(probing: ProbeArguments) -> dict[str, Any]:
+    return {"trust_remote_code": probing.trust_remote_code}
 
 
-def token_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Row numbers, longest first, in batches of at most so many tokens (or of one row)."""
-    lengths = np.asarray(lengths)
-    batch: list[int] = []
-    for row in longest_first(lengths):
-        longest = lengths[batch[0]] if batch else lengths[row]
-        if batch and longest * (len(batch) + 1) > tokens_per_batch:
-            yield np.array(batch)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield np.array(batch)
+def extract(
+    name: str,
+    path: str,
+    documents: dict[str, Dataset],
+    window: WindowArguments,
+    probing: ProbeArguments,
+) -> tuple[dict[str, np.ndarray], dict[str, Dataset], dict[str, Any]]:
+    """Features by split, the windows they are of, and what was probed."""
+    hub = hub_of(probing)
+    tokenizer = load_tokenizer(path, **hub)
+    windows, special = settle_windows(window.given, path, tokenizer, **hub)
+    cut = {s: to_windows(d, tokenizer, windows, special)[0] for s, d in documents.items()}
+    with as_input_error(f"--models {name}={path}"):
+        encoder, missing = load_encoder(path, **hub)
+    store = FeatureStore(
+        Path(probing.features_dir or Path(probing.output_dir) / "features"),
+        encoder.to(find_device()),
+        pad_id(tokenizer),
+        probing.feature_dtype,
+        probing.half_precision,
+    )
+    how = (probing.token_pooling, probing.tokens_per_batch)
+    layers = {split: store.of(rows, *how, f"{name}, {split}") for split, rows in cut.items()}
+    return layers, cut, describe(name, path, encoder, missing, windows.truncation)
 
 
-# ---------------------------------------------------------------- 3. probes
+# ---------------------------------------------------------------- 4. probes
 
 
 def probe_rows(
@@ -422,7 +345,7 @@ def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
     return logits
 
 
-# ---------------------------------------------------------------- 4. report
+# ---------------------------------------------------------------- 5. report
 
 
 def describe(

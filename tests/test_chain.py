@@ -124,6 +124,24 @@ def test_further_pretraining_in_two_processes(folder, stream):
         assert history["step"].iloc[-1] == 2 * -(-results["rows"] // 16)
 
 
+def test_two_processes_extract_the_features_of_one(folder):
+    common = [
+        ROOT / "run_probe.py", "--models", "base=model", "--train_file", "train.tsv", "--test_file",
+        "test.tsv", *TEXT, "--tokens_per_batch", 200, "--output_dir",
+    ]  # fmt: skip
+    launch = [*LAUNCHER, "--main_process_port", str(28700 + os.getpid() % 250)]
+    assert command(*common, "probed_one", cwd=folder).returncode == 0
+    done = command(*common, "probed_two", cwd=folder, launcher=launch)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [pd.read_csv(folder / f"probed_{n}" / "results.csv") for n in ("one", "two")]
+    pd.testing.assert_frame_equal(*results)
+    features = [sorted((folder / f"probed_{n}" / "features").iterdir()) for n in ("one", "two")]
+    assert [f.name for f in features[0]] == [f.name for f in features[1]]
+    for one, two in zip(*features, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert done.stderr.count("report.md") == 1
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

@@ -8,11 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 
+import features
 import run_probe
 from batches import settle_windows, to_windows
 from command_line import InputError
+from features import FeatureStore, hash_encoder, token_batches
 from modeling import load_encoder
-from run_probe import FeatureStore, hash_encoder, named_models, token_batches
+from run_probe import named_models
 
 POOLINGS = ["cls", "mean", "max", "last"]
 
@@ -79,24 +81,54 @@ def test_stored_features_are_read_again_until_anything_changes(
     assert is_computed(dataset=cut(tiny_bert, tokenizer, ["blue cat", *TEXTS[1:]]))
     assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS[::-1]))
     assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS, max_seq_length=12))
-    monkeypatch.setattr("run_probe.versions", lambda: {"torch": "9", "transformers": "9"})
+    monkeypatch.setattr("features.versions", lambda: {"torch": "9", "transformers": "9"})
     assert is_computed() and not is_computed()
     with torch.no_grad():
         encoder.encoder.layer[3].output.dense.bias[0] += 1e-3
     assert is_computed() and not is_computed()
 
 
-def test_a_crash_leaves_no_half_written_features(tiny_bert, tokenizers, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_where_it_was(tiny_bert, tokenizers, tmp_path, monkeypatch):
     encoder = load_encoder(tiny_bert)[0]
     dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+    whole = FeatureStore(tmp_path / "whole", encoder, 0).of(dataset, ["cls"], 64, "x")
+    monkeypatch.setattr(features, "SECONDS_BETWEEN_MARKS", 0.0)
+    compute, batches = FeatureStore.compute, len(list(token_batches(dataset["length"][:], 64)))
+    calls = []
 
-    def fail(*args):
-        raise RuntimeError
+    def killed_at(call):
+        def maybe(*args):
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return compute(*args)
 
-    monkeypatch.setattr(FeatureStore, "compute", fail)
-    with pytest.raises(RuntimeError):
-        FeatureStore(tmp_path, encoder, 0).of(dataset, ["cls"], 8192, "x")
-    assert list(tmp_path.iterdir()) == []
+        return maybe
+
+    store = FeatureStore(tmp_path / "again", encoder, 0)
+    monkeypatch.setattr(FeatureStore, "compute", killed_at(2))
+    with pytest.raises(KeyboardInterrupt):
+        store.of(dataset, ["cls"], 64, "x")
+    assert not (tmp_path / "again" / f"{store.key(dataset, ['cls'])}.npy").exists()  # not as whole
+    calls.clear()
+    monkeypatch.setattr(FeatureStore, "compute", killed_at(-1))
+    again = store.of(dataset, ["cls"], 64, "x")
+    assert len(calls) == batches - 2 > 0
+    assert (again == whole).all()
+    assert len(list((tmp_path / "again").iterdir())) == 1  # marks are gone
+
+
+def test_half_as_many_bytes(tiny_bert, tokenizers, tmp_path, monkeypatch):
+    encoder = load_encoder(tiny_bert)[0]
+    dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+    full = FeatureStore(tmp_path, encoder, 0).of(dataset, POOLINGS, 8192, "x")
+    half = FeatureStore(tmp_path, encoder, 0, "float16").of(dataset, POOLINGS, 8192, "x")
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, full, atol=2e-3)
+    with torch.no_grad():
+        encoder.embeddings.LayerNorm.bias += 1e5
+    with pytest.raises(InputError, match="use float32"):
+        FeatureStore(tmp_path, encoder, 0, "float16").of(dataset, POOLINGS, 8192, "x")
 
 
 def test_the_hash_is_of_weights_not_of_where_they_came_from(tiny_bert, tmp_path):
@@ -245,5 +277,4 @@ def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path, monkeypatc
     assert "give --models" in error(models=[])
     assert "give --train_file" in error(train_file=None, test_file=topic_files["test_labels"])
     assert "/no/where" in error(models=["a=/no/where"])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in error()
+    assert "--feature_dtype int8" in error(feature_dtype="int8")

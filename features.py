@@ -1,0 +1,202 @@
+"""Features of a frozen encoder: every layer and pooling in one pass, on disk, memory-mapped."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+
+from batches import DocumentCollator, longest_first
+from command_line import InputError
+from modeling import encode_layers, num_blocks
+from outputs import versions
+from pooling import TOKEN_POOLINGS, mean_items
+from processes import is_main_process, rank_and_size, wait_for_all
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": np.float32, "float16": np.float16}
+SECONDS_BETWEEN_MARKS = 10.0  # what a kill can cost
+
+
+class FeatureStore:
+    """Features of one encoder, kept on disk as [rows, layers, poolings, hidden].
+
+    A file's name is a hash of the encoder's weights and config, the windows, the options, the
+    versions and the code that computes them: what changed is never read from an old file. Rows are
+    written where they belong as they are computed, so memory does not grow with their number; a
+    run that was killed goes on where it was; several processes each compute their share.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder: nn.Module,
+        padding_id: int,
+        dtype: str = "float32",
+        half_precision: bool = False,
+    ):
+        """Args: dtype: of the stored numbers; half_precision: compute in bf16 (fp16), on a GPU."""
+        self.folder = folder
+        self.encoder = encoder.eval()
+        self.collate = DocumentCollator(padding_id)
+        self.encoder_hash = hash_encoder(encoder)
+        self.dtype = dtype
+        self.half = half_type(encoder.device) if half_precision else None
+
+    def of(
+        self, dataset: Dataset, poolings: Sequence[str], tokens_per_batch: int, what: str
+    ) -> np.ndarray:
+        """Features of every row, memory-mapped; computed as far as they are not there."""
+        path = self.folder / f"{self.key(dataset, poolings)}.npy"
+        if path.is_file():
+            logger.info("%s: features read from %s", what, path)
+            return np.load(path, mmap_mode="r")
+        start = time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        batches = list(token_batches(dataset["length"][:], tokens_per_batch))
+        unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
+        marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
+        if is_main_process():
+            self._begin(unfinished, marks, self.shape(len(dataset), poolings), len(batches))
+        wait_for_all()
+        self._compute_all(dataset, poolings, batches, unfinished, marks, what)
+        wait_for_all()
+        if is_main_process():
+            unfinished.replace(path)
+            marks.unlink()
+        wait_for_all()
+        seconds = time.perf_counter() - start
+        logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
+        return np.load(path, mmap_mode="r")
+
+    def shape(self, rows: int, poolings: Sequence[str]) -> tuple[int, int, int, int]:
+        config = self.encoder.config
+        hidden = config.get_text_config().hidden_size
+        return rows, num_blocks(config) + 1, len(poolings), hidden
+
+    def _begin(self, unfinished: Path, marks: Path, shape: tuple[int, ...], batches: int) -> None:
+        """An empty file, and one mark a batch; those of a run that was killed stay as they are."""
+        if unfinished.is_file() and marks.is_file():
+            return
+        open_memmap = np.lib.format.open_memmap
+        open_memmap(unfinished, mode="w+", dtype=DTYPES[self.dtype], shape=shape).flush()
+        open_memmap(marks, mode="w+", dtype=bool, shape=(batches,)).flush()
+
+    def _compute_all(
+        self,
+        dataset: Dataset,
+        poolings: Sequence[str],
+        batches: list[np.ndarray],
+        unfinished: Path,
+        marks: Path,
+        what: str,
+    ) -> None:
+        """This process's batches. A batch is marked only when its rows are on disk."""
+        rank, size = rank_and_size()
+        features, done = np.load(unfinished, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
+        mine = [i for i in range(rank, len(batches), size) if not done[i]]
+        if done.any():
+            logger.info("%s: %d of %d batches were there", what, done.sum(), len(batches))
+        fresh, last = [], time.monotonic()
+        for i in tqdm(mine, desc=f"Features of {what}", disable=not is_main_process()):
+            features[batches[i]] = self.compute(dataset[batches[i]], poolings)
+            fresh.append(i)
+            if time.monotonic() - last > SECONDS_BETWEEN_MARKS:
+                features.flush()
+                done[fresh] = True
+                done.flush()
+                fresh, last = [], time.monotonic()
+        features.flush()
+        done[fresh] = True
+        done.flush()
+
+    @torch.no_grad()
+    def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
+        """[rows, layers, poolings, hidden]; a document's vector is the mean over its windows."""
+        rows = [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
+        rows = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
+        device = self.encoder.device
+        batch = {k: v.to(device) for k, v in self.collate(rows).items()}
+        present = batch["attention_mask"].bool().any(dim=-1)  # [documents, segments]
+        mask = batch["attention_mask"][present]
+        types = batch["token_type_ids"][present] if "token_type_ids" in batch else None
+        numbers = list(range(num_blocks(self.encoder.config) + 1))
+        half = nullcontext() if self.half is None else torch.autocast(device.type, self.half)
+        with half:
+            layers = encode_layers(self.encoder, batch["input_ids"][present], mask, types, numbers)
+        pooled = [
+            torch.stack(
+                [TOKEN_POOLINGS[name](layer.float(), mask.bool()) for name in poolings], dim=1
+            )
+            for layer in layers
+        ]  # each [windows, poolings, hidden]
+        vectors = torch.stack(pooled, dim=1).flatten(1)  # [windows, layers * poolings * hidden]
+        documents = vectors.new_zeros(*present.shape, vectors.shape[-1])
+        documents[present] = vectors
+        means = mean_items(documents, present)  # [documents, ...]
+        found = means.view(len(rows), len(layers), len(poolings), -1).cpu().numpy()
+        limit = np.finfo(DTYPES[self.dtype]).max
+        if np.abs(found).max(initial=0) > limit:
+            raise InputError("a feature is too large for --feature_dtype float16; use float32")
+        return found.astype(DTYPES[self.dtype])
+
+    def key(self, dataset: Dataset, poolings: Sequence[str]) -> str:
+        content = hashlib.sha256()
+        for column in ("windows", "window_types"):
+            if column in dataset.column_names:
+                for windows in dataset[column]:
+                    content.update(repr(windows).encode())
+        here = Path(__file__).resolve().parent
+        for file in ("features.py", "modeling.py", "pooling.py", "batches.py"):
+            content.update((here / file).read_bytes())
+        found = versions()
+        parts: list[Any] = [self.encoder_hash, *poolings, found["torch"], found["transformers"]]
+        parts += [self.encoder.device.type, self.dtype, self.half]
+        content.update("\n".join(map(str, parts)).encode())
+        return content.hexdigest()[:32]
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """bf16, or fp16 where the GPU has no bf16; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def hash_encoder(encoder: nn.Module) -> str:
+    """Of weights and config: the same whether a checkpoint came from a hub or a folder."""
+    content = hashlib.sha256(type(encoder).__name__.encode())
+    settings = encoder.config.to_dict()
+    settings = {k: v for k, v in settings.items() if not k.startswith("_") and k != "architectures"}
+    content.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+def token_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Row numbers, longest first, in batches of at most so many tokens (or of one row)."""
+    lengths = np.asarray(lengths)
+    batch: list[int] = []
+    for row in longest_first(lengths):
+        longest = lengths[batch[0]] if batch else lengths[row]
+        if batch and longest * (len(batch) + 1) > tokens_per_batch:
+            yield np.array(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield np.array(batch)
