@@ -5,6 +5,7 @@ gradual unfreezing, dropping and re-initialising all go by them.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -72,6 +73,12 @@ def room_of(name: str, model: DocumentClassifier) -> int:
         if part in ROOMS:
             return ROOMS[part]
     raise ValueError(f"parameter {name} is in no known place; add its module to ROOMS in layers.py")
+
+
+def rooms_of(encoder: PreTrainedModel) -> dict[str, int]:
+    """Where each parameter of an encoder stands, by its name."""
+    around = SimpleNamespace(encoder=encoder)
+    return {name: room_of(f"encoder.{name}", around) for name, _ in encoder.named_parameters()}
 
 
 def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:

@@ -1,18 +1,24 @@
 """Probes: how much of a task a simple model reads off frozen features.
 
-Feature matrices in, probabilities out; no files, no tokenizers. A probe is trained until its
+Feature matrices in, probabilities out; no files, no tokenizers. A linear probe is trained until its
 gradient vanishes, because a probe that is not measures the optimizer and not the representation.
 """
 
+import copy
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C, from strong to weak
 MAX_ITERATIONS = 2000
@@ -30,25 +36,31 @@ class Fit:
 
 @dataclass
 class ProbeResult:
-    """The probe whose strength did best on validation.
+    """The probe whose setting did best on validation.
 
     Attributes:
-        strength: inverse regularisation C of the chosen fit, on standardised features.
-        converged: whether the chosen fit reached the tolerance.
+        setting: what was chosen, such as strength: inverse regularisation C on standardised
+            features.
+        converged: whether the chosen fit reached its tolerance.
         probabilities: by split, [n, labels] (regression: values).
+        repeats: the same for the same setting from other random starts; empty where a fit has none.
     """
 
-    strength: float
+    setting: dict[str, float]
     converged: bool
     probabilities: dict[str, np.ndarray]
+    repeats: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+Score = Callable[[np.ndarray], float]  # validation probabilities -> a number, more is better
 
 
 def fit_linear_probe(
     features: dict[str, np.ndarray],
-    labels: np.ndarray,
+    labels: dict[str, np.ndarray],
     num_labels: int,
     problem_type: str,
-    validation_score: Callable[[np.ndarray], float],
+    validation_score: Score,
     strengths: Sequence[float] = STRENGTHS,
 ) -> ProbeResult:
     """Train a linear probe at every strength and keep the one that does best on validation.
@@ -59,17 +71,203 @@ def fit_linear_probe(
 
     Args:
         features: [n, features] for train and validation, and any further splits to predict.
-        labels: of the training rows: class numbers [n], or 0/1 or targets [n, num_labels].
+        labels: by split, as far as known; training: class numbers [n], or 0/1 or targets
+            [n, num_labels].
         num_labels: also counts classes that no training row has.
-        validation_score: validation probabilities -> a number, more is better.
     """
     standardise = Standardiser(features["train"])
-    path = FITS[problem_type](standardise(features["train"]), labels, num_labels, sorted(strengths))
+    fit = FITS[problem_type]
+    path = fit(standardise(features["train"]), labels["train"], num_labels, sorted(strengths))
     validation = standardise(features["validation"])
     scored = [(validation_score(fit.predict(validation)), fit) for fit in path]
     best = max(scored, key=lambda pair: pair[0])[1]  # the first of equals is the strongest
     predictions = {split: best.predict(standardise(x)) for split, x in features.items()}
-    return ProbeResult(best.strength, best.converged, predictions)
+    return ProbeResult({"strength": best.strength}, best.converged, predictions)
+
+
+NEIGHBOURS = (1, 3, 5, 9, 17, 33)
+
+
+def fit_knn_probe(
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    num_labels: int,
+    problem_type: str,
+    validation_score: Score,
+    neighbours: Sequence[int] = NEIGHBOURS,
+) -> ProbeResult:
+    """The mean label of the k nearest training rows by cosine, k chosen on validation.
+
+    Nothing is trained, so that what it finds lies in the features as they are. Features are not
+    standardised. Args: see `fit_linear_probe`. Training rows are not their own neighbours.
+    """
+    train = np.asarray(features["train"], dtype=np.float32)
+    wanted = [k for k in neighbours if k < len(train)]
+    index = NearestNeighbors(n_neighbors=max(wanted), metric="cosine").fit(train)
+    truth = np.asarray(labels["train"], dtype=float)
+    if problem_type == "single_label":
+        truth = np.eye(num_labels)[np.asarray(labels["train"])]
+    means = {}
+    for split, x in features.items():
+        rows = None if split == "train" else np.asarray(x, dtype=np.float32)
+        nearest = index.kneighbors(rows, return_distance=False)  # [n, most]
+        sums = np.cumsum(truth[nearest], axis=1)
+        means[split] = {k: sums[:, k - 1] / k for k in wanted}
+    best = max(wanted, key=lambda k: validation_score(means["validation"][k]))
+    return ProbeResult({"neighbours": best}, True, {s: by_k[best] for s, by_k in means.items()})
+
+
+def fit_mlp_probe(
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    num_labels: int,
+    problem_type: str,
+    validation_score: Score,
+    widths: Sequence[int] = (32, 128),
+    repeats: int = 3,
+    seed: int = 0,
+) -> ProbeResult:
+    """A network with two hidden ReLU layers (Zhou & Srikumar 2022): widths chosen on validation.
+
+    All pairs of widths are tried once, the best one from `repeats` random starts. Adam, stopped
+    when the validation loss has not fallen for 10 epochs; the best epoch is kept. Regression
+    targets are standardised. Args: see `fit_linear_probe`.
+    """
+    standardise = Standardiser(features["train"])
+    x = {split: torch.from_numpy(standardise(values)) for split, values in features.items()}
+
+    def train(pair: tuple[int, int], start: int) -> dict[str, np.ndarray]:
+        return train_mlp(x, labels, num_labels, problem_type, pair, seed + start)
+
+    tried = {pair: train(pair, 0) for pair in itertools.product(widths, widths)}
+    best = max(tried, key=lambda pair: validation_score(tried[pair]["validation"]))
+    others = [train(best, start) for start in range(1, repeats)]
+    setting = {"width_1": best[0], "width_2": best[1]}
+    return ProbeResult(setting, True, tried[best], [tried[best], *others])
+
+
+def train_mlp(
+    x: dict[str, Tensor],
+    labels: dict[str, np.ndarray],
+    num_labels: int,
+    problem_type: str,
+    widths: tuple[int, int],
+    seed: int,
+    patience: int = 10,
+    most_epochs: int = 500,
+    batch: int = 128,
+) -> dict[str, np.ndarray]:
+    """One network; its probabilities (regression: values) by split."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (x["train"].shape[1], *widths, num_labels)
+    first, second, third = (_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+    kind = torch.long if problem_type == "single_label" else torch.float32
+    y = {s: torch.as_tensor(np.asarray(labels[s]), dtype=kind) for s in ("train", "validation")}
+    center, scale = 0.0, 1.0
+    if problem_type == "regression":
+        center, scale = y["train"].mean(0), y["train"].std(0, unbiased=False).clamp_min(1e-12)
+        y = {split: (values - center) / scale for split, values in y.items()}
+    loss = LOSSES[problem_type]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    best, kept, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
+    for _ in range(most_epochs):
+        for rows in torch.randperm(len(x["train"]), generator=generator).split(batch):
+            optimizer.zero_grad()
+            loss(model(x["train"][rows]), y["train"][rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            now = loss(model(x["validation"]), y["validation"]).item()
+        worse = 0 if now < best else worse + 1
+        if now < best:
+            best, kept = now, copy.deepcopy(model.state_dict())
+        if worse == patience:
+            break
+    model.load_state_dict(kept)
+    with torch.no_grad():
+        outputs = {split: model(values).double() for split, values in x.items()}
+    turn = {"single_label": lambda z: z.softmax(-1), "multi_label": torch.sigmoid}.get(
+        problem_type, lambda z: z * scale + center
+    )
+    return {split: turn(z).numpy() for split, z in outputs.items()}
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """PyTorch's own start, from a generator of ours: probes run side by side in threads."""
+    layer = nn.Linear(inputs, outputs)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer
+
+
+LOSSES = {
+    "single_label": F.cross_entropy,
+    "multi_label": F.binary_cross_entropy_with_logits,
+    "regression": F.mse_loss,
+}
+
+PROBES = {"linear": fit_linear_probe, "knn": fit_knn_probe, "mlp": fit_mlp_probe}
+
+
+# ---------------------------------------------------------------- how many bits the labels take
+
+
+PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
+
+
+def online_code_length(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_labels: int,
+    strength: float,
+    seed: int,
+    portions: Sequence[float] = PORTIONS,
+) -> dict[str, float]:
+    """Minimum description length of class labels by online coding (Voita & Titov 2020, eq. 3).
+
+    Labels are sent portion by portion: the first at log2(classes) bits each, every other with the
+    probabilities of a linear probe trained on all before it. Features that make the labels easy
+    to tell need few bits, and few rows.
+
+    Args:
+        features: [n, features] and labels [n] of the training rows, sent in a random order.
+        strength: of the probe's regularisation.
+
+    Returns:
+        bits; uniform_bits, of n labels without any features; compression, their ratio; model_bits,
+        those beyond the bits of a probe trained on all rows: what learning took.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    x, y = np.asarray(features, dtype=np.float32)[order], np.asarray(labels)[order]
+    ends = sorted({max(1, round(share * len(y))) for share in portions})
+    bits = ends[0] * np.log2(num_labels)
+    for end, following in itertools.pairwise(ends):
+        bits += _bits(x[:end], y[:end], x[end:following], y[end:following], num_labels, strength)
+    whole = _bits(x, y, x, y, num_labels, strength)
+    uniform = len(y) * np.log2(num_labels)
+    values = {"bits": bits, "uniform_bits": uniform, "compression": uniform / bits}
+    return {k: float(v) for k, v in (values | {"model_bits": bits - whole}).items()}
+
+
+def _bits(
+    x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, classes: int, strength: float
+) -> float:
+    """-log2 of the probabilities of new labels after training on x, y.
+
+    A class not seen so far must cost something finite: each keeps a share of 1 / (rows + classes).
+    """
+    if len(np.unique(y)) < 2:
+        p = np.zeros((len(new), classes))
+        p[:, y[0]] = 1.0
+    else:
+        standardise = Standardiser(x)
+        (fit,) = fit_multinomial(standardise(x), y, classes, [strength])
+        p = fit.predict(standardise(new))
+    p = (p * len(x) + 1.0) / (len(x) + classes)
+    return float(-np.log2(p[np.arange(len(truth)), truth]).sum())
+
+
+# ---------------------------------------------------------------- linear fits
 
 
 class Standardiser:
@@ -111,7 +309,7 @@ class SoftmaxPredictor:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         logits = (x @ self.weights.T + self.bias).astype(np.float64)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = np.zeros((len(x), self.classes))  # a class training lacks gets none
+        probabilities = np.zeros((len(logits), self.classes))  # a class training lacks gets none
         probabilities[:, self.seen] = shares / shares.sum(axis=1, keepdims=True)
         return probabilities
 
@@ -178,12 +376,3 @@ FITS = {
     "multi_label": fit_one_versus_rest,
     "regression": fit_ridge,
 }
-
-
-def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
-    """What a model without text says of n rows: label frequencies, or the mean of each target."""
-    if problem_type == "single_label":
-        constant = np.bincount(labels, minlength=num_labels) / len(labels)
-    else:
-        constant = np.asarray(labels, dtype=float).mean(axis=0)
-    return np.tile(constant, (n, 1))

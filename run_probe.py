@@ -47,6 +47,12 @@ class ProbeArguments:
         None, "Say what this checkpoint holds and which classes load it; needs nothing else."
     )
     token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
+    probes: list[str] = arg(["linear"], "Any of linear, knn, mlp.")
+    mlp_widths: list[int] = arg([32, 128], "All pairs are tried for the two layers of mlp.")
+    mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
+    analyses: list[str] = arg(
+        ["change"], "change (between models), mdl (bits to tell the labels), or none."
+    )
     output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
     features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
     feature_dtype: str = arg("float32", "Of stored features: float32 or float16.")
@@ -62,6 +68,15 @@ class ProbeArguments:
             one_of("token_pooling", pooling, ("cls", "mean", "max", "last"))
         if len(set(self.token_pooling)) < len(self.token_pooling):
             raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
+        if "linear" not in self.probes:
+            raise InputError("--probes must name linear, which chooses the layer and compares")
+        for probe in self.probes:
+            one_of("probes", probe, ("linear", "knn", "mlp"))
+        for analysis in self.analyses:
+            one_of("analyses", analysis, ("change", "mdl", "none"))
+        for width in self.mlp_widths:
+            at_least("mlp_widths", width, 1)
+        at_least("mlp_repeats", self.mlp_repeats, 1)
         one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 
@@ -85,6 +100,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
+from baselines import majority_baseline, tfidf_baseline
 from batches import (
     DocumentCollator,
     load_tokenizer,
@@ -92,10 +108,13 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from comparison import Place, Scoreboard, gains, movement
 from describe import describe_checkpoint
 from features import FeatureStore, token_batches
 from fingerprint import find_seen
+from geometry import weight_changes
 from labels import LabelSpec
+from layers import rooms_of
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
 from modeling import (
     DocumentClassifier,
@@ -113,9 +132,9 @@ from outputs import (
     write_text,
     write_yaml,
 )
-from probes import ProbeResult, fit_linear_probe, majority_baseline
+from probes import PROBES, ProbeResult, online_code_length
 from processes import is_main_process, leave_processes, start_processes
-from text_data import hold_out_validation, label_documents, read_splits
+from text_data import all_text, hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +163,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     tables = read_splits(**data.sources, **text.format)
     columns, delimiter = label.label_column_name, label.label_delimiter
     spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
+    if "mdl" in probing.analyses and spec.problem_type != "single_label":
+        raise InputError(f"--analyses mdl needs one label a row, not {spec.problem_type} labels")
     documents = label_documents(tables, data.limits, spec, **text.columns)
     documents = hold_out_validation(
         documents, label.validation_split, spec.problem_type, probing.seed
@@ -162,19 +183,20 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     if not is_main_process():
         return pd.DataFrame()
 
-    # 4. A probe on each layer, and the head a model was fine-tuned with
-    rows, facts = baseline_rows(labels, spec), []
+    # 4. Probes on each layer; what needs no encoder; the head a model was fine-tuned with
+    board = Scoreboard(labels, spec, probing.seed)
+    add_baselines(board, documents)
+    facts = []
     for name, (layers, cut, about) in probed.items():
-        path = models[name]
-        rows += probe_rows(name, layers, labels, probing.token_pooling, spec)
-        if is_document_classifier(path):
-            rows += own_head_rows(name, path, cut, labels, spec, find_device())
-        facts.append(about | find_seen(documents.get("test"), path, **hub_of(probing)))
+        add_probes(board, name, layers, probing)
+        if is_document_classifier(models[name]):
+            add_own_head(board, name, models[name], cut)
+        facts.append(about | find_seen(documents.get("test"), models[name], **hub_of(probing)))
 
     # 5. Compare and write
-    results = pd.DataFrame(rows)
-    headline = headline_table(results, list(models), spec)
-    write_report(folder, results, headline, facts, spec, as_run)
+    headline = headline_table(board, list(models), probing.probes)
+    changes = compare(board, probed, models, probing)
+    write_report(folder, board, headline, changes, facts, as_run)
     logger.info("Wrote %s\n%s", folder / "report.md", headline.to_string(index=False))
     return headline
 
@@ -244,38 +266,66 @@ def extract(
 # ---------------------------------------------------------------- 4. probes
 
 
-def probe_rows(
-    name: str,
-    layers: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    poolings: list[str],
-    spec: LabelSpec,
-) -> list[dict[str, Any]]:
-    """Scores of a linear probe on every layer and pooling.
-
-    Probes run side by side, each with one BLAS thread: threads inside one small fit only wait for
-    each other.
-    """
-    jobs = list(itertools.product(range(layers["train"].shape[1]), range(len(poolings))))
+def add_baselines(board: Scoreboard, documents: dict[str, Dataset]) -> None:
+    """Scores of the majority, and of words counted (TF-IDF) under a linear model."""
+    labels, spec = board.labels, board.spec
+    kind, names = spec.problem_type, len(spec.names)
+    constant = {
+        s: majority_baseline(labels["train"], kind, names, len(y)) for s, y in labels.items()
+    }
+    board.add(Place("", None, "", "majority"), constant)
+    texts = {split: all_text(documents[split]) for split in labels}
     score = validation_score(labels["validation"], spec)
+    counted = tfidf_baseline(texts, labels["train"], names, kind, score)
+    if counted is not None:
+        board.add(Place("", None, "", "tf-idf"), counted.probabilities, **counted.setting)
 
-    def fit(layer: int, pooling: int) -> ProbeResult:
-        features = {split: x[:, layer, pooling] for split, x in layers.items()}
-        names, kind = len(spec.names), spec.problem_type
-        return fit_linear_probe(features, labels["train"], names, kind, score)
 
+def add_probes(
+    board: Scoreboard, name: str, layers: dict[str, np.ndarray], probing: ProbeArguments
+) -> None:
+    """Scores of each probe on every layer and pooling of a model.
+
+    Probes run side by side, each with one thread: threads inside one small fit only wait for each
+    other.
+    """
+    labels, spec, poolings = board.labels, board.spec, probing.token_pooling
+    places = itertools.product(range(layers["train"].shape[1]), range(len(poolings)))
+    jobs = list(itertools.product(probing.probes, places))
+    score = validation_score(labels["validation"], spec)
+    mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
+
+    def fit(probe: str, place: tuple[int, int]) -> tuple[ProbeResult, dict[str, float]]:
+        features = {split: x[:, place[0], place[1]] for split, x in layers.items()}
+        task = (labels, len(spec.names), spec.problem_type, score)
+        result = PROBES[probe](features, *task, **(mlp if probe == "mlp" else {}))
+        bits = {}
+        if probe == "linear" and "mdl" in probing.analyses:
+            bits = code_length(features["train"], board, result.setting["strength"], probing.seed)
+        return result, bits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with threadpool_limits(limits=1):
         work = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
             delayed(fit)(*job) for job in jobs
         )
         results = list(tqdm(work, total=len(jobs), desc=f"Probes of {name}"))
-    rows = []
-    for (layer, pooling), result in zip(jobs, results, strict=True):
-        at = {"model": name, "layer": layer, "token_pooling": poolings[pooling], "probe": "linear"}
-        fitted = {"strength": result.strength, "converged": float(result.converged)}
-        rows += [at | {"split": "train", "metric": k, "value": v} for k, v in fitted.items()]
-        rows += score_rows(at, result.probabilities, labels, spec)
-    return rows
+    torch.set_num_threads(threads)
+    for (probe, (layer, pooling)), (result, bits) in zip(jobs, results, strict=True):
+        place = Place(name, layer, poolings[pooling], probe)
+        facts = result.setting | {"converged": float(result.converged)} | bits
+        board.add(place, result.probabilities, result.repeats, **facts)
+
+
+def code_length(
+    features: np.ndarray, board: Scoreboard, strength: float, seed: int
+) -> dict[str, float]:
+    """Minimum description length of the training labels, by names that stand in results.csv."""
+    lengths = online_code_length(
+        features, board.labels["train"], len(board.spec.names), strength, seed
+    )
+    return {f"mdl_{name}": value for name, value in lengths.items()}
 
 
 def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
@@ -285,51 +335,20 @@ def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
     return lambda probabilities: sign * SCORES[spec.problem_type](probabilities, labels)[metric]
 
 
-def score_rows(
-    at: dict[str, Any],
-    probabilities: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    spec: LabelSpec,
-) -> list[dict[str, Any]]:
-    """One row per split and metric, for the splits that have labels."""
-    return [
-        at | {"split": split, "metric": metric, "value": float(value)}
-        for split, p in probabilities.items()
-        if split in labels
-        for metric, value in SCORES[spec.problem_type](p, labels[split]).items()
-    ]
-
-
-def baseline_rows(labels: dict[str, np.ndarray], spec: LabelSpec) -> list[dict[str, Any]]:
-    at = {"model": "", "layer": None, "token_pooling": "", "probe": "majority"}
-    kind, names = spec.problem_type, len(spec.names)
-    predictions = {
-        split: majority_baseline(labels["train"], kind, names, len(y))
-        for split, y in labels.items()
-    }
-    return score_rows(at, predictions, labels, spec)
-
-
 @torch.no_grad()
-def own_head_rows(
-    name: str,
-    path: str,
-    cut: dict[str, Dataset],
-    labels: dict[str, np.ndarray],
-    spec: LabelSpec,
-    device: torch.device,
-) -> list[dict[str, Any]]:
+def add_own_head(board: Scoreboard, name: str, path: str, cut: dict[str, Dataset]) -> None:
     """Scores of a fine-tuned model's own head, if it knows the same labels."""
+    spec = board.spec
     model, _ = load_classifier(path)
     own = LabelSpec.from_config(model.config, spec.columns, spec.delimiter)
     if (own.problem_type, own.names) != (spec.problem_type, spec.names):
         logger.warning("%s: its head was trained for other labels and is not scored", name)
-        return []
-    model = model.to(device).eval()
-    splits = {split: cut[split] for split in ("validation", "test") if split in labels}
+        return
+    model = model.to(find_device()).eval()
+    splits = {split: cut[split] for split in ("validation", "test") if split in board.labels}
     logits = {split: predict_logits(model, dataset) for split, dataset in splits.items()}
-    at = {"model": name, "layer": None, "token_pooling": "", "probe": "own head"}
-    return score_rows(at, {s: spec.probabilities(x) for s, x in logits.items()}, labels, spec)
+    probabilities = {split: spec.probabilities(x) for split, x in logits.items()}
+    board.add(Place(name, None, "", "own head"), probabilities)
 
 
 def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
@@ -364,12 +383,13 @@ def describe(
     }
 
 
-def headline_table(results: pd.DataFrame, models: list[str], spec: LabelSpec) -> pd.DataFrame:
-    """Majority class, and for each model the best frozen layer, the last layer, and its own head.
+def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> pd.DataFrame:
+    """What needs no encoder; for each model the best frozen layer, the last layer, its own head.
 
-    The best layer and every pooling are chosen on validation.
+    The best layer and every pooling are chosen on validation. Intervals are of the reported split.
     """
-    metric, more_is_better = MAIN_METRIC[spec.problem_type]
+    metric, more_is_better = MAIN_METRIC[board.spec.problem_type]
+    results = board.table()
     scores = results[results["metric"] == metric]
     wide = scores.pivot_table(
         index=["model", "layer", "token_pooling", "probe"],
@@ -388,14 +408,20 @@ def headline_table(results: pd.DataFrame, models: list[str], spec: LabelSpec) ->
         ]
 
     found = [("majority class", best(wide[wide["probe"] == "majority"]))]
+    if (wide["probe"] == "tf-idf").any():
+        found.append(("words counted (TF-IDF), linear", best(wide[wide["probe"] == "tf-idf"])))
     for model in models:
-        probes = wide[(wide["model"] == model) & (wide["probe"] == "linear")]
-        last = probes[probes["layer"] == probes["layer"].max()]
-        found += [
-            (f"{model}: best frozen layer", best(probes)),
-            (f"{model}: last layer", best(last)),
-        ]
-        head = wide[(wide["model"] == model) & (wide["probe"] == "own head")]
+        own = wide[wide["model"] == model]
+        linear = own[own["probe"] == "linear"]
+        found.append((f"{model}: best frozen layer", best(linear)))
+        found.append(
+            (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
+        )
+        for probe in probes:
+            if probe != "linear":
+                name = f"{model}: best frozen layer, {probe}"
+                found.append((name, best(own[own["probe"] == probe])))
+        head = own[own["probe"] == "own head"]
         if len(head):
             found.append((f"{model}: as fine-tuned, own head", head.iloc[0]))
     return pd.DataFrame(
@@ -404,9 +430,38 @@ def headline_table(results: pd.DataFrame, models: list[str], spec: LabelSpec) ->
             "layer": "" if pd.isna(row["layer"]) else f"{int(row['layer'])} {row['token_pooling']}",
             f"validation {metric}": row["validation"],
             f"test {metric}": row["test"],
+            "± 95 %": board.interval(place_of(row)),
         }
         for what, row in found
     )
+
+
+def place_of(row: pd.Series) -> Place:
+    layer = None if pd.isna(row["layer"]) else int(row["layer"])
+    return Place(row["model"], layer, row["token_pooling"], row["probe"])
+
+
+def compare(
+    board: Scoreboard, probed: dict[str, tuple], models: dict[str, str], probing: ProbeArguments
+) -> dict[str, pd.DataFrame]:
+    """What the later models gained on the first, layer by layer, and how far they moved from it."""
+    names = list(models)
+    if "change" not in probing.analyses:
+        return {}
+    start, _ = load_encoder(models[names[0]], **hub_of(probing))
+    changed = {}
+    for name in names[1:]:
+        encoder, _ = load_encoder(models[name], **hub_of(probing))
+        rooms = {
+            k: room for k, room in rooms_of(encoder).items() if room <= num_blocks(encoder.config)
+        }
+        changed[name] = weight_changes(start.state_dict(), encoder.state_dict(), rooms)
+    features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
+    pooling = probing.token_pooling.index("mean") if "mean" in probing.token_pooling else 0
+    tables = {"movement": movement(features, names, pooling, changed)}
+    if len(names) > 1:
+        tables["gains"] = gains(board, names)
+    return tables
 
 
 def layer_table(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
@@ -438,8 +493,9 @@ def plot_layers(path: Path, results: pd.DataFrame, metric: str, split: str) -> N
     for _, row in scores[scores["probe"] == "own head"].iterrows():
         label, colour = f"{row['model']}, own head", colours[row["model"]]
         axis.axhline(row["value"], color=colour, linestyle=":", label=label)
-    for value in scores[scores["probe"] == "majority"]["value"]:
-        axis.axhline(value, color="grey", linestyle=":", label="majority")
+    for probe, dashes in (("majority", ":"), ("tf-idf", "--")):
+        for value in scores[scores["probe"] == probe]["value"]:
+            axis.axhline(value, color="grey", linestyle=dashes, label=probe)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(
         xlabel="layer (0 = embeddings)", ylabel=f"{split} {metric}", title="Linear probe by layer"
@@ -452,15 +508,17 @@ def plot_layers(path: Path, results: pd.DataFrame, metric: str, split: str) -> N
 
 def write_report(
     folder: Path,
-    results: pd.DataFrame,
+    board: Scoreboard,
     headline: pd.DataFrame,
+    changes: dict[str, pd.DataFrame],
     facts: list[dict[str, Any]],
-    spec: LabelSpec,
     as_run: dict[str, Any],
 ) -> None:
-    """results.csv, the figure, report.md, run_args.yaml, all_results.json."""
-    metric = MAIN_METRIC[spec.problem_type][0]
-    split = "test" if "test" in set(results["split"]) else "validation"
+    """results.csv, gains.csv, movement.csv, the figure, report.md, run_args.yaml,
+    all_results.json."""
+    spec, split, metric, results = board.spec, board.split, board.metric, board.table()
+    for name, table in changes.items():
+        write_csv(folder / f"{name}.csv", table)
     write_csv(folder / "results.csv", results)
     plot_layers(folder / "layers.png", results, metric, split)
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
@@ -476,6 +534,7 @@ def write_report(
         f"![{split} {metric} by layer](layers.png)\n",
         markdown_table(layer_table(results, metric, split)),
         convergence_note(unconverged),
+        *change_sections(changes),
         transductive_note(facts),
         "## What was probed\n",
         markdown_table(pd.DataFrame(facts)),
@@ -486,6 +545,25 @@ def write_report(
     write_json(
         folder / "all_results.json", summary | {"seed": as_run["seed"], "versions": versions()}
     )
+
+
+def change_sections(changes: dict[str, pd.DataFrame]) -> list[str]:
+    sections = []
+    if "gains" in changes:
+        sections += [
+            "## What changed in what the layers know\n",
+            "Linear probes on the same layer and pooling; positive is better. Intervals are paired "
+            "by row.\n",
+            markdown_table(changes["gains"]),
+        ]
+    if "movement" in changes:
+        sections += [
+            "## How far the layers moved\n",
+            "Features are compared with those of the first model on the same rows: linear CKA (1 = "
+            "the same up to rotation), cosine of a row before and after; weights by their norm.\n",
+            markdown_table(changes["movement"]),
+        ]
+    return sections
 
 
 def transductive_note(facts: list[dict[str, Any]]) -> str:

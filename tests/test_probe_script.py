@@ -186,7 +186,8 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     }
     headline = run_probe.main(arguments)
     assert list(headline["what"]) == [
-        "majority class", "base: best frozen layer", "base: last layer",
+        "majority class", "words counted (TF-IDF), linear",
+        "base: best frozen layer", "base: last layer",
         "tuned: best frozen layer", "tuned: last layer", "tuned: as fine-tuned, own head",
     ]  # fmt: skip
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
@@ -204,9 +205,19 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     validation = results[
         (results.metric == "accuracy") & (results.split == "validation") & (results.model == "base")
     ]
-    chosen = headline["validation accuracy"][1]
+    chosen = headline["validation accuracy"][2]
     assert chosen == validation[validation.probe == "linear"]["value"].max()
     report = (tmp_path / "o" / "report.md").read_text()
+    gains = pd.read_csv(tmp_path / "o" / "gains.csv")
+    assert set(gains["model"]) == {"tuned"} and len(gains) == 5 * 2
+    last = gains[(gains["layer"] == 4) & (gains["token pooling"] == "mean")].iloc[0]
+    at = probes[(probes.layer == 4) & (probes.token_pooling == "mean") & (probes.probe == "linear")]
+    by_model = at.set_index("model")["value"]
+    assert last["test accuracy against base"] == pytest.approx(by_model["tuned"] - by_model["base"])
+    moved = pd.read_csv(tmp_path / "o" / "movement.csv").set_index(["model", "layer"])
+    assert moved["weights changed by"]["tuned"].min() > 0
+    assert moved["CKA with the first"]["tuned"].between(0, 1).all()
+    assert "How far the layers moved" in report and (headline["± 95 %"] > 0).sum() >= 2
     assert "layers.png" in report and "Every probe converged" in report
     assert (tmp_path / "o" / "layers.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "o" / "all_results.json").read_text())
@@ -230,7 +241,7 @@ def test_a_head_for_other_labels_is_not_scored(finetuned, topic_files, tmp_path,
         }
     )
     assert "trained for other labels" in caplog.text
-    assert len(headline) == 3 and headline["test accuracy"].isna().all()
+    assert len(headline) == 4 and headline["test accuracy"].isna().all()
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
@@ -252,8 +263,8 @@ def test_other_problem_types(problem_type, tiny_bert, topic_files, tmp_path):
     if problem_type == "multi_label":
         arguments["label_delimiter"] = "|"
     headline = run_probe.main(arguments)
-    metric = headline.columns[-1]
-    majority, best = headline[metric][0], headline[metric][1]
+    metric = headline.columns[-2]
+    majority, best = headline[metric][0], headline[metric][2]
     if problem_type == "multi_label":
         assert metric == "test lrap" and best > 0.85 > majority
     else:
@@ -278,3 +289,39 @@ def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path, monkeypatc
     assert "give --train_file" in error(train_file=None, test_file=topic_files["test_labels"])
     assert "/no/where" in error(models=["a=/no/where"])
     assert "--feature_dtype int8" in error(feature_dtype="int8")
+    assert "must name linear" in error(probes=["knn"])
+    assert "--probes svm" in error(probes=["linear", "svm"])
+    assert "--analyses all" in error(analyses=["all"])
+    assert "--mlp_widths 0" in error(mlp_widths=[0])
+    assert "--mlp_repeats 0" in error(mlp_repeats=0)
+
+
+def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
+    arguments = {
+        "models": [f"base={tiny_bert}"],
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "token_pooling": ["mean"],
+        "probes": ["linear", "knn", "mlp"],
+        "mlp_widths": [16],
+        "mlp_repeats": 2,
+        "analyses": ["mdl"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    headline = run_probe.main(arguments)
+    names = [name for name in headline["what"] if "best frozen layer" in name]
+    assert names == [f"base: best frozen layer{more}" for more in ("", ", knn", ", mlp")]
+    assert headline["test accuracy"][4:].min() > 0.6
+    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    compression = results[results.metric == "mdl_compression"].set_index("layer")["value"]
+    assert list(compression.index) == [0, 1, 2, 3, 4] and (compression > 1).all()
+    assert set(results[results.metric == "width_1"]["value"]) == {16}
+    spread = results[(results.metric == "accuracy_sd") & (results.split == "test")]
+    assert set(spread["probe"]) == {"mlp"} and len(spread) == 5
+    assert not (tmp_path / "o" / "movement.csv").exists()  # not asked for
+    frame = pd.read_csv(topic_files["train"])
+    frame["label"] = frame["label"] + "|x"
+    frame.to_csv(tmp_path / "several.csv", index=False)
+    several = {"train_file": str(tmp_path / "several.csv"), "test_file": None}
+    with pytest.raises(InputError, match="mdl needs one label a row"):
+        run_probe.main({**arguments, **several, "label_delimiter": "|"})

@@ -6,14 +6,16 @@ from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
 import probes
+from baselines import majority_baseline, tfidf_baseline
 from metrics import SCORES
 from probes import (
     Standardiser,
+    fit_knn_probe,
     fit_linear_probe,
     fit_multinomial,
     fit_one_versus_rest,
     fit_ridge,
-    majority_baseline,
+    online_code_length,
 )
 
 
@@ -93,13 +95,13 @@ def test_strength_is_chosen_on_validation_and_ties_go_to_the_stronger():
         seen.append(SCORES["single_label"](p, y[200:400])["accuracy"])
         return seen[-1]
 
-    result = fit_linear_probe(features, y[:200], 4, "single_label", accuracy)
+    result = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", accuracy)
     assert len(seen) == len(probes.STRENGTHS)
-    assert result.strength == sorted(probes.STRENGTHS)[int(np.argmax(seen))]
+    assert result.setting["strength"] == sorted(probes.STRENGTHS)[int(np.argmax(seen))]
     assert accuracy(result.probabilities["validation"]) == max(seen) > 0.7
     assert set(result.probabilities) == {"train", "validation", "test"}
-    tied = fit_linear_probe(features, y[:200], 4, "single_label", lambda p: 0.0)
-    assert tied.strength == min(probes.STRENGTHS)
+    tied = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", lambda p: 0.0)
+    assert tied.setting["strength"] == min(probes.STRENGTHS)
 
 
 def test_an_unconverged_probe_says_so(monkeypatch):
@@ -116,7 +118,7 @@ def test_features_with_no_information_score_like_the_majority():
     features = {s: rng.normal(size=(400, 5)) for s in ("train", "validation")}
     y = rng.choice(3, size=400, p=[0.6, 0.3, 0.1])
     score = lambda p: -SCORES["single_label"](p, y)["log_loss"]  # noqa: E731
-    result = fit_linear_probe(features, y, 3, "single_label", score)
+    result = fit_linear_probe(features, {"train": y}, 3, "single_label", score)
     baseline = majority_baseline(y, "single_label", 3, 400)
     assert score(result.probabilities["validation"]) == pytest.approx(score(baseline), abs=0.05)
 
@@ -128,3 +130,104 @@ def test_majority_baselines():
     labels = np.array([[1.0, 0.0], [1.0, 1.0]])
     np.testing.assert_allclose(majority_baseline(labels, "multi_label", 2, 1), [[1.0, 0.5]])
     np.testing.assert_allclose(majority_baseline(labels, "regression", 2, 1), [[1.0, 0.5]])
+
+
+# ---------------------------------------------------------------- other probes, and bits
+
+
+def task(kind, n=300, seed=0):
+    """Features, and labels by split, that a linear function tells apart."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    values = x @ rng.normal(size=(6, 3))
+    y = {"single_label": values.argmax(1), "multi_label": (values > 0).astype(float)}.get(
+        kind, values
+    )
+    cuts = {"train": slice(0, 200), "validation": slice(200, 250), "test": slice(250, n)}
+    return {s: x[c] for s, c in cuts.items()}, {s: y[c] for s, c in cuts.items()}
+
+
+MAIN = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+@pytest.mark.parametrize("probe", ["knn", "mlp"])
+def test_other_probes_learn_every_kind_of_label(kind, probe):
+    x, y = task(kind)
+    score = lambda p: SCORES[kind](p, y["validation"])[MAIN[kind]]  # noqa: E731
+    options = {"widths": (16,), "repeats": 2, "seed": 3} if probe == "mlp" else {}
+    result = probes.PROBES[probe](x, y, 3, kind, score, **options)
+    assert SCORES[kind](result.probabilities["test"], y["test"])[MAIN[kind]] > 0.7
+    assert result.probabilities["test"].shape == (50, 3)
+    again = probes.PROBES[probe](x, y, 3, kind, score, **options)
+    np.testing.assert_array_equal(again.probabilities["test"], result.probabilities["test"])
+    if probe == "mlp":
+        assert len(result.repeats) == 2 and result.setting == {"width_1": 16, "width_2": 16}
+        one, two = (run["test"] for run in result.repeats)
+        assert not np.array_equal(one, two)  # another start
+
+
+def test_neighbours_by_hand():
+    """By cosine, (2, 2) and (1, 1.1) are next to each other, and a row is not its own neighbour."""
+    x = np.array([[1, 0], [2, 0.1], [0, 1], [0.1, 3]], dtype=np.float32)
+    y = np.array([0, 0, 1, 1])
+    features = {"train": x, "validation": np.array([[5.0, 0.2], [0.0, 9.0]], dtype=np.float32)}
+    result = fit_knn_probe(features, {"train": y}, 2, "single_label", lambda p: 0.0, (1, 3, 99))
+    assert result.setting == {"neighbours": 1}
+    assert result.probabilities["validation"].tolist() == [[1, 0], [0, 1]]
+    assert result.probabilities["train"].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    three = fit_knn_probe(features, {"train": y}, 2, "single_label", lambda p: -p.max(), (1, 3))
+    np.testing.assert_allclose(three.probabilities["validation"], [[2 / 3, 1 / 3], [1 / 3, 2 / 3]])
+
+
+def test_an_mlp_solves_what_no_line_separates():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(600, 2)).astype(np.float32)
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    features = {"train": x[:400], "validation": x[400:500], "test": x[500:]}
+    labels = {"train": y[:400], "validation": y[400:500]}
+    accuracy = lambda p: float((p.argmax(1) == y[400:500]).mean())  # noqa: E731
+    found = {
+        name: probes.PROBES[name](features, labels, 2, "single_label", accuracy, **options)
+        for name, options in (("linear", {}), ("mlp", {"widths": (32,), "repeats": 1}))
+    }
+    right = {n: (r.probabilities["test"].argmax(1) == y[500:]).mean() for n, r in found.items()}
+    assert right["linear"] < 0.65 and right["mlp"] > 0.9
+
+
+def test_code_length_by_hand_and_on_planted_features():
+    """Constant features leave the frequencies: with add-one smoothing Laplace's rule, in blocks."""
+    y = np.tile([0, 1], 64)
+    flat = online_code_length(np.ones((128, 3)), y, 2, 1.0, seed=0)
+    assert flat["uniform_bits"] == 128
+    assert 0.85 < flat["compression"] <= 1.02
+    rng = np.random.default_rng(0)
+    random = online_code_length(rng.normal(size=(128, 3)), y, 2, 1.0, seed=0)
+    planted = online_code_length(np.stack([y, -y], axis=1) + 0.01, y, 2, 1.0, seed=0)
+    assert planted["compression"] > 2 > 1.1 > random["compression"]
+    assert planted["bits"] < random["bits"]
+    assert 0 <= planted["model_bits"] <= planted["bits"]
+    one = online_code_length(np.ones((4, 1)), np.zeros(4, dtype=int), 2, 1.0, 0, (0.25, 1.0))
+    # the first at 1 bit, then 3 with probability (1 + 1) / (1 + 2) each
+    assert one["bits"] == pytest.approx(1 - 3 * np.log2(2 / 3))
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+def test_words_counted(kind):
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 2, 60)
+    texts = [f"a {'good' if c else 'bad'} film {rng.integers(9)}" for c in classes]
+    y = {
+        "single_label": classes,
+        "multi_label": np.eye(2)[classes],
+        "regression": classes[:, None] * 2.5,
+    }
+    y = y[kind]
+    splits = {"train": texts[:40], "validation": texts[40:50], "test": texts[50:]}
+    sharpest = lambda p: float(p.max() - p.min())  # noqa: E731
+    result = tfidf_baseline(splits, y[:40], 2, kind, sharpest)
+    assert result.setting == {"strength": 100.0}
+    p = result.probabilities["test"]
+    decided = p[:, 0] > 1.25 if kind == "regression" else p.argmax(1) == 1
+    assert (decided == (classes[50:] == 1)).all()
+    assert tfidf_baseline({"train": ["", "!"], "validation": [""]}, y[:2], 2, kind, None) is None
