@@ -35,6 +35,7 @@ class Scoreboard:
         self.split = "test" if "test" in labels else "validation"
         self.rows: list[dict[str, Any]] = []
         self.each: dict[Place, np.ndarray] = {}  # [rows of the split]
+        self.predicted: dict[Place, np.ndarray] = {}  # classes [rows of the split], one label a row
 
     def add(
         self,
@@ -65,6 +66,8 @@ class Scoreboard:
             truth, kind = self.labels[self.split], self.spec.problem_type
             each = [row_scores(kind, run[self.split], truth) for run in runs]
             self.each[place] = np.mean(each, axis=0)
+            if kind == "single_label":
+                self.predicted[place] = probabilities[self.split].argmax(axis=1)
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)

@@ -115,7 +115,7 @@ from fingerprint import find_seen
 from geometry import weight_changes
 from labels import LabelSpec
 from layers import rooms_of
-from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
+from metrics import MAIN_METRIC, SCORES
 from modeling import (
     DocumentClassifier,
     is_document_classifier,
@@ -124,16 +124,15 @@ from modeling import (
     num_blocks,
 )
 from outputs import (
-    markdown_table,
-    replacing,
     versions,
     write_csv,
     write_json,
-    write_text,
     write_yaml,
 )
+from probe_report import headline_table, list_sections
 from probes import PROBES, ProbeResult, online_code_length
 from processes import is_main_process, leave_processes, start_processes
+from report import write_report_files
 from text_data import all_text, hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
@@ -196,8 +195,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     # 5. Compare and write
     headline = headline_table(board, list(models), probing.probes)
     changes = compare(board, probed, models, probing)
-    write_report(folder, board, headline, changes, facts, as_run)
-    logger.info("Wrote %s\n%s", folder / "report.md", headline.to_string(index=False))
+    features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
+    write_report(folder, board, headline, changes, facts, features, as_run)
+    headline = headline.drop(columns="place")
+    logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
     return headline
 
 
@@ -260,7 +261,7 @@ def extract(
     )
     how = (probing.token_pooling, probing.tokens_per_batch)
     layers = {split: store.of(rows, *how, f"{name}, {split}") for split, rows in cut.items()}
-    return layers, cut, describe(name, path, encoder, missing, windows.truncation)
+    return layers, cut, describe(name, path, encoder, missing, windows.truncation, **hub)
 
 
 # ---------------------------------------------------------------- 4. probes
@@ -368,7 +369,7 @@ def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
 
 
 def describe(
-    name: str, path: str, encoder: nn.Module, missing: list[str], truncation: str
+    name: str, path: str, encoder: nn.Module, missing: list[str], truncation: str, **hub: Any
 ) -> dict[str, Any]:
     """What was probed."""
     return {
@@ -380,65 +381,8 @@ def describe(
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "text": truncation,
         "weights not in the checkpoint": ", ".join(missing) or "none",
+        "holds": describe_checkpoint(path, **hub),
     }
-
-
-def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> pd.DataFrame:
-    """What needs no encoder; for each model the best frozen layer, the last layer, its own head.
-
-    The best layer and every pooling are chosen on validation. Intervals are of the reported split.
-    """
-    metric, more_is_better = MAIN_METRIC[board.spec.problem_type]
-    results = board.table()
-    scores = results[results["metric"] == metric]
-    wide = scores.pivot_table(
-        index=["model", "layer", "token_pooling", "probe"],
-        columns="split",
-        values="value",
-        dropna=False,
-        sort=False,
-    ).reset_index()
-    wide = wide.dropna(subset=["validation"])
-    if "test" not in wide:
-        wide["test"] = np.nan
-
-    def best(rows: pd.DataFrame) -> pd.Series:
-        return rows.loc[
-            rows["validation"].idxmax() if more_is_better else rows["validation"].idxmin()
-        ]
-
-    found = [("majority class", best(wide[wide["probe"] == "majority"]))]
-    if (wide["probe"] == "tf-idf").any():
-        found.append(("words counted (TF-IDF), linear", best(wide[wide["probe"] == "tf-idf"])))
-    for model in models:
-        own = wide[wide["model"] == model]
-        linear = own[own["probe"] == "linear"]
-        found.append((f"{model}: best frozen layer", best(linear)))
-        found.append(
-            (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
-        )
-        for probe in probes:
-            if probe != "linear":
-                name = f"{model}: best frozen layer, {probe}"
-                found.append((name, best(own[own["probe"] == probe])))
-        head = own[own["probe"] == "own head"]
-        if len(head):
-            found.append((f"{model}: as fine-tuned, own head", head.iloc[0]))
-    return pd.DataFrame(
-        {
-            "what": what,
-            "layer": "" if pd.isna(row["layer"]) else f"{int(row['layer'])} {row['token_pooling']}",
-            f"validation {metric}": row["validation"],
-            f"test {metric}": row["test"],
-            "± 95 %": board.interval(place_of(row)),
-        }
-        for what, row in found
-    )
-
-
-def place_of(row: pd.Series) -> Place:
-    layer = None if pd.isna(row["layer"]) else int(row["layer"])
-    return Place(row["model"], layer, row["token_pooling"], row["probe"])
 
 
 def compare(
@@ -464,124 +408,27 @@ def compare(
     return tables
 
 
-def layer_table(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """A row per layer, a column per model and pooling."""
-    chosen = results[
-        (results["probe"] == "linear") & (results["metric"] == metric) & (results["split"] == split)
-    ]
-    table = chosen.pivot_table(
-        index="layer", columns=["model", "token_pooling"], values="value", sort=False
-    )
-    table.columns = [" ".join(column) for column in table.columns]
-    table.index = table.index.astype(int)
-    return table.reset_index()
-
-
-def plot_layers(path: Path, results: pd.DataFrame, metric: str, split: str) -> None:
-    """Score by layer: a colour per model, a line style per pooling; dotted: no text, own heads."""
-    from matplotlib.figure import Figure  # no pyplot: no display, no global state
-
-    scores = results[(results["metric"] == metric) & (results["split"] == split)]
-    probes = scores[scores["probe"] == "linear"]
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axis = figure.subplots()
-    colours = {model: f"C{i}" for i, model in enumerate(probes["model"].unique())}
-    styles = dict(zip(probes["token_pooling"].unique(), ("-", "--", "-.", ":"), strict=False))
-    for (model, pooling), line in probes.groupby(["model", "token_pooling"], sort=False):
-        style = {"color": colours[model], "linestyle": styles[pooling], "marker": "o", "ms": 4}
-        axis.plot(line["layer"].astype(int), line["value"], label=f"{model}, {pooling}", **style)
-    for _, row in scores[scores["probe"] == "own head"].iterrows():
-        label, colour = f"{row['model']}, own head", colours[row["model"]]
-        axis.axhline(row["value"], color=colour, linestyle=":", label=label)
-    for probe, dashes in (("majority", ":"), ("tf-idf", "--")):
-        for value in scores[scores["probe"] == probe]["value"]:
-            axis.axhline(value, color="grey", linestyle=dashes, label=probe)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(
-        xlabel="layer (0 = embeddings)", ylabel=f"{split} {metric}", title="Linear probe by layer"
-    )
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-
-
 def write_report(
     folder: Path,
     board: Scoreboard,
     headline: pd.DataFrame,
     changes: dict[str, pd.DataFrame],
     facts: list[dict[str, Any]],
+    features: dict[str, np.ndarray],
     as_run: dict[str, Any],
 ) -> None:
-    """results.csv, gains.csv, movement.csv, the figure, report.md, run_args.yaml,
-    all_results.json."""
-    spec, split, metric, results = board.spec, board.split, board.metric, board.table()
+    """report.html, report.md with its pictures, tables as csv, run_args.yaml, all_results.json."""
     for name, table in changes.items():
         write_csv(folder / f"{name}.csv", table)
-    write_csv(folder / "results.csv", results)
-    plot_layers(folder / "layers.png", results, metric, split)
-    unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
-    less = "less" if metric in LESS_IS_BETTER else "more"
-    report = [
-        "# What the layers know\n",
-        f"Task: {spec.problem_type}, {len(spec.names)} labels.",
-        f"Metric: {metric} ({less} is better).\n",
-        markdown_table(headline),
-        "Encoders are frozen: only probes are trained. Layer, pooling and strength of a probe are "
-        "chosen on validation.\n",
-        "## Score by layer\n",
-        f"![{split} {metric} by layer](layers.png)\n",
-        markdown_table(layer_table(results, metric, split)),
-        convergence_note(unconverged),
-        *change_sections(changes),
-        transductive_note(facts),
-        "## What was probed\n",
-        markdown_table(pd.DataFrame(facts)),
-    ]
-    write_text(folder / "report.md", "\n".join(report))
+    write_csv(folder / "results.csv", board.table())
+    sections = list_sections(board, headline, changes, facts, features, as_run["token_pooling"])
+    write_report_files(folder, "What the layers know", sections)
     write_yaml(folder / "run_args.yaml", as_run)
-    summary = {"headline": headline.to_dict("records"), "models": facts}
+    plain = headline.drop(columns="place").to_dict("records")
+    summary = {"headline": plain, "models": facts}
     write_json(
         folder / "all_results.json", summary | {"seed": as_run["seed"], "versions": versions()}
     )
-
-
-def change_sections(changes: dict[str, pd.DataFrame]) -> list[str]:
-    sections = []
-    if "gains" in changes:
-        sections += [
-            "## What changed in what the layers know\n",
-            "Linear probes on the same layer and pooling; positive is better. Intervals are paired "
-            "by row.\n",
-            markdown_table(changes["gains"]),
-        ]
-    if "movement" in changes:
-        sections += [
-            "## How far the layers moved\n",
-            "Features are compared with those of the first model on the same rows: linear CKA (1 = "
-            "the same up to rotation), cosine of a row before and after; weights by their norm.\n",
-            markdown_table(changes["movement"]),
-        ]
-    return sections
-
-
-def transductive_note(facts: list[dict[str, Any]]) -> str:
-    seen = [
-        f"{fact['model']} ({fact['test_documents_in_pretraining']} documents)"
-        for fact in facts
-        if fact.get("transductive")
-    ]
-    if not seen:
-        return ""
-    return f"**Transductive: test text was in the further pretraining of** {', '.join(seen)}.\n"
-
-
-def convergence_note(unconverged: pd.DataFrame) -> str:
-    if unconverged.empty:
-        return "Every probe converged.\n"
-    names = [f"{r.model} layer {r.layer:.0f} {r.token_pooling}" for r in unconverged.itertuples()]
-    return f"**Not converged, not to be trusted:** {'; '.join(names)}.\n"
 
 
 if __name__ == "__main__":
