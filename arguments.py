@@ -180,5 +180,32 @@ class WindowArguments:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
+@dataclass
+class TargetArguments:
+    """What a label is of: a document, or words inside it."""
+
+    _argument_group_name = "task level"
+
+    task_level: str = arg(
+        "sequence", "sequence (documents), token, span or pair (head and dependent) of words."
+    )
+    tokens_column_name: str = arg("tokens", "Column with the words of a sentence, a list.")
+    tags_column_name: str = arg("tags", "token: a label for each word, a list.")
+    heads_column_name: str = arg("heads", "pair: the number of each word's head, -1 for none.")
+    relations_column_name: str = arg("deprels", "pair: the relation to it, a list.")
+    targets_column_name: str = arg("targets", "span: a list of {span: word numbers, label ...}.")
+    target_label_field: str = arg("label", "span: which field of a target is its label.")
+    longest_target: int | None = arg(None, "span: leave out targets of more words. Default: none.")
+    skip_labels: list[str] = arg([], "Leave out targets with these labels.")
+
+    def __post_init__(self) -> None:
+        one_of("task_level", self.task_level, ("sequence", "token", "span", "pair"))
+        at_least("longest_target", self.longest_target, 1)
+        if self.longest_target and self.task_level != "span":
+            raise InputError("--longest_target needs --task_level span")
+        if self.skip_labels and self.task_level == "sequence":
+            raise InputError("--skip_labels needs a --task_level of words")
+
+
 def unescape(text: str) -> str:
     return text.replace("\\t", "\t").replace("\\n", "\n")

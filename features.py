@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from batches import DocumentCollator, longest_first
@@ -20,6 +20,7 @@ from modeling import encode_layers, num_blocks
 from outputs import versions
 from pooling import TOKEN_POOLINGS, mean_items
 from processes import is_main_process, rank_and_size, wait_for_all
+from targets import offsets_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class FeatureStore:
         unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
         marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
         if is_main_process():
-            self._begin(unfinished, marks, self.shape(len(dataset), poolings), len(batches))
+            self._begin(unfinished, marks, self.shape(dataset, poolings), len(batches))
         wait_for_all()
         self._compute_all(dataset, poolings, batches, unfinished, marks, what)
         wait_for_all()
@@ -78,10 +79,14 @@ class FeatureStore:
         logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
         return np.load(path, mmap_mode="r")
 
-    def shape(self, rows: int, poolings: Sequence[str]) -> tuple[int, int, int, int]:
+    def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
         config = self.encoder.config
         hidden = config.get_text_config().hidden_size
-        return rows, num_blocks(config) + 1, len(poolings), hidden
+        return len(dataset), num_blocks(config) + 1, len(poolings), hidden
+
+    def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
+        """Where the features of these documents stand."""
+        return batch
 
     def _begin(self, unfinished: Path, marks: Path, shape: tuple[int, ...], batches: int) -> None:
         """An empty file, and one mark a batch; those of a run that was killed stay as they are."""
@@ -108,7 +113,8 @@ class FeatureStore:
             logger.info("%s: %d of %d batches were there", what, done.sum(), len(batches))
         fresh, last = [], time.monotonic()
         for i in tqdm(mine, desc=f"Features of {what}", disable=not is_main_process()):
-            features[batches[i]] = self.compute(dataset[batches[i]], poolings)
+            rows = self.rows_of(dataset, batches[i])
+            features[rows] = self.compute(dataset[batches[i]], poolings)
             fresh.append(i)
             if time.monotonic() - last > SECONDS_BETWEEN_MARKS:
                 features.flush()
@@ -122,50 +128,105 @@ class FeatureStore:
     @torch.no_grad()
     def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
         """[rows, layers, poolings, hidden]; a document's vector is the mean over its windows."""
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
-        rows = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
-        device = self.encoder.device
-        batch = {k: v.to(device) for k, v in self.collate(rows).items()}
-        present = batch["attention_mask"].bool().any(dim=-1)  # [documents, segments]
-        mask = batch["attention_mask"][present]
-        types = batch["token_type_ids"][present] if "token_type_ids" in batch else None
-        numbers = list(range(num_blocks(self.encoder.config) + 1))
-        half = nullcontext() if self.half is None else torch.autocast(device.type, self.half)
-        with half:
-            layers = encode_layers(self.encoder, batch["input_ids"][present], mask, types, numbers)
+        layers, present, mask = self._forward(columns)
         pooled = [
-            torch.stack(
-                [TOKEN_POOLINGS[name](layer.float(), mask.bool()) for name in poolings], dim=1
-            )
+            torch.stack([TOKEN_POOLINGS[name](layer, mask) for name in poolings], dim=1)
             for layer in layers
         ]  # each [windows, poolings, hidden]
         vectors = torch.stack(pooled, dim=1).flatten(1)  # [windows, layers * poolings * hidden]
         documents = vectors.new_zeros(*present.shape, vectors.shape[-1])
         documents[present] = vectors
         means = mean_items(documents, present)  # [documents, ...]
-        found = means.view(len(rows), len(layers), len(poolings), -1).cpu().numpy()
-        limit = np.finfo(DTYPES[self.dtype]).max
-        if np.abs(found).max(initial=0) > limit:
+        return self._stored(means.view(len(present), len(layers), len(poolings), -1))
+
+    def _forward(self, columns: dict[str, list]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """All layers [windows, length, hidden] of the documents' windows; which segments are there
+        [documents, segments]; which tokens are [windows, length]."""
+        kept = [name for name in ("windows", "window_types") if name in columns]
+        rows = [
+            dict(zip(kept, values, strict=True))
+            for values in zip(*(columns[name] for name in kept), strict=True)
+        ]
+        device = self.encoder.device
+        batch = {k: v.to(device) for k, v in self.collate(rows).items()}
+        present = batch["attention_mask"].bool().any(dim=-1)
+        mask = batch["attention_mask"][present]
+        types = batch["token_type_ids"][present] if "token_type_ids" in batch else None
+        numbers = list(range(num_blocks(self.encoder.config) + 1))
+        half = nullcontext() if self.half is None else torch.autocast(device.type, self.half)
+        with half:
+            layers = encode_layers(self.encoder, batch["input_ids"][present], mask, types, numbers)
+        return [layer.float() for layer in layers], present, mask.bool()
+
+    def _stored(self, features: Tensor) -> np.ndarray:
+        found = features.cpu().numpy()
+        if np.abs(found).max(initial=0) > np.finfo(DTYPES[self.dtype]).max:
             raise InputError("a feature is too large for --feature_dtype float16; use float32")
         return found.astype(DTYPES[self.dtype])
 
     def key(self, dataset: Dataset, poolings: Sequence[str]) -> str:
         content = hashlib.sha256()
-        for column in ("windows", "window_types"):
+        for column in ("windows", "window_types", "places"):
             if column in dataset.column_names:
                 for windows in dataset[column]:
                     content.update(repr(windows).encode())
         here = Path(__file__).resolve().parent
-        for file in ("features.py", "modeling.py", "pooling.py", "batches.py"):
+        for file in ("features.py", "targets.py", "modeling.py", "pooling.py", "batches.py"):
             content.update((here / file).read_bytes())
         found = versions()
         parts: list[Any] = [self.encoder_hash, *poolings, found["torch"], found["transformers"]]
         parts += [self.encoder.device.type, self.dtype, self.half]
         content.update("\n".join(map(str, parts)).encode())
         return content.hexdigest()[:32]
+
+
+class TargetStore(FeatureStore):
+    """Features of words inside documents, kept as [targets, layers, 1, slots * hidden].
+
+    A slot's vector is the mean over its tokens, in whichever windows they stand; a pair has two
+    slots side by side (see targets.py).
+    """
+
+    def __init__(self, max_seq_length: int, slots: int, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.max_seq_length, self.slots = max_seq_length, slots
+
+    def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
+        _, layers, _, hidden = super().shape(dataset, poolings)
+        return int(offsets_of(dataset)[-1]), layers, 1, self.slots * hidden
+
+    def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
+        if dataset is not self.counted:
+            self.counted, self.offsets = dataset, offsets_of(dataset)
+        return np.concatenate([np.arange(*self.offsets[[i, i + 1]]) for i in batch])
+
+    counted: Dataset | None = None
+
+    @torch.no_grad()
+    def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
+        """[targets, layers, 1, slots * hidden]"""
+        layers, present, mask = self._forward(columns)
+        length = mask.shape[1]
+        first_window = [0, *present.sum(dim=1).cumsum(0).tolist()]
+        tokens, slot_of = [], []  # of all slots: which tokens of the flat windows; whose they are
+        slots = 0
+        for document, targets in enumerate(columns["places"]):
+            for target in targets:
+                for slot in target:
+                    for place in slot:
+                        window, position = divmod(place, self.max_seq_length)
+                        tokens.append((first_window[document] + window) * length + position)
+                        slot_of.append(slots)
+                    slots += 1
+        index = torch.tensor(slot_of, device=mask.device, dtype=torch.long)
+        taken = torch.tensor(tokens, device=mask.device, dtype=torch.long)
+        counts = torch.bincount(index, minlength=slots).clamp_min(1).unsqueeze(-1)
+        found = []
+        for layer in layers:
+            vectors = layer.flatten(0, 1)[taken]  # [tokens, hidden]
+            sums = vectors.new_zeros(slots, vectors.shape[-1]).index_add_(0, index, vectors)
+            found.append((sums / counts).view(slots // self.slots, -1))  # [targets, slots * hidden]
+        return self._stored(torch.stack(found, dim=1).unsqueeze(2))
 
 
 def half_type(device: torch.device) -> torch.dtype | None:

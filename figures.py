@@ -10,8 +10,14 @@ from matplotlib.figure import Figure  # no pyplot: no display, no global state
 MOST_POINTS = 1000  # in a scatter plot
 
 
-def layers_figure(results: pd.DataFrame, metric: str, split: str) -> Figure:
-    """Score by layer: a colour per model, a line style per pooling; dotted: no text, own heads."""
+def layers_figure(
+    results: pd.DataFrame, metric: str, split: str, name: str | None = None
+) -> Figure:
+    """Score by layer: a colour per model, a line style per pooling; dotted: no text, own heads.
+
+    Args:
+        name: of what is drawn; None: split and metric.
+    """
     scores = results[(results["metric"] == metric) & (results["split"] == split)]
     probes = scores[scores["probe"] == "linear"]
     figure = Figure(figsize=(8, 4.6), layout="constrained")
@@ -29,7 +35,9 @@ def layers_figure(results: pd.DataFrame, metric: str, split: str) -> Figure:
             axis.axhline(value, color="grey", linestyle=dashes, label=probe)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(
-        xlabel="layer (0 = embeddings)", ylabel=f"{split} {metric}", title="Linear probe by layer"
+        xlabel="layer (0 = embeddings)",
+        ylabel=name or f"{split} {metric}",
+        title="Linear probe by layer",
     )
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)

@@ -94,7 +94,6 @@ def list_sections(
     changes: dict[str, pd.DataFrame],
     facts: list[dict[str, Any]],
     features: dict[str, np.ndarray],
-    poolings: list[str],
 ) -> list[Section]:
     """The report, in the order in which it is read.
 
@@ -108,9 +107,10 @@ def list_sections(
         headline_section(board, headline),
         *warning_sections(board, facts),
         layers_section(board),
+        *measured_sections(board),
         *change_sections(changes),
         *confusion_sections(board, headline),
-        *pca_sections(board, features, poolings),
+        *pca_sections(board, features),
         *probed_sections(facts),
     ]
 
@@ -157,6 +157,34 @@ def layers_section(board: Scoreboard) -> Section:
         figure_text=f"{split} {metric} of linear probes by layer",
         fold=True,
     )
+
+
+MEASURED = {
+    "selectivity": (
+        "Selectivity",
+        "Accuracy of the linear probe minus that of a probe for a control task, which gives every "
+        "word a random label (Hewitt & Liang 2019). A probe that can learn the control by heart "
+        "says little about the features.",
+    ),
+    "mdl_compression": (
+        "Description length",
+        "How many times fewer bits it takes to send the training labels to someone who has the "
+        "features than to someone who has not, learning as they come (Voita & Titov 2020).",
+    ),
+}
+
+
+def measured_sections(board: Scoreboard) -> list[Section]:
+    """What was measured of the linear probes beside their scores, by layer."""
+    results, sections = board.table(), []
+    for metric, (title, text) in MEASURED.items():
+        if metric not in set(results["metric"]):
+            continue
+        table = layer_table(results, metric, "train")
+        figure = layers_figure(results, metric, "train", name=title.lower())
+        what = f"{title} by layer"
+        sections.append(Section(metric, title, text, table, figure, what, fold=True))
+    return sections
 
 
 def change_sections(changes: dict[str, pd.DataFrame]) -> list[Section]:
@@ -210,12 +238,11 @@ def confusion_sections(board: Scoreboard, headline: pd.DataFrame) -> list[Sectio
     return [Section("confusion", "Confusion", text, figure=figure, figure_text=what)]
 
 
-def pca_sections(
-    board: Scoreboard, features: dict[str, np.ndarray], poolings: list[str]
-) -> list[Section]:
+def pca_sections(board: Scoreboard, features: dict[str, np.ndarray]) -> list[Section]:
     """First and last layer of each model, of one label a row."""
     if board.spec.problem_type != "single_label":
         return []
+    poolings = list(dict.fromkeys(p.token_pooling for p in board.each if p.layer is not None))
     pooling = poolings.index("mean") if "mean" in poolings else 0
     panels = {}
     for name, x in features.items():

@@ -209,6 +209,29 @@ LOSSES = {
 PROBES = {"linear": fit_linear_probe, "knn": fit_knn_probe, "mlp": fit_mlp_probe}
 
 
+# ---------------------------------------------------------------- is it the probe or the features?
+
+
+def control_labels(
+    types: dict[str, Sequence[str]], labels: np.ndarray, num_labels: int, seed: int
+) -> dict[str, np.ndarray]:
+    """A control task (Hewitt & Liang 2019): one random label for each type, by split.
+
+    Labels are drawn as often as they occur in training. They can only be learnt by heart, so a
+    probe that does well on them says little about the features: selectivity is the accuracy on the
+    task minus that on its control.
+
+    Args:
+        types: what is remembered of each row, such as its word, by split.
+        labels: of the training rows.
+    """
+    shares = np.bincount(labels, minlength=num_labels) / len(labels)
+    names = sorted({name for split in types.values() for name in split})
+    drawn = np.random.default_rng(seed).choice(num_labels, size=len(names), p=shares)
+    label_of = dict(zip(names, drawn.tolist(), strict=True))
+    return {split: np.array([label_of[name] for name in own]) for split, own in types.items()}
+
+
 # ---------------------------------------------------------------- how many bits the labels take
 
 

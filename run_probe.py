@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from
 from arguments import (
     DataArguments,
     LabelArguments,
+    TargetArguments,
     TextArguments,
     WindowArguments,
     arg,
@@ -28,6 +29,7 @@ from command_line import (
     InputError,
     as_input_error,
     at_least,
+    is_given,
     one_of,
     parse,
     print_help,
@@ -51,7 +53,9 @@ class ProbeArguments:
     mlp_widths: list[int] = arg([32, 128], "All pairs are tried for the two layers of mlp.")
     mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
     analyses: list[str] = arg(
-        ["change"], "change (between models), mdl (bits to tell the labels), or none."
+        ["change"],
+        "change (between models), mdl (bits to tell the labels), control (random labels for each "
+        "word: selectivity), or none.",
     )
     output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
     features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
@@ -73,7 +77,7 @@ class ProbeArguments:
         for probe in self.probes:
             one_of("probes", probe, ("linear", "knn", "mlp"))
         for analysis in self.analyses:
-            one_of("analyses", analysis, ("change", "mdl", "none"))
+            one_of("analyses", analysis, ("change", "mdl", "control", "none"))
         for width in self.mlp_widths:
             at_least("mlp_widths", width, 1)
         at_least("mlp_repeats", self.mlp_repeats, 1)
@@ -81,7 +85,14 @@ class ProbeArguments:
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 
 
-OWN_ARGUMENTS = (DataArguments, TextArguments, LabelArguments, WindowArguments, ProbeArguments)
+OWN_ARGUMENTS = (
+    DataArguments,
+    TextArguments,
+    LabelArguments,
+    TargetArguments,
+    WindowArguments,
+    ProbeArguments,
+)
 
 if __name__ == "__main__" and wants_help(sys.argv[1:]):
     print_help(__doc__, OWN_ARGUMENTS)
@@ -110,7 +121,7 @@ from batches import (
 )
 from comparison import Place, Scoreboard, gains, movement
 from describe import describe_checkpoint
-from features import FeatureStore, token_batches
+from features import FeatureStore, TargetStore, token_batches
 from fingerprint import find_seen
 from geometry import weight_changes
 from labels import LabelSpec
@@ -130,10 +141,17 @@ from outputs import (
     write_yaml,
 )
 from probe_report import headline_table, list_sections
-from probes import PROBES, ProbeResult, online_code_length
+from probes import PROBES, ProbeResult, control_labels, fit_linear_probe, online_code_length
 from processes import is_main_process, leave_processes, start_processes
 from report import write_report_files
-from text_data import all_text, hold_out_validation, label_documents, read_splits
+from targets import (
+    cut_targets,
+    read_target_splits,
+    settle_target_labels,
+    target_labels,
+    target_words,
+)
+from text_data import Table, all_text, hold_out_validation, label_documents, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -151,46 +169,43 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         return pd.DataFrame()
 
     # 1. Arguments
-    data, text, label, window, probing, as_run = parse(OWN_ARGUMENTS, argv)
+    data, text, label, target, window, probing, as_run = parse(OWN_ARGUMENTS, argv)
     start_logging()
-    check_arguments(data)
+    check_arguments(data, target, probing, argv)
+    if target.task_level != "sequence":  # a word has one vector: the mean over its tokens
+        probing.token_pooling = ["word"]
+        as_run.pop("token_pooling")
     models = named_models(probing.models)
     folder = Path(probing.output_dir)
     start_processes()
 
-    # 2. Tables -> labelled documents
+    # 2. Tables -> what is labelled: documents, or words inside them
     tables = read_splits(**data.sources, **text.format)
-    columns, delimiter = label.label_column_name, label.label_delimiter
-    spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
-    if "mdl" in probing.analyses and spec.problem_type != "single_label":
-        raise InputError(f"--analyses mdl needs one label a row, not {spec.problem_type} labels")
-    documents = label_documents(tables, data.limits, spec, **text.columns)
-    documents = hold_out_validation(
-        documents, label.validation_split, spec.problem_type, probing.seed
-    )
-    labels = {
-        s: spec.hard(np.array(d["labels"][:]))
-        for s, d in documents.items()
-        if "labels" in d.column_names
-    }
+    if target.task_level == "sequence":
+        task = read_documents(tables, data, text, label, probing.seed)
+    else:
+        task = read_words(tables, data, text, label, target, probing.seed)
+    if "mdl" in probing.analyses and task.spec.problem_type != "single_label":
+        raise InputError(
+            f"--analyses mdl needs one label a row, not {task.spec.problem_type} labels"
+        )
 
     # 3. Features of all layers of each model, each process its share
-    probed = {
-        name: extract(name, path, documents, window, probing) for name, path in models.items()
-    }
+    probed = {name: extract(name, path, task, window, probing) for name, path in models.items()}
     leave_processes()
     if not is_main_process():
         return pd.DataFrame()
 
     # 4. Probes on each layer; what needs no encoder; the head a model was fine-tuned with
-    board = Scoreboard(labels, spec, probing.seed)
-    add_baselines(board, documents)
+    board = Scoreboard(task.labels, task.spec, probing.seed)
+    add_baselines(board, task.texts)
     facts = []
     for name, (layers, cut, about) in probed.items():
-        add_probes(board, name, layers, probing)
-        if is_document_classifier(models[name]):
+        add_probes(board, name, layers, task, probing)
+        if is_document_classifier(models[name]) and task.level == "sequence":
             add_own_head(board, name, models[name], cut)
-        facts.append(about | find_seen(documents.get("test"), models[name], **hub_of(probing)))
+        seen = find_seen(task.documents.get("test"), models[name], **hub_of(probing))
+        facts.append(about | seen)
 
     # 5. Compare and write
     headline = headline_table(board, list(models), probing.probes)
@@ -205,9 +220,20 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
 # ---------------------------------------------------------------- 1. arguments
 
 
-def check_arguments(data: DataArguments) -> None:
+def check_arguments(
+    data: DataArguments,
+    target: TargetArguments,
+    probing: ProbeArguments,
+    argv: list[str] | dict[str, Any] | None,
+) -> None:
+    """What no single dataclass can check."""
     if data.dataset_name is None and data.train_file is None:
         raise InputError("a probe is trained: give --train_file or --dataset_name")
+    of_words = target.task_level != "sequence"
+    if of_words and is_given("token_pooling", argv):
+        raise InputError(f"--token_pooling does not go with --task_level {target.task_level}")
+    if "control" in probing.analyses and not of_words:
+        raise InputError("--analyses control needs a --task_level of words, which occur again")
 
 
 def named_models(arguments: list[str]) -> dict[str, str]:
@@ -222,6 +248,63 @@ def named_models(arguments: list[str]) -> dict[str, str]:
             raise InputError(f"--models {argument}: write name=path")
         models[name] = path
     return models
+
+
+# ---------------------------------------------------------------- 2. what is labelled
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the probes are trained for.
+
+    Attributes:
+        documents: by split; with --task_level of words also their targets (see targets.py).
+        labels: by split, as far as there are any: of documents, or of all targets.
+        texts: by split, what a baseline may count: documents, or the words of each target.
+        level: --task_level.
+    """
+
+    spec: LabelSpec
+    documents: dict[str, Dataset]
+    labels: dict[str, np.ndarray]
+    texts: dict[str, list[str]]
+    level: str
+
+
+def read_documents(
+    tables: dict[str, Table],
+    data: DataArguments,
+    text: TextArguments,
+    label: LabelArguments,
+    seed: int,
+) -> Task:
+    columns, delimiter = label.label_column_name, label.label_delimiter
+    spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
+    documents = label_documents(tables, data.limits, spec, **text.columns)
+    documents = hold_out_validation(documents, label.validation_split, spec.problem_type, seed)
+    labels = {
+        s: spec.hard(np.array(d["labels"][:]))
+        for s, d in documents.items()
+        if "labels" in d.column_names
+    }
+    texts = {split: all_text(documents[split]) for split in labels}
+    return Task(spec, documents, labels, texts, "sequence")
+
+
+def read_words(
+    tables: dict[str, Table],
+    data: DataArguments,
+    text: TextArguments,
+    label: LabelArguments,
+    target: TargetArguments,
+    seed: int,
+) -> Task:
+    how = (data.limits, target, text.id_column_name, label.validation_split, seed)
+    documents = read_target_splits(tables, *how)
+    spec = settle_target_labels(documents, target.task_level)
+    labels = {split: target_labels(rows, spec) for split, rows in documents.items()}
+    texts = {split: target_words(rows) for split, rows in documents.items()}
+    return Task(spec, documents, labels, texts, target.task_level)
 
 
 # ---------------------------------------------------------------- 3. features
@@ -239,26 +322,29 @@ def hub_of(probing: ProbeArguments) -> dict[str, Any]:
 
 
 def extract(
-    name: str,
-    path: str,
-    documents: dict[str, Dataset],
-    window: WindowArguments,
-    probing: ProbeArguments,
+    name: str, path: str, task: Task, window: WindowArguments, probing: ProbeArguments
 ) -> tuple[dict[str, np.ndarray], dict[str, Dataset], dict[str, Any]]:
     """Features by split, the windows they are of, and what was probed."""
-    hub = hub_of(probing)
+    hub, of_words = hub_of(probing), task.level != "sequence"
     tokenizer = load_tokenizer(path, **hub)
-    windows, special = settle_windows(window.given, path, tokenizer, **hub)
-    cut = {s: to_windows(d, tokenizer, windows, special)[0] for s, d in documents.items()}
+    given = ({"truncation": "hierarchical"} if of_words else {}) | window.given
+    windows, special = settle_windows(given, path, tokenizer, **hub)
+    cut = {
+        split: cut_targets(rows, tokenizer, windows, special)
+        if of_words
+        else to_windows(rows, tokenizer, windows, special)[0]
+        for split, rows in task.documents.items()
+    }
     with as_input_error(f"--models {name}={path}"):
         encoder, missing = load_encoder(path, **hub)
-    store = FeatureStore(
-        Path(probing.features_dir or Path(probing.output_dir) / "features"),
-        encoder.to(find_device()),
-        pad_id(tokenizer),
-        probing.feature_dtype,
-        probing.half_precision,
-    )
+    where = Path(probing.features_dir or Path(probing.output_dir) / "features")
+    options = (where, encoder.to(find_device()), pad_id(tokenizer))
+    options = (*options, probing.feature_dtype, probing.half_precision)
+    if of_words:
+        slots = 2 if task.level == "pair" else 1
+        store: FeatureStore = TargetStore(windows.max_seq_length, slots, *options)
+    else:
+        store = FeatureStore(*options)
     how = (probing.token_pooling, probing.tokens_per_batch)
     layers = {split: store.of(rows, *how, f"{name}, {split}") for split, rows in cut.items()}
     return layers, cut, describe(name, path, encoder, missing, windows.truncation, **hub)
@@ -267,7 +353,7 @@ def extract(
 # ---------------------------------------------------------------- 4. probes
 
 
-def add_baselines(board: Scoreboard, documents: dict[str, Dataset]) -> None:
+def add_baselines(board: Scoreboard, texts: dict[str, list[str]]) -> None:
     """Scores of the majority, and of words counted (TF-IDF) under a linear model."""
     labels, spec = board.labels, board.spec
     kind, names = spec.problem_type, len(spec.names)
@@ -275,7 +361,6 @@ def add_baselines(board: Scoreboard, documents: dict[str, Dataset]) -> None:
         s: majority_baseline(labels["train"], kind, names, len(y)) for s, y in labels.items()
     }
     board.add(Place("", None, "", "majority"), constant)
-    texts = {split: all_text(documents[split]) for split in labels}
     score = validation_score(labels["validation"], spec)
     counted = tfidf_baseline(texts, labels["train"], names, kind, score)
     if counted is not None:
@@ -283,7 +368,11 @@ def add_baselines(board: Scoreboard, documents: dict[str, Dataset]) -> None:
 
 
 def add_probes(
-    board: Scoreboard, name: str, layers: dict[str, np.ndarray], probing: ProbeArguments
+    board: Scoreboard,
+    name: str,
+    layers: dict[str, np.ndarray],
+    task: Task,
+    probing: ProbeArguments,
 ) -> None:
     """Scores of each probe on every layer and pooling of a model.
 
@@ -298,12 +387,14 @@ def add_probes(
 
     def fit(probe: str, place: tuple[int, int]) -> tuple[ProbeResult, dict[str, float]]:
         features = {split: x[:, place[0], place[1]] for split, x in layers.items()}
-        task = (labels, len(spec.names), spec.problem_type, score)
-        result = PROBES[probe](features, *task, **(mlp if probe == "mlp" else {}))
-        bits = {}
+        labelled = (labels, len(spec.names), spec.problem_type, score)
+        result = PROBES[probe](features, *labelled, **(mlp if probe == "mlp" else {}))
+        more = {}
         if probe == "linear" and "mdl" in probing.analyses:
-            bits = code_length(features["train"], board, result.setting["strength"], probing.seed)
-        return result, bits
+            more |= code_length(features["train"], board, result.setting["strength"], probing.seed)
+        if probe == "linear" and "control" in probing.analyses:
+            more |= selectivity(features, board, task, result, probing.seed)
+        return result, more
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -313,9 +404,9 @@ def add_probes(
         )
         results = list(tqdm(work, total=len(jobs), desc=f"Probes of {name}"))
     torch.set_num_threads(threads)
-    for (probe, (layer, pooling)), (result, bits) in zip(jobs, results, strict=True):
+    for (probe, (layer, pooling)), (result, more) in zip(jobs, results, strict=True):
         place = Place(name, layer, poolings[pooling], probe)
-        facts = result.setting | {"converged": float(result.converged)} | bits
+        facts = result.setting | {"converged": float(result.converged)} | more
         board.add(place, result.probabilities, result.repeats, **facts)
 
 
@@ -327,6 +418,21 @@ def code_length(
         features, board.labels["train"], len(board.spec.names), strength, seed
     )
     return {f"mdl_{name}": value for name, value in lengths.items()}
+
+
+def selectivity(
+    features: dict[str, np.ndarray], board: Scoreboard, task: Task, result: ProbeResult, seed: int
+) -> dict[str, float]:
+    """Accuracy on the control task, and how much more the probe has on the task itself."""
+    types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
+    classes = len(board.spec.names)
+    control = control_labels(types, board.labels["train"], classes, seed)
+    score = validation_score(control["validation"], board.spec)
+    found = fit_linear_probe(features, control, classes, "single_label", score)
+    split = board.split
+    of_control = float((found.probabilities[split].argmax(1) == control[split]).mean())
+    of_task = float((result.probabilities[split].argmax(1) == board.labels[split]).mean())
+    return {"control_accuracy": of_control, "selectivity": of_task - of_control}
 
 
 def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
@@ -421,7 +527,7 @@ def write_report(
     for name, table in changes.items():
         write_csv(folder / f"{name}.csv", table)
     write_csv(folder / "results.csv", board.table())
-    sections = list_sections(board, headline, changes, facts, features, as_run["token_pooling"])
+    sections = list_sections(board, headline, changes, facts, features)
     write_report_files(folder, "What the layers know", sections)
     write_yaml(folder / "run_args.yaml", as_run)
     plain = headline.drop(columns="place").to_dict("records")
