@@ -49,7 +49,8 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
         )
         for probe in probes:
             if probe != "linear":
-                name = f"{model}: best frozen layer, {probe}"
+                which = "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
+                name = f"{model}: {which}"
                 found.append((name, best(own[own["probe"] == probe])))
         head = own[own["probe"] == "own head"]
         if len(head):

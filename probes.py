@@ -9,6 +9,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,10 +187,9 @@ def train_mlp(
     model.load_state_dict(kept)
     with torch.no_grad():
         outputs = {split: model(values).double() for split, values in x.items()}
-    turn = {"single_label": lambda z: z.softmax(-1), "multi_label": torch.sigmoid}.get(
-        problem_type, lambda z: z * scale + center
-    )
-    return {split: turn(z).numpy() for split, z in outputs.items()}
+    if problem_type == "regression":
+        outputs = {split: z * scale + center for split, z in outputs.items()}
+    return {split: _probabilities(z, problem_type) for split, z in outputs.items()}
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -206,7 +206,90 @@ LOSSES = {
     "regression": F.mse_loss,
 }
 
-PROBES = {"linear": fit_linear_probe, "knn": fit_knn_probe, "mlp": fit_mlp_probe}
+MIX_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def fit_mix_probe(
+    features: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    num_labels: int,
+    problem_type: str,
+    validation_score: Score,
+    strengths: Sequence[float] = MIX_STRENGTHS,
+) -> ProbeResult:
+    """A linear probe on a learned mix of all layers (the scalar mix of Peters et al. 2018).
+
+    Layers are standardised, weighed by a softmax, added up; weights and probe are trained together
+    by L-BFGS until the gradient vanishes, each strength from the solution before.
+
+    Args:
+        features: [n, layers, features]. Others: see `fit_linear_probe`.
+
+    Returns:
+        setting holds strength, and weight_<layer> of each layer.
+    """
+    scalers = [Standardiser(features["train"][:, k]) for k in range(features["train"].shape[1])]
+    x = {
+        split: torch.from_numpy(np.stack([s(rows[:, k]) for k, s in enumerate(scalers)], axis=1))
+        for split, rows in features.items()
+    }
+    layers, hidden = x["train"].shape[1:]
+    single = problem_type == "single_label"
+    y = torch.as_tensor(np.asarray(labels["train"]), dtype=torch.long if single else torch.float32)
+    center, scale = 0.0, 1.0
+    if problem_type == "regression":
+        center, scale = y.mean(0), y.std(0, unbiased=False).clamp_min(1e-12)
+        y = (y - center) / scale
+    mix = torch.zeros(layers, requires_grad=True)
+    weight = torch.zeros(num_labels, hidden, requires_grad=True)
+    bias = torch.zeros(num_labels, requires_grad=True)
+    parameters = [mix, weight, bias]
+
+    def output(rows: Tensor) -> Tensor:
+        return torch.einsum("nlh,l->nh", rows, mix.softmax(0)) @ weight.T + bias
+
+    best: tuple[float, ProbeResult] | None = None
+    for strength in sorted(strengths):
+        penalty = 1 / (2 * strength * len(y))
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=MAX_ITERATIONS, tolerance_grad=TOLERANCE, tolerance_change=1e-12,
+            history_size=20, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def closure(penalty: float = penalty, optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = LOSSES[problem_type](output(x["train"]), y) * (1 if single else num_labels)
+            loss = loss + penalty * (weight**2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        closure()
+        converged = max(p.grad.abs().max().item() for p in parameters) <= 10 * TOLERANCE
+        with torch.no_grad():
+            found = {s: _probabilities(output(rows), problem_type) for s, rows in x.items()}
+        if problem_type == "regression":
+            found = {s: v * scale.numpy() + center.numpy() for s, v in found.items()}
+        shares = mix.detach().softmax(0).tolist()
+        setting = {"strength": strength} | {f"weight_{k}": w for k, w in enumerate(shares)}
+        reached = validation_score(found["validation"])
+        if best is None or reached > best[0]:
+            best = reached, ProbeResult(setting, converged, found)
+    return best[1]
+
+
+def _probabilities(logits: Tensor, problem_type: str) -> np.ndarray:
+    logits = logits.double()
+    turn = {"single_label": lambda z: z.softmax(-1), "multi_label": torch.sigmoid}
+    return turn.get(problem_type, lambda z: z)(logits).numpy()
+
+
+PROBES = {
+    "linear": fit_linear_probe,
+    "knn": fit_knn_probe,
+    "mlp": fit_mlp_probe,
+    "mix": fit_mix_probe,
+}
 
 
 # ---------------------------------------------------------------- is it the probe or the features?

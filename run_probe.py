@@ -8,6 +8,9 @@ One forward pass a model gives every layer and pooling; features are stored memo
 again on the next run. A linear probe is trained to convergence on each, its strength chosen on
 validation. Nothing is chosen on test. Takes hub names, plain transformers folders, and folders of
 run_itpt.py and run_finetune.py; of the latter the fine-tuned head is scored as well.
+
+With --task_level token, span or pair, words inside sentences are probed in place of documents. With
+--describe PATH alone it says what a checkpoint holds and which classes load it.
 """
 
 import logging
@@ -49,7 +52,7 @@ class ProbeArguments:
         None, "Say what this checkpoint holds and which classes load it; needs nothing else."
     )
     token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
-    probes: list[str] = arg(["linear"], "Any of linear, knn, mlp.")
+    probes: list[str] = arg(["linear"], "Any of linear, knn, mlp, mix (of all layers, learned).")
     mlp_widths: list[int] = arg([32, 128], "All pairs are tried for the two layers of mlp.")
     mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
     analyses: list[str] = arg(
@@ -75,7 +78,7 @@ class ProbeArguments:
         if "linear" not in self.probes:
             raise InputError("--probes must name linear, which chooses the layer and compares")
         for probe in self.probes:
-            one_of("probes", probe, ("linear", "knn", "mlp"))
+            one_of("probes", probe, ("linear", "knn", "mlp", "mix"))
         for analysis in self.analyses:
             one_of("analyses", analysis, ("change", "mdl", "control", "none"))
         for width in self.mlp_widths:
@@ -380,13 +383,15 @@ def add_probes(
     other.
     """
     labels, spec, poolings = board.labels, board.spec, probing.token_pooling
-    places = itertools.product(range(layers["train"].shape[1]), range(len(poolings)))
-    jobs = list(itertools.product(probing.probes, places))
+    pooled, each = range(len(poolings)), [p for p in probing.probes if p != "mix"]
+    jobs = list(itertools.product(each, range(layers["train"].shape[1]), pooled))
+    jobs += [("mix", None, pooling) for pooling in pooled if "mix" in probing.probes]
     score = validation_score(labels["validation"], spec)
     mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
 
-    def fit(probe: str, place: tuple[int, int]) -> tuple[ProbeResult, dict[str, float]]:
-        features = {split: x[:, place[0], place[1]] for split, x in layers.items()}
+    def fit(probe: str, layer: int | None, pooling: int) -> tuple[ProbeResult, dict[str, float]]:
+        at = slice(None) if layer is None else layer
+        features = {split: x[:, at, pooling] for split, x in layers.items()}
         labelled = (labels, len(spec.names), spec.problem_type, score)
         result = PROBES[probe](features, *labelled, **(mlp if probe == "mlp" else {}))
         more = {}
@@ -404,7 +409,7 @@ def add_probes(
         )
         results = list(tqdm(work, total=len(jobs), desc=f"Probes of {name}"))
     torch.set_num_threads(threads)
-    for (probe, (layer, pooling)), (result, more) in zip(jobs, results, strict=True):
+    for (probe, layer, pooling), (result, more) in zip(jobs, results, strict=True):
         place = Place(name, layer, poolings[pooling], probe)
         facts = result.setting | {"converged": float(result.converged)} | more
         board.add(place, result.probabilities, result.repeats, **facts)

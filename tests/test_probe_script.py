@@ -302,7 +302,7 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
         "train_file": topic_files["train"],
         "test_file": topic_files["test_labels"],
         "token_pooling": ["mean"],
-        "probes": ["linear", "knn", "mlp"],
+        "probes": ["linear", "knn", "mlp", "mix"],
         "mlp_widths": [16],
         "mlp_repeats": 2,
         "analyses": ["mdl"],
@@ -312,6 +312,7 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
     names = [name for name in headline["what"] if "best frozen layer" in name]
     assert names == [f"base: best frozen layer{more}" for more in ("", ", knn", ", mlp")]
     assert headline["test accuracy"][4:].min() > 0.6
+    assert list(headline["what"])[-1] == "base: learned mix of layers"
     results = pd.read_csv(tmp_path / "o" / "results.csv")
     compression = results[results.metric == "mdl_compression"].set_index("layer")["value"]
     assert list(compression.index) == [0, 1, 2, 3, 4] and (compression > 1).all()

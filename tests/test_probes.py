@@ -231,3 +231,26 @@ def test_words_counted(kind):
     decided = p[:, 0] > 1.25 if kind == "regression" else p.argmax(1) == 1
     assert (decided == (classes[50:] == 1)).all()
     assert tfidf_baseline({"train": ["", "!"], "validation": [""]}, y[:2], 2, kind, None) is None
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+def test_the_mix_finds_the_layer_that_knows(kind):
+    x, y = task(kind)
+    rng = np.random.default_rng(5)
+    noise = lambda rows: rng.normal(size=rows.shape).astype(np.float32)  # noqa: E731
+    stacked = {s: np.stack([noise(rows), rows, noise(rows)], axis=1) for s, rows in x.items()}
+    score = lambda p: SCORES[kind](p, y["validation"])[MAIN[kind]]  # noqa: E731
+    result = probes.fit_mix_probe(stacked, y, 3, kind, score)
+    weights = [result.setting[f"weight_{k}"] for k in range(3)]
+    assert sum(weights) == pytest.approx(1) and weights[1] > 0.8 and result.converged
+    assert SCORES[kind](result.probabilities["test"], y["test"])[MAIN[kind]] > 0.85
+
+
+def test_with_one_layer_the_mix_is_the_linear_probe():
+    x, y, _ = planted(classes=4)
+    features, labels = {"train": x, "validation": x[:50]}, {"train": y}
+    (linear,) = fit_multinomial(Standardiser(x)(x), y, 4, [0.1])
+    stacked = {split: rows[:, None] for split, rows in features.items()}
+    mixed = probes.fit_mix_probe(stacked, labels, 4, "single_label", lambda p: 0.0, (0.1,))
+    expected = linear.predict(Standardiser(x)(x))
+    np.testing.assert_allclose(mixed.probabilities["train"], expected, atol=2e-3)
