@@ -206,6 +206,11 @@ class TargetArguments:
         if self.skip_labels and self.task_level == "sequence":
             raise InputError("--skip_labels needs a --task_level of words")
 
+    @property
+    def slots(self) -> int:
+        """How many words (or spans) a target has side by side; 0: documents are labelled."""
+        return {"sequence": 0, "token": 1, "span": 1, "pair": 2}[self.task_level]
+
 
 def unescape(text: str) -> str:
     return text.replace("\\t", "\t").replace("\\n", "\n")

@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from command_line import as_input_error
 from labels import LabelSpec
-from modeling import DocumentClassifierConfig, document_loss
+from modeling import DocumentClassifierConfig, document_loss, without_padding
 
 # The score that picks the best checkpoint and the best layer, and whether more is better.
 MAIN_METRIC = {
@@ -181,9 +181,10 @@ def metric_function(
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions)
         labels = torch.as_tensor(prediction.label_ids)
+        if logits.dim() == 3:  # of words
+            logits, labels = without_padding(logits, labels)
         loss = document_loss(logits, labels, config).item()
-        probabilities = spec.probabilities(prediction.predictions)
-        return {"loss": loss, **scores_of(probabilities, prediction.label_ids)}
+        return {"loss": loss, **scores_of(spec.probabilities(logits.numpy()), labels.numpy())}
 
     return compute
 

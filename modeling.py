@@ -98,6 +98,16 @@ def document_loss(
     return total / num_items
 
 
+IGNORED = -100  # the label of padding
+
+
+def without_padding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of words: [..., documents, targets, labels] and [documents, targets] -> those that are there,
+    [..., targets, labels] and [targets]."""
+    there = labels != IGNORED
+    return logits[..., there, :], labels[there]
+
+
 def standardise(
     logits: Tensor, labels: Tensor, config: "DocumentClassifierConfig"
 ) -> tuple[Tensor, Tensor]:
@@ -343,7 +353,8 @@ class DocumentClassifierConfig(PreTrainedConfig):
     `segments_per_forward` bounds how many windows the encoder sees at once. `windows` and
     `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
     `target_mean` and `target_scale` (one per target) undo the
-    standardisation of regression targets.
+    standardisation of regression targets. `slots` above 0: words inside documents are classified
+    and not documents, each by so many slots (see targets.py; a pair has two).
     """
 
     model_type = "document_classifier"
@@ -364,6 +375,7 @@ class DocumentClassifierConfig(PreTrainedConfig):
         special_tokens: dict | None = None,
         target_mean: Sequence[float] = (0.0,),
         target_scale: Sequence[float] = (1.0,),
+        slots: int = 0,
         **kwargs: Any,
     ):
         # The parent comes before the encoder's config: it resets the attention implementation of
@@ -386,6 +398,7 @@ class DocumentClassifierConfig(PreTrainedConfig):
         self.special_tokens = special_tokens or {}
         self.target_mean = list(target_mean)
         self.target_scale = list(target_scale)
+        self.slots = slots
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.encoder_config if self.encoder_config is not None else self
@@ -429,7 +442,7 @@ class DocumentClassifier(PreTrainedModel):
         if config.segment_pooling == "attention":
             self.segment_attention = AttentionPooling(features)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(features, config.num_labels)
+        self.head = nn.Linear(features * max(1, config.slots), config.num_labels)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -449,8 +462,9 @@ class DocumentClassifier(PreTrainedModel):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        places: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple:
-        """Classify documents.
+        """Classify documents, or, with `slots`, words inside them.
 
         Args:
             input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives
@@ -458,20 +472,27 @@ class DocumentClassifier(PreTrainedModel):
             attention_mask: like `input_ids`; a segment with no 1 is absent.
             labels: [documents] or [documents, labels]; adds the loss.
             num_items_in_batch: see `document_loss`.
+            places: of words [documents, targets, slots, tokens]: the tokens of each slot, counted
+                over segments * length; -1 is none. Labels are then [documents, targets], -100 is
+                none.
 
         Returns:
-            loss (with labels) and logits [documents, labels]; in training with several
-            `dropout_samples` and no labels, logits [samples, documents, labels].
+            loss (with labels) and logits [documents, labels] (of words [documents, targets,
+            labels]); in training with several `dropout_samples` and no labels, one more dimension
+            in front.
         """
+        if self.config.slots and places is None:
+            raise ValueError("this model classifies words: pass their places (see targets.py)")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if input_ids.dim() == 2:
             input_ids, attention_mask, token_type_ids = self._as_documents(
                 input_ids, attention_mask, token_type_ids
             )
-        document = self.pool_documents(
-            input_ids, attention_mask, token_type_ids
-        )  # [documents, features]
+        if places is None:
+            document = self.pool_documents(input_ids, attention_mask, token_type_ids)
+        else:  # [documents, targets, features]
+            document = self.pool_words(input_ids, attention_mask, token_type_ids, places)
         document = document.to(self.head.weight.dtype)
         if self.training and self.config.dropout_samples > 1 and labels is None:
             document = document.expand(self.config.dropout_samples, *document.shape)
@@ -482,7 +503,8 @@ class DocumentClassifier(PreTrainedModel):
             )
         loss = None
         if labels is not None:
-            loss = document_loss(logits, labels, self.config, num_items_in_batch)
+            scored = (logits, labels) if places is None else without_padding(logits, labels)
+            loss = document_loss(*scored, self.config, num_items_in_batch)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -504,6 +526,27 @@ class DocumentClassifier(PreTrainedModel):
         return self._pool(
             SEGMENT_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
         )
+
+    def pool_words(
+        self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None, places: Tensor
+    ) -> Tensor:
+        """[documents, segments, length] -> [documents, targets, slots * features]: the mean over
+        the tokens of each slot, in whichever windows they stand."""
+        present = attention_mask.bool().any(dim=-1)  # [documents, segments]
+        types = None if types is None else types[present]
+        mask = attention_mask[present]
+        numbers = self.config.layers
+        layers = encode_layers(self.encoder, input_ids[present], mask, types, numbers)
+        real = self._pool_layers(layers)  # [real, length, features]
+        windows = real.new_zeros(*input_ids.shape, real.shape[-1])
+        windows[present] = real
+        flat = windows.flatten(1, 2)  # [documents, segments * length, features]
+        there = places >= 0
+        rows = torch.arange(len(flat), device=flat.device).view(-1, 1, 1, 1)
+        tokens = flat[rows, places.clamp_min(0)]  # [documents, targets, slots, tokens, features]
+        tokens = tokens * there.unsqueeze(-1)
+        counts = there.sum(dim=-1, keepdim=True).clamp_min(1)
+        return (tokens.sum(dim=3) / counts).flatten(2)
 
     def _run_windows(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
         """Windows [real, length] -> [real, features], in parts of `segments_per_forward`.

@@ -219,7 +219,8 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
         if column in history:
             left.plot(history["step"], history[column], marker="o", label=label)
     left.set(xlabel="step", ylabel="loss", title="Loss")
-    left.legend()
+    if left.lines:
+        left.legend()
     if metric in history:
         right.plot(history["step"], history[metric], marker="o", color="tab:green")
     name = metric.removeprefix("eval_")

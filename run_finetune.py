@@ -24,6 +24,7 @@ from arguments import (
     DataArguments,
     EncoderArguments,
     LabelArguments,
+    TargetArguments,
     TextArguments,
     WindowArguments,
 )
@@ -72,6 +73,7 @@ OWN_ARGUMENTS = (
     DataArguments,
     TextArguments,
     LabelArguments,
+    TargetArguments,
     WindowArguments,
     EncoderArguments,
     ModelArguments,
@@ -138,10 +140,12 @@ from layers import group_table, layer_groups, layer_rates, unfrozen_from
 from losses import TrainingLoss, settle_loss
 from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function, score_function
 from modeling import (
+    IGNORED,
     DocumentClassifier,
     DocumentClassifierConfig,
     is_document_classifier,
     num_blocks,
+    without_padding,
 )
 from outputs import (
     evaluation_history,
@@ -160,6 +164,13 @@ from pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from regularisers import Adversary, AveragingTrainer
 from start import build_model, load_start, prepare_training
 from submission import SampleSubmission
+from targets import (
+    TargetCollator,
+    cut_targets,
+    read_target_splits,
+    settle_target_labels,
+    with_labels,
+)
 from text_data import Table, choose_subset, hold_out_validation, label_documents, read_splits
 from thresholds import check_kind
 from time_budget import TimeBudget
@@ -173,6 +184,7 @@ class Arguments(NamedTuple):
     data: DataArguments
     text: TextArguments
     label: LabelArguments
+    target: TargetArguments
     window: WindowArguments
     checkpoint: EncoderArguments
     model: ModelArguments
@@ -205,7 +217,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     path, hub = str(start or args.checkpoint.model_name_or_path), args.checkpoint.hub
 
     # 2. Tables -> labelled documents, and what they are to be submitted as
-    spec, documents, tables = read_labelled(args.data, args.text, args.label, path)
+    if args.target.task_level == "sequence":
+        spec, documents, tables = read_labelled(args.data, args.text, args.label, path)
+    else:
+        spec, documents, tables = read_words(args, path)
     documents = only_wanted(documents, args.as_run)
     check_documents(documents, trained, args)
     folds = None
@@ -218,12 +233,19 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 3. Documents -> windows
     tokenizer = load_tokenizer(args.checkpoint.tokenizer_name or path, **hub)
-    windows, special = settle_windows(args.window.given, path, tokenizer, **hub)
+    given = args.window.given
+    if args.target.slots:  # no word is to be cut off
+        given = {"truncation": "hierarchical"} | given
+    windows, special = settle_windows(given, path, tokenizer, **hub)
     rows = {}
     for split, texts in documents.items():
+        if args.target.slots:
+            rows[split] = cut_targets(texts, tokenizer, windows, special)
+            continue
         rows[split], report = to_windows(texts, tokenizer, windows, special)
         logger.info("%s, %s %d: %s", split, windows.truncation, windows.max_seq_length, report)
     shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
+    shape["slots"] = args.target.slots
 
     # 4. Which models: one, or one for each fold and seed
     parts = trained or plan_parts(folds, args.folds.wanted, args.folds.seeds, seed)
@@ -280,6 +302,11 @@ def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]
     return {name: True}
 
 
+NOT_OF_WORDS = (
+    *("num_folds", "fold_column_name", "seeds", "sample_submission", "fit_thresholds"),
+    *("train_fraction", "train_per_class", "rdrop_alpha", "token_pooling", "segment_pooling"),
+    *("segments_per_forward", "text_pair", "max_segments"),
+)
 NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")
 
 
@@ -295,6 +322,11 @@ def check_arguments(args: Arguments) -> None:
         for flag, names in needs.items():
             if as_run.get(flag) and not any(getattr(data, name) for name in names):
                 raise InputError(f"--{flag} needs " + " or ".join(f"--{name}" for name in names))
+    if args.target.slots:
+        given = {**vars(args.folds), **vars(args.submission), **vars(args.run), **as_run}
+        for name in NOT_OF_WORDS:
+            if given.get(name):
+                raise InputError(f"--{name} does not go with --task_level {args.target.task_level}")
     frozen_by_lora = {name: as_run.get(name) for name in NOT_WITH_LORA}
     frozen_by_lora["freeze"] = as_run["freeze"] != "none"
     for name, value in frozen_by_lora.items():
@@ -329,6 +361,20 @@ def read_labelled(
     spec = settle_labels(tables, label, path)
     documents = label_documents(tables, data.limits, spec, **text.columns)
     return spec, documents, tables
+
+
+def read_words(
+    args: Arguments, path: str
+) -> tuple[LabelSpec, dict[str, Dataset], dict[str, Table]]:
+    """The same for --task_level token, span or pair: documents with targets (see targets.py)."""
+    tables = read_splits(**args.data.sources, **args.text.format)
+    how = (args.target, args.text.id_column_name, args.label.validation_split, args.training.seed)
+    documents = read_target_splits(tables, args.data.limits, *how)
+    if "train" in documents:
+        spec = settle_target_labels(documents, args.target.task_level)
+    else:
+        spec = settle_labels(tables, args.label, path)
+    return spec, {split: with_labels(rows, spec) for split, rows in documents.items()}, tables
 
 
 def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) -> LabelSpec:
@@ -513,12 +559,19 @@ def run_part(
     )
     check_vocabulary(tokenizer, encoder, start)
     labels = splits["train"]["labels"][:] if trains else []
+    if shape["slots"]:
+        labels = [label for own in labels for label in own]
     if pseudo is not None:
         weight = args.folds.pseudo_label_weight
         rows = add_pseudo_labels(splits["train"], splits["test"], pseudo, weight, spec)
         splits = splits | {"train": rows}
     spec = spec.fitted_to(labels) if trains else spec
     model, new_head = build_model(encoder, before, args.model, spec, shape, tokenizer)
+    if new_head and not trains:
+        raise InputError(
+            f"--model_name_or_path {start}: its head was trained for other labels, layers, pooling "
+            "or task level than these flags say; leave them out, or give --train_file"
+        )
     lora = prepare_training(model, new_head, labels, args.rates, args.adapter) if trains else None
 
     # b. The trainer
@@ -537,7 +590,7 @@ def run_part(
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
-        data_collator=DocumentCollator(pad_id(tokenizer)),
+        data_collator=collator_for(model.config, pad_id(tokenizer)),
         compute_metrics=metric_function(spec, model.config, args.run.extra_metrics),
         callbacks=[*early_stopping(args.run.early_stopping_patience), *callbacks],
     )
@@ -566,6 +619,12 @@ def run_part(
             remove_checkpoints(scratch)
     wait_for_all()
     return results
+
+
+def collator_for(config: DocumentClassifierConfig, padding_id: int) -> DocumentCollator:
+    if config.slots:
+        return TargetCollator(padding_id, config.window_spec().max_seq_length)
+    return DocumentCollator(padding_id)
 
 
 def where_to_go_on(part: Part, scratch: Path, training: TrainingArguments) -> str | None:
@@ -632,9 +691,11 @@ class ClassifierTrainer(AveragingTrainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None:
             return batches, count
-        divisor = sum(
-            self.loss_of(batch).divisor(batch["labels"], batch.get("weight")) for batch in batches
-        )
+        divisor = 0.0
+        for batch in batches:
+            labels = batch["labels"]
+            labels = labels[labels != IGNORED] if "places" in batch else labels
+            divisor = divisor + self.loss_of(batch).divisor(labels, batch.get("weight"))
         divisor = torch.as_tensor(divisor, device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             divisor = self.accelerator.gather(divisor).sum()
@@ -658,6 +719,8 @@ class ClassifierTrainer(AveragingTrainer):
         if loss.rdrop_alpha:  # two passes as one batch
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
         logits = model(**inputs).logits
+        if "places" in inputs:
+            logits, labels = without_padding(logits, labels)
         if loss.rdrop_alpha:
             total = sum(loss.total(half, labels, weights) for half in logits.chunk(2, dim=-2)) / 2
             total = total + loss.rdrop_alpha * loss.divergence(logits, weights)
@@ -754,7 +817,7 @@ def settle_training(
 def predict(
     trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
 ) -> dict[str, float]:
-    """Predict a split and write it in row order to `folder`.
+    """Predict a split and write it in row order to `folder`; of words id, target, prediction ...
 
     Rows go through the model piece by piece, the longest of a piece first: so there is little
     padding, and memory does not grow with the number of rows but for their probabilities.
@@ -764,22 +827,34 @@ def predict(
     """
     prefix = {"validation": "eval", "test": "test"}[split]
     compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
+    of_words = "places" in dataset.column_names
+    counts = [len(own) for own in dataset["places"]] if of_words else [1] * len(dataset)
+    ends = np.cumsum(counts)  # of the predictions of each row
     lengths = np.asarray(dataset["length"][:])
-    logits = np.empty((len(dataset), len(spec.names)), dtype=np.float32)
+    logits = np.empty((ends[-1], len(spec.names)), dtype=np.float32)
     started = time.monotonic()
     for start in range(0, len(dataset), ROWS_AT_ONCE):
         rows = start + longest_first(lengths[start : start + ROWS_AT_ONCE])
-        logits[rows] = trainer.predict(dataset.select(rows)).predictions
+        found = trainer.predict(dataset.select(rows)).predictions
+        if not of_words:
+            logits[rows] = found
+            continue
+        for row, own in zip(rows, found, strict=True):  # [targets and padding, labels]
+            logits[ends[row] - counts[row] : ends[row]] = own[: counts[row]]
     seconds = time.monotonic() - started
     trainer.compute_metrics = compute
     metrics = {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
     if "labels" in dataset.column_names:
-        labels = np.asarray(dataset["labels"][:])
+        labels = dataset["labels"][:]
+        labels = np.concatenate(labels) if of_words else np.asarray(labels)
         metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels))
     if trainer.is_world_process_zero():
-        probabilities = spec.probabilities(logits)
-        path = folder / f"predictions_{split}.csv"
-        write_predictions(path, spec, dataset["id"][:], probabilities)
+        probabilities, path = spec.probabilities(logits), folder / f"predictions_{split}.csv"
+        ids, columns = dataset["id"][:], {}
+        if of_words:
+            ids = [name for name, count in zip(ids, counts, strict=True) for _ in range(count)]
+            columns["target"] = np.concatenate([np.arange(count) for count in counts])
+        write_predictions(path, spec, ids, probabilities, **columns)
     metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
     scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
     logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
@@ -851,7 +926,7 @@ def write_model(
         summary=f"{spec.problem_type} document classifier, {len(spec.names)} labels: "
         + ", ".join(spec.names[:20])
         + (" ..." if len(spec.names) > 20 else ""),
-        usage=USAGE,
+        usage=USAGE_OF_WORDS if model.config.slots else USAGE,
         metrics=scores,
         arguments=changed(as_run, (*OWN_ARGUMENTS, TrainingArguments)),
     )
@@ -863,6 +938,16 @@ from transformers import pipeline
 
 classify = pipeline("text-classification", model="PATH OF THIS FOLDER", trust_remote_code=True)
 classify("Some text")
+
+# the encoder alone, without the head
+from transformers import AutoModel
+encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
+"""
+
+
+USAGE_OF_WORDS = """
+# labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\
+#     --task_level token (or span, pair, as it was trained)
 
 # the encoder alone, without the head
 from transformers import AutoModel

@@ -180,7 +180,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
             logger.info("%s, %s: %s", name, split, report)
 
     # 4. Model: one encoder, a head for each task
-    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
+    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict(), "slots": 0}
     encoder, _ = load_start(path, architecture, regularisers.encoder_dropout, **hub)
     check_vocabulary(tokenizer, encoder, path)
     heads = {

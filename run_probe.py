@@ -148,7 +148,9 @@ from probes import PROBES, ProbeResult, control_labels, fit_linear_probe, online
 from processes import is_main_process, leave_processes, start_processes
 from report import write_report_files
 from targets import (
+    TargetCollator,
     cut_targets,
+    offsets_of,
     read_target_splits,
     settle_target_labels,
     target_labels,
@@ -205,8 +207,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     facts = []
     for name, (layers, cut, about) in probed.items():
         add_probes(board, name, layers, task, probing)
-        if is_document_classifier(models[name]) and task.level == "sequence":
-            add_own_head(board, name, models[name], cut)
+        if is_document_classifier(models[name]):
+            add_own_head(board, name, models[name], cut, task.level)
         seen = find_seen(task.documents.get("test"), models[name], **hub_of(probing))
         facts.append(about | seen)
 
@@ -448,12 +450,16 @@ def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
 
 
 @torch.no_grad()
-def add_own_head(board: Scoreboard, name: str, path: str, cut: dict[str, Dataset]) -> None:
+def add_own_head(
+    board: Scoreboard, name: str, path: str, cut: dict[str, Dataset], level: str
+) -> None:
     """Scores of a fine-tuned model's own head, if it knows the same labels."""
     spec = board.spec
     model, _ = load_classifier(path)
     own = LabelSpec.from_config(model.config, spec.columns, spec.delimiter)
-    if (own.problem_type, own.names) != (spec.problem_type, spec.names):
+    slots = {"sequence": 0, "pair": 2}.get(level, 1)
+    knows = (own.problem_type, own.names, model.config.slots)
+    if knows != (spec.problem_type, spec.names, slots):
         logger.warning("%s: its head was trained for other labels and is not scored", name)
         return
     model = model.to(find_device()).eval()
@@ -464,15 +470,22 @@ def add_own_head(board: Scoreboard, name: str, path: str, cut: dict[str, Dataset
 
 
 def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
-    """[rows, labels], in row order."""
-    collate = DocumentCollator(model.config.pad_token_id or 0)
-    logits = np.empty((len(dataset), model.config.num_labels), dtype=np.float32)
-    columns = [c for c in ("windows", "window_types") if c in dataset.column_names]
-    data = dataset.select_columns(columns)
+    """[rows, labels] in row order; of words [targets, labels]."""
+    padding_id, slots = model.config.pad_token_id or 0, model.config.slots
+    if slots:
+        collate = TargetCollator(padding_id, model.config.window_spec().max_seq_length)
+    else:
+        collate = DocumentCollator(padding_id)
+    ends = offsets_of(dataset) if slots else np.arange(len(dataset) + 1)
+    logits = np.empty((ends[-1], model.config.num_labels), dtype=np.float32)
+    wanted = ("windows", "window_types", "places")
+    rows_only = dataset.select_columns([n for n in dataset.column_names if n in wanted])
     for batch in token_batches(dataset["length"][:], 8192):
-        inputs = collate([data[int(row)] for row in batch])
-        inputs = {k: v.to(model.device) for k, v in inputs.items()}
-        logits[batch] = model(**inputs).logits.float().cpu().numpy()
+        inputs = collate([rows_only[int(i)] for i in batch])
+        found = model(**{k: v.to(model.device) for k, v in inputs.items()}).logits.float().cpu()
+        for row, own in zip(batch, found.numpy(), strict=True):
+            count = ends[row + 1] - ends[row]
+            logits[ends[row] : ends[row + 1]] = own[:count] if slots else own
     return logits
 
 

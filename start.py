@@ -151,5 +151,6 @@ def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -
         "layer_pooling",
         "token_pooling",
         "segment_pooling",
+        "slots",
     )
     return all(getattr(before, f) == getattr(now, f) for f in fields)

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from arguments import TargetArguments
+from batches import DocumentCollator
 from command_line import InputError
 from labels import LabelSpec, require_columns
+from modeling import IGNORED
 from text_data import Table, first_rows
 from windows import SpecialTokens, WindowSpec, cut_windows
 
@@ -148,6 +151,22 @@ def settle_target_labels(documents: dict[str, Dataset], column: str) -> LabelSpe
     return LabelSpec("single_label", names, (column,))
 
 
+def with_labels(documents: Dataset, spec: LabelSpec) -> Dataset:
+    """Documents with a column labels: the class numbers of their targets.
+
+    Raises:
+        InputError: for a label that the spec lacks.
+    """
+    place = {name: i for i, name in enumerate(spec.names)}
+    labels = []
+    for name, tags in zip(documents["id"], documents["tags"], strict=True):
+        stray = [tag for tag in tags if tag not in place]
+        if stray:
+            raise InputError(f"document {name}: label {stray[0]!r} is not one of the classifier's")
+        labels.append([place[tag] for tag in tags])
+    return documents.add_column("labels", labels)
+
+
 def target_labels(documents: Dataset, spec: LabelSpec) -> np.ndarray:
     """Class numbers of all targets [targets], document by document."""
     place = {name: i for i, name in enumerate(spec.names)}
@@ -178,7 +197,7 @@ def read_target_splits(
         )
         for split, table in tables.items()
     }
-    if "validation" in documents:
+    if "validation" in documents or "train" not in documents:
         return documents
     train = documents["train"]
     order = np.random.default_rng(seed).permutation(len(train))
@@ -208,6 +227,8 @@ def cut_targets(
         InputError: if the windows leave out words of a target.
     """
     columns: dict[str, list] = {"id": [], "windows": [], "length": [], "places": []}
+    if "labels" in documents.column_names:
+        columns["labels"] = documents["labels"][:]
     without = lost = 0
     for row in documents:
         ids, pieces = pieces_of_words(row["words"], tokenizer)
@@ -258,6 +279,34 @@ def pieces_of_words(
         for word in sorted({int(w) for w in word_at[first:last] if w >= 0}):
             pieces[word].append(token)
     return list(encoded["input_ids"]), pieces
+
+
+class TargetCollator(DocumentCollator):
+    """Documents with targets -> tensors; padded `places` are -1, padded labels -100."""
+
+    def __init__(self, pad_id: int, max_seq_length: int):
+        super().__init__(pad_id)
+        self.max_seq_length = max_seq_length
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = super().__call__([{"windows": row["windows"]} for row in rows])
+        length = batch["input_ids"].shape[2]
+        slots = len(rows[0]["places"][0])
+        targets = max(len(row["places"]) for row in rows)
+        tokens = max(len(slot) for row in rows for target in row["places"] for slot in target)
+        places = torch.full((len(rows), targets, slots, max(1, tokens)), -1)
+        for d, row in enumerate(rows):
+            for t, target in enumerate(row["places"]):
+                for s, slot in enumerate(target):
+                    found = [divmod(place, self.max_seq_length) for place in slot]
+                    at = [window * length + position for window, position in found]
+                    places[d, t, s, : len(at)] = torch.tensor(at, dtype=torch.long)
+        batch["places"] = places
+        if "labels" in rows[0]:
+            batch["labels"] = torch.full((len(rows), targets), IGNORED)
+            for d, row in enumerate(rows):
+                batch["labels"][d, : len(row["labels"])] = torch.tensor(row["labels"])
+        return batch
 
 
 def offsets_of(documents: Dataset) -> np.ndarray:

@@ -12,12 +12,13 @@ import torch
 from conftest import TOPICS, make_rows
 from datasets import Dataset
 
+import run_finetune
 import run_probe
 from arguments import TargetArguments
 from batches import settle_windows
 from command_line import InputError
 from features import TargetStore
-from modeling import load_encoder
+from modeling import load_classifier, load_encoder
 from probes import control_labels
 from targets import (
     cut_targets,
@@ -228,3 +229,95 @@ def test_flags_of_other_levels_are_refused(tiny_bert, sentences, topic_files, tm
     assert "--tags_column_name" in error(task_level="token", tags_column_name="w")
     assert "--heads_column_name" in error(task_level="pair", heads_column_name="w")
     assert "--targets_column_name" in error(task_level="span", targets_column_name="w")
+
+
+# ---------------------------------------------------------------- fine-tuning on words
+
+
+BASICS = {
+    "per_device_train_batch_size": 8,
+    "learning_rate": 3e-3,
+    "num_train_epochs": 8,
+    "id_column_name": "id",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+
+
+def finetune(tiny_bert, sentences, out, **arguments):
+    fields = {
+        **{"model_name_or_path": tiny_bert, "train_file": str(sentences / "train.jsonl.gz")},
+        **{"test_file": str(sentences / "test.jsonl.gz"), "output_dir": str(out)},
+    }
+    return run_finetune.main({**BASICS, **fields, **arguments})
+
+
+@pytest.mark.parametrize("level", ["token", "pair", "span"])
+def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, level):
+    target = {"task_level": level} | ({"target_label_field": "kind"} if level == "span" else {})
+    out = tmp_path / "o"
+    results = finetune(tiny_bert, sentences, out, max_seq_length=10, layers="last4", **target)
+    assert results["test_accuracy"] > 0.9
+    table = pd.read_csv(out / "predictions_test.csv")
+    rows = pd.read_json(sentences / "test.jsonl.gz", lines=True)
+    truth = {
+        "token": [tag for tags in rows["tags"] for tag in tags],
+        "pair": [tag for tags in rows["deprels"] for tag in tags[1:]],
+        "span": [target["kind"] for own in rows["targets"] for target in own],
+    }[level]
+    assert list(table.columns[:3]) == ["id", "target", "prediction"] and len(table) == len(truth)
+    assert results["test_accuracy"] == pytest.approx((table["prediction"] == truth).mean())
+    assert list(table["id"].drop_duplicates()) == list(rows["id"])
+    assert (table.groupby("id")["target"].max() + 1 == table.groupby("id").size()).all()
+    again = {
+        **{"model_name_or_path": str(out), "test_file": str(sentences / "test.jsonl.gz")},
+        **{"id_column_name": "id", "output_dir": str(tmp_path / "p"), "use_cpu": True},
+    }
+    run_finetune.main(again | target)
+    second = pd.read_csv(tmp_path / "p" / "predictions_test.csv")
+    pd.testing.assert_frame_equal(second, table, atol=1e-5)
+    with pytest.raises(
+        InputError, match=r"head was trained for other labels|is not one of the classifier"
+    ):
+        run_finetune.main(again | {"task_level": "token" if level == "pair" else "pair"})
+    headline = run_probe.main(
+        {
+            **{"models": [f"base={tiny_bert}", f"tuned={out}"], "id_column_name": "id"},
+            **{"train_file": str(sentences / "train.jsonl.gz"), "max_seq_length": 10},
+            **{"test_file": str(sentences / "test.jsonl.gz"), "output_dir": str(tmp_path / "q")},
+            **target,
+        }
+    )
+    score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
+    own = score["tuned: as fine-tuned, own head"]
+    assert own == pytest.approx(results["test_accuracy"])
+
+
+def test_the_loss_of_words_is_that_of_one_large_batch(tiny_bert, sentences, tmp_path):
+    """Sentences differ in length, so that a mean of batch means would differ."""
+    plain = {
+        **{"task_level": "token", "max_steps": 1, "optim": "sgd", "learning_rate": 1.0},
+        **{"head_dropout": 0.0, "encoder_dropout": 0.0, "max_grad_norm": 0.0, "warmup_steps": 0},
+        **{"layer_lr_decay": 1.0, "eval_strategy": "no", "save_strategy": "no"},
+        **{"load_best_model_at_end": False, "max_train_samples": 30, "weight_decay": 0.0},
+    }
+    states = []
+    for batch, accumulation in ((12, 1), (4, 3)):
+        out = tmp_path / str(batch)
+        options = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+        }
+        finetune(tiny_bert, sentences, out, **plain, **options)
+        states.append(load_classifier(out)[0].state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_flags_that_words_do_not_go_with(tiny_bert, sentences, tmp_path):
+    for name, value in (
+        ("num_folds", 3), ("seeds", [1, 2]), ("train_fraction", 0.5), ("rdrop_alpha", 1.0),
+        ("token_pooling", "mean"), ("segments_per_forward", 2), ("sample_submission", "x.csv"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"--{name} does not go with --task_level token"):
+            finetune(tiny_bert, sentences, tmp_path / "x", task_level="token", **{name: value})
