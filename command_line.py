@@ -267,4 +267,5 @@ OWN_MODULES = (
     *("run_itpt", "run_finetune", "run_probe", "command_line", "text_data", "labels", "batches"),
     *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
     *("run_multitask", "start", "folds", "submission", "thresholds", "ensemble", "plan"),
+    *("labelled", "prediction", "checkpoints", "targets", "features", "time_budget"),
 )

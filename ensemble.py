@@ -9,74 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pa_csv
 from datasets import Dataset
 
-from command_line import InputError, as_input_error
+from command_line import InputError
 from folds import Part
 from labels import LabelSpec
 from metrics import is_score
-from outputs import replacing, write_csv, write_json
+from outputs import write_csv, write_json
+from prediction import read_predictions, write_predictions
 from thresholds import KINDS, Thresholds, fit_and_judge, score
 
 logger = logging.getLogger(__name__)
-
-ROWS_AT_ONCE = 50_000
-
-# ---------------------------------------------------------------- tables
-
-
-def write_predictions(
-    path: str | os.PathLike,
-    spec: LabelSpec,
-    ids: Sequence[str],
-    probabilities: np.ndarray,
-    thresholds: Thresholds | None = None,
-    **columns: Sequence,
-) -> None:
-    """A prediction table (see `LabelSpec.prediction_table`), written in pieces.
-
-    Args:
-        probabilities: [n, labels].
-        columns: more of them, after the id, each of n values.
-    """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        for start in range(0, len(ids), ROWS_AT_ONCE):
-            piece = slice(start, start + ROWS_AT_ONCE)
-            more = {name: values[piece] for name, values in columns.items()}
-            table = spec.prediction_table(ids[piece], probabilities[piece], thresholds, **more)
-            table.to_csv(file, index=False, header=start == 0)
-
-
-def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str], np.ndarray]:
-    """What `write_predictions` wrote, number for number.
-
-    Returns:
-        ids; probabilities or values [n, labels].
-
-    Raises:
-        InputError: naming the file, if it is not there or lacks a column of the labels.
-    """
-    table = read_table_of(path)
-    missing = [name for name in ("id", *spec.value_columns) if name not in table]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]!r}; it holds predictions of other labels")
-    return table["id"].tolist(), table[spec.value_columns].to_numpy(dtype=np.float64)
-
-
-def read_table_of(path: str | os.PathLike) -> pd.DataFrame:
-    """A csv that one of these scripts wrote: ids as text, numbers to the last digit."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    text = {"id": pa.string(), "label": pa.string()}
-    with as_input_error(str(path)):
-        table = pa_csv.read_csv(
-            path,
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False),
-        )
-    return table.to_pandas()
 
 
 # ---------------------------------------------------------------- many tables -> one

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from command_line import InputError
-from ensemble import read_table_of
 from labels import LabelSpec
+from prediction import read_table_of
 
 
 class PseudoLabels(NamedTuple):

@@ -91,7 +91,6 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     sys.exit()
 
 import copy
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +102,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -119,59 +117,47 @@ from batches import (
     check_vocabulary,
     keep_all_columns,
     load_tokenizer,
-    longest_first,
     pad_id,
     refuse_other_order,
     settle_windows,
     to_windows,
 )
 from checkpoints import MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
-from ensemble import (
-    ROWS_AT_ONCE,
-    combine,
-    read_predictions,
-    read_thresholds,
-    write_predictions,
-)
-from fingerprint import find_seen, read_fingerprint, write_fingerprint
+from ensemble import combine, read_thresholds
+from fingerprint import find_seen
 from folds import Part, plan_parts, rows_of_part, settle_folds
+from labelled import read_labelled, read_words
 from labels import LabelSpec
 from layers import group_table, layer_groups, layer_rates, unfrozen_from
 from losses import TrainingLoss, settle_loss
-from metrics import LESS_IS_BETTER, MAIN_METRIC, is_score, metric_function, score_function
+from metrics import LESS_IS_BETTER, MAIN_METRIC, metric_function, score_function
 from modeling import (
     IGNORED,
-    DocumentClassifier,
     DocumentClassifierConfig,
-    is_document_classifier,
     num_blocks,
     without_padding,
 )
 from outputs import (
     evaluation_history,
-    model_card,
     plot_history,
-    replacing_files,
     versions,
     write_csv,
     write_json,
-    write_text,
     write_yaml,
 )
 from plan import check_plan, digest_of, is_done, make_plan, read_parts, write_plan
+from prediction import predict, read_predictions
 from processes import agreed, is_main_process, wait_for_all
 from pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from regularisers import Adversary, AveragingTrainer
+from saving import write_model
 from start import build_model, load_start, prepare_training
 from submission import SampleSubmission
 from targets import (
     TargetCollator,
     cut_targets,
-    read_target_splits,
-    settle_target_labels,
-    with_labels,
 )
-from text_data import Table, choose_subset, hold_out_validation, label_documents, read_splits
+from text_data import choose_subset, hold_out_validation
 from thresholds import check_kind
 from time_budget import TimeBudget
 
@@ -220,7 +206,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     if args.target.task_level == "sequence":
         spec, documents, tables = read_labelled(args.data, args.text, args.label, path)
     else:
-        spec, documents, tables = read_words(args, path)
+        where = (args.data, args.text, args.label, args.target)
+        spec, documents, tables = read_words(*where, path, seed)
     documents = only_wanted(documents, args.as_run)
     check_documents(documents, trained, args)
     folds = None
@@ -351,48 +338,6 @@ def check_arguments(args: Arguments) -> None:
 
 
 # ---------------------------------------------------------------- 2. documents, labels, folds
-
-
-def read_labelled(
-    data: DataArguments, text: TextArguments, label: LabelArguments, path: str
-) -> tuple[LabelSpec, dict[str, Dataset], dict[str, Table]]:
-    """The tables of a task -> what its labels are, documents by split with their labels, tables."""
-    tables = read_splits(**data.sources, **text.format)
-    spec = settle_labels(tables, label, path)
-    documents = label_documents(tables, data.limits, spec, **text.columns)
-    return spec, documents, tables
-
-
-def read_words(
-    args: Arguments, path: str
-) -> tuple[LabelSpec, dict[str, Dataset], dict[str, Table]]:
-    """The same for --task_level token, span or pair: documents with targets (see targets.py)."""
-    tables = read_splits(**args.data.sources, **args.text.format)
-    how = (args.target, args.text.id_column_name, args.label.validation_split, args.training.seed)
-    documents = read_target_splits(tables, args.data.limits, *how)
-    if "train" in documents:
-        spec = settle_target_labels(documents, args.target.task_level)
-    else:
-        spec = settle_labels(tables, args.label, path)
-    return spec, {split: with_labels(rows, spec) for split, rows in documents.items()}, tables
-
-
-def settle_labels(tables: dict[str, Table], label: LabelArguments, path: str) -> LabelSpec:
-    """From the training labels; without training, from the classifier that is loaded."""
-    columns, delimiter = label.label_column_name, label.label_delimiter
-    if "train" in tables:
-        spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
-    elif is_document_classifier(path):
-        config = DocumentClassifierConfig.from_pretrained(path)
-        spec = LabelSpec.from_config(config, columns, delimiter)
-    else:
-        raise InputError(
-            f"--model_name_or_path {path} was not written by run_finetune.py, so it cannot "
-            "predict; give --train_file"
-        )
-    names = ", ".join(spec.names[:12]) + (" ..." if len(spec.names) > 12 else "")
-    logger.info("Labels: %s, %d: %s", spec.problem_type, len(spec.names), names)
-    return spec
 
 
 def only_wanted(documents: dict[str, Dataset], as_run: dict[str, Any]) -> dict[str, Dataset]:
@@ -811,56 +756,6 @@ def settle_training(
     return training
 
 
-# ---------------------------------------------------------------- predict
-
-
-def predict(
-    trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
-) -> dict[str, float]:
-    """Predict a split and write it in row order to `folder`; of words id, target, prediction ...
-
-    Rows go through the model piece by piece, the longest of a piece first: so there is little
-    padding, and memory does not grow with the number of rows but for their probabilities.
-
-    Returns:
-        metrics with the prefix eval_ or test_.
-    """
-    prefix = {"validation": "eval", "test": "test"}[split]
-    compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
-    of_words = "places" in dataset.column_names
-    counts = [len(own) for own in dataset["places"]] if of_words else [1] * len(dataset)
-    ends = np.cumsum(counts)  # of the predictions of each row
-    lengths = np.asarray(dataset["length"][:])
-    logits = np.empty((ends[-1], len(spec.names)), dtype=np.float32)
-    started = time.monotonic()
-    for start in range(0, len(dataset), ROWS_AT_ONCE):
-        rows = start + longest_first(lengths[start : start + ROWS_AT_ONCE])
-        found = trainer.predict(dataset.select(rows)).predictions
-        if not of_words:
-            logits[rows] = found
-            continue
-        for row, own in zip(rows, found, strict=True):  # [targets and padding, labels]
-            logits[ends[row] - counts[row] : ends[row]] = own[: counts[row]]
-    seconds = time.monotonic() - started
-    trainer.compute_metrics = compute
-    metrics = {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
-    if "labels" in dataset.column_names:
-        labels = dataset["labels"][:]
-        labels = np.concatenate(labels) if of_words else np.asarray(labels)
-        metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels))
-    if trainer.is_world_process_zero():
-        probabilities, path = spec.probabilities(logits), folder / f"predictions_{split}.csv"
-        ids, columns = dataset["id"][:], {}
-        if of_words:
-            ids = [name for name, count in zip(ids, counts, strict=True) for _ in range(count)]
-            columns["target"] = np.concatenate([np.arange(count) for count in counts])
-        write_predictions(path, spec, ids, probabilities, **columns)
-    metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
-    scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
-    logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
-    return metrics
-
-
 # ---------------------------------------------------------------- 6. submission
 
 
@@ -892,67 +787,13 @@ def write_part(
 ) -> None:
     """A model and its curves."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    write_model(model, trainer.processing_class, folder, results, spec, as_run, with_encoder)
+    arguments = changed(as_run, (*OWN_ARGUMENTS, TrainingArguments))
+    what = (results, spec, as_run, arguments, with_encoder)
+    write_model(model, trainer.processing_class, folder, *what)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
-
-
-def write_model(
-    model: DocumentClassifier,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    results: dict[str, Any],
-    spec: LabelSpec,
-    as_run: dict[str, Any],
-    with_encoder: bool = True,
-) -> None:
-    """The classifier with its code; and the encoder alone as a plain `AutoModel` checkpoint, which
-    is left out where many models are kept."""
-    hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
-    with replacing_files(folder) as temporary:
-        alone = [(model.encoder, temporary / "encoder")] if with_encoder else []
-        for part, where in ((model, temporary), *alone):
-            part.save_pretrained(where)
-            tokenizer.save_pretrained(where)
-            if hashes is not None:  # what the encoder has seen stays with it
-                write_fingerprint(where, hashes)
-    scores = {k: v for k, v in results.items() if is_score(k)}
-    card = model_card(
-        title=folder.name,
-        base_model=as_run["model_name_or_path"],
-        pipeline_tag="text-classification",
-        summary=f"{spec.problem_type} document classifier, {len(spec.names)} labels: "
-        + ", ".join(spec.names[:20])
-        + (" ..." if len(spec.names) > 20 else ""),
-        usage=USAGE_OF_WORDS if model.config.slots else USAGE,
-        metrics=scores,
-        arguments=changed(as_run, (*OWN_ARGUMENTS, TrainingArguments)),
-    )
-    write_text(folder / "README.md", card)
-
-
-USAGE = """
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="PATH OF THIS FOLDER", trust_remote_code=True)
-classify("Some text")
-
-# the encoder alone, without the head
-from transformers import AutoModel
-encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
-"""
-
-
-USAGE_OF_WORDS = """
-# labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\
-#     --task_level token (or span, pair, as it was trained)
-
-# the encoder alone, without the head
-from transformers import AutoModel
-encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
-"""
 
 
 if __name__ == "__main__":

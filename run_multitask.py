@@ -115,8 +115,9 @@ from batches import (
     to_windows,
 )
 from checkpoints import find_checkpoint, remove_checkpoints
-from command_line import as_input_error, refuse_data_parallel
+from command_line import as_input_error, changed, refuse_data_parallel
 from fingerprint import find_seen, read_fingerprint, write_fingerprint
+from labelled import read_labelled
 from labels import LabelSpec
 from layers import freeze, layer_rates, reinit_top_blocks
 from losses import TrainingLoss
@@ -132,14 +133,9 @@ from outputs import (
     write_json,
     write_yaml,
 )
-from run_finetune import (
-    ClassifierTrainer,
-    device_precision,
-    early_stopping,
-    predict,
-    read_labelled,
-    write_model,
-)
+from prediction import predict
+from run_finetune import ClassifierTrainer, device_precision, early_stopping
+from saving import write_model
 from start import build_model, load_start, start_at_frequencies
 from text_data import hold_out_validation
 
@@ -368,7 +364,9 @@ def write_run(
             write_fingerprint(temporary, hashes)
     for name, spec in specs.items():
         own = {k.replace(f"_{name}_", "_", 1): v for k, v in results.items() if f"_{name}_" in k}
-        write_model(model.whole(name), tokenizer, folder / name, own, spec, as_run)
+        arguments = changed(as_run, (*OWN_ARGUMENTS, TrainingArguments))
+        what = (own, spec, as_run, arguments)
+        write_model(model.whole(name), tokenizer, folder / name, *what)
         write_json(folder / name / "all_results.json", own | {"versions": versions()})
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)

@@ -23,12 +23,12 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from command_line import InputError, read_arguments, run_script
-from ensemble import read_predictions, read_table_of, write_predictions
 from labels import LabelSpec, to_number
 from metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
 from modeling import DocumentClassifierConfig
 from outputs import markdown_table, versions, write_csv, write_json, write_text
 from plan import read_parts
+from prediction import read_predictions, read_table_of, write_predictions
 from submission import SampleSubmission
 
 

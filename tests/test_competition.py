@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, WORDS, make_rows
 
-import ensemble
+import prediction
 import run_finetune
 from command_line import InputError
 from time_budget import StopInTime, TimeBudget
@@ -41,7 +41,7 @@ def run(tiny_bert, files, out, **arguments):
 
 
 def read(path):
-    return ensemble.read_table_of(path)
+    return prediction.read_table_of(path)
 
 
 def probabilities(table):
@@ -115,8 +115,7 @@ def test_the_submission_has_the_samples_rows_in_its_order(folded, sample):
 def test_a_folder_of_folds_predicts_again(folded, tmp_path, monkeypatch, topic_files, sample):
     """Bit by bit, from saved weights, in pieces of any size."""
     out, _ = folded
-    monkeypatch.setattr(run_finetune, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(ensemble, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(prediction, "ROWS_AT_ONCE", 7)
     arguments = {
         "model_name_or_path": str(out),
         "test_file": topic_files["test"],

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, make_rows
 
 import run_finetune
-from ensemble import read_table_of
+from prediction import read_table_of
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
