@@ -323,12 +323,20 @@ class SharedOut(Sampler[list[int]]):
     get them all: their mean, and so the gradient, stays the same.
     """
 
-    def __init__(self, order: Sampler[int], batch_size: int, process: int = 0, processes: int = 1):
-        self.order, self.batch_size = order, batch_size
+    def __init__(
+        self,
+        order: Sampler[int],
+        batch_size: int,
+        process: int = 0,
+        processes: int = 1,
+        drop_last: bool = False,
+    ):
+        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
         self.process, self.processes = process, processes
 
     def __len__(self) -> int:
-        return -(-len(self.order) // (self.batch_size * self.processes))
+        together = self.batch_size * self.processes
+        return len(self.order) // together if self.drop_last else -(-len(self.order) // together)
 
     def __iter__(self) -> Iterator[list[int]]:
         together: list[int] = []
@@ -337,7 +345,7 @@ class SharedOut(Sampler[list[int]]):
             if len(together) == self.batch_size * self.processes:
                 yield self._own(together)
                 together = []
-        if together:
+        if together and not self.drop_last:
             yield self._own(together)
 
     def _own(self, together: list[int]) -> list[int]:

@@ -67,7 +67,8 @@ def digest_of(plan: dict[str, Any]) -> str:
 def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Raises InputError, naming what differs, if models of another plan are in the folder."""
     file = folder / FILE
-    if not file.is_file() or not any(folder.glob("*/all_results.json")):
+    begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
+    if not file.is_file() or not begun:
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     for kind in ("arguments", "files"):

@@ -241,7 +241,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 5. Each model: train it, predict with it, write it; those that are done stay as they are
     results: dict[str, Any] = {}
-    todo = parts if trained else not_done(folder, parts)
+    todo = parts if trained else not_done(folder, scratch, parts, args.run.keep_checkpoints)
     for number, part in enumerate(todo):
         if part.name:
             logger.info("%s, %d of %d", part.name, number + 1, len(todo))
@@ -427,9 +427,15 @@ def settle_folders(
     return folder if scratch is None else Path(scratch) / f"{folder.name}-{digest_of(plan)}"
 
 
-def not_done(folder: Path, parts: list[Part]) -> list[Part]:
-    """The models that an earlier command with the same arguments has not trained to their end."""
+def not_done(folder: Path, scratch: Path, parts: list[Part], keep: bool) -> list[Part]:
+    """The models that an earlier command with the same arguments has not trained to their end.
+
+    Args:
+        keep: whether checkpoints of the others stay (a kill may have left some).
+    """
     done = agreed([part.name for part in parts if part.name and is_done(folder, part)])
+    for name in done if is_main_process() and not keep else []:
+        remove_checkpoints(scratch / name)
     if done:
         logger.info("done before: %s", ", ".join(done))
     return [part for part in parts if part.name not in done]
@@ -706,7 +712,11 @@ class ClassifierTrainer(AveragingTrainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=SharedOut(
-                order, self._train_batch_size, args.process_index, args.world_size
+                order,
+                self._train_batch_size,
+                args.process_index,
+                args.world_size,
+                args.dataloader_drop_last,
             ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,

@@ -116,6 +116,8 @@ def test_steps_hold_the_same_rows_however_they_are_shared_out(batch, processes):
 
 def test_fewer_rows_than_processes_go_to_all_of_them():
     order = [*range(10)]
+    assert [*SharedOut(order, 4, 0, 1, True)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert len(SharedOut(order, 4, 0, 1, True)) == 2 and len(SharedOut(order, 4)) == 3
     shares = [list(SharedOut(order, 1, p, 3)) for p in range(3)]
     assert [share[-1] for share in shares] == [[9], [9], [9]]
     assert [share[0] for share in shares] == [[0], [1], [2]]

@@ -162,6 +162,11 @@ def test_finished_folds_are_kept_and_others_added(tiny_bert, topic_files, tmp_pa
         with pytest.raises(InputError, match=message):
             run(tiny_bert, topic_files, tmp_path / "o", **{"num_folds": 3} | change)
     assert (tmp_path / "o" / "predictions_oof.csv").read_bytes() == before
+    for fold in range(3):  # no model is done, but one was begun: that is not mixed up either
+        (tmp_path / "o" / f"fold-{fold}" / "all_results.json").unlink()
+    (tmp_path / "o" / "fold-1" / "checkpoint-7").mkdir()
+    with pytest.raises(InputError, match="--learning_rate was"):
+        run(tiny_bert, topic_files, tmp_path / "o", num_folds=3, learning_rate=1e-3)
 
 
 def test_a_model_that_memorises_shows_that_its_rows_were_not_trained_on(tiny_bert, tmp_path):

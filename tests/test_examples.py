@@ -323,3 +323,17 @@ def test_the_long_document_benchmark(tiny_bert, tmp_path, monkeypatch):
     assert long.peak_memory(options)["peak_gib"] > 0.05
     long.report(timed, [{"windows at once": 4, "peak_gib": 0.1, "seconds": 1.0}], options)
     assert "against linear" in (tmp_path / "report.md").read_text()
+
+
+def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
+    """Both ways reach the same objective, or their times would not compare."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = load_example("../benchmarks/probe_speed")
+    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--worker"]
+    found = {}
+    for way in ("features", "sklearn", "probes"):
+        monkeypatch.setattr(sys, "argv", [*line, way])
+        found[way] = speed.measure(speed.read_arguments())
+    assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 10
+    assert found["sklearn"]["fits"] == found["probes"]["fits"] == 30
+    assert found["probes"]["objective"] == pytest.approx(found["sklearn"]["objective"], rel=1e-3)
