@@ -13,7 +13,7 @@ import run_itpt
 import run_probe
 from command_line import InputError
 from fingerprint import read_fingerprint
-from modeling import load_encoder
+from modeling import load_classifier, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_probe_says_which_models_have_seen_the_test_text(
     assert [m.get("test_documents_in_pretraining") for m in models] == [None, 4, 4]
     report = (tmp_path / "probed" / "report.md").read_text()
     assert (
-        "Transductive: test text was in the further pretraining of** itpt (4 documents)" in report
+        "Transductive: test text was in the further pretraining of itpt (4 documents)" in report
     )
 
 
@@ -108,7 +108,7 @@ def test_a_kept_pooler_is_used_trained_and_saved(pretrained, topic_files, tiny_b
     assert not torch.equal(encoder.pooler.dense.weight, source)
     torch.testing.assert_close(encoder.pooler.dense.weight, source, atol=0.05, rtol=0)  # not anew
     # one window: the logits are the head on tanh(W [CLS] + b)
-    model = run_finetune.load_classifier(out)[0].eval()
+    model = load_classifier(out)[0].eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
     inputs = tokenizer(["red cat", "the dog runs"], padding=True, return_tensors="pt")
     with torch.no_grad():
