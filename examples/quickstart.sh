@@ -52,4 +52,4 @@ python "$here/run_probe.py" $text $labelled --test_file "$out/data/test_labels.c
   --models "base=$MODEL" "itpt=$out/itpt" "finetuned=$out/finetuned" \
   "itpt_finetuned=$out/itpt_finetuned" --output_dir "$out/probed"
 
-say "Done. Look at $out/probed/report.md, $out/finetuned/history.png, $out/finetuned/README.md"
+say "Done. Look at $out/probed/report.html, $out/finetuned/history.png, $out/finetuned/README.md"
