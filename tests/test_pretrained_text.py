@@ -89,9 +89,7 @@ def test_a_probe_says_which_models_have_seen_the_test_text(
     assert [m.get("transductive") for m in models] == [None, True, True]
     assert [m.get("test_documents_in_pretraining") for m in models] == [None, 4, 4]
     report = (tmp_path / "probed" / "report.md").read_text()
-    assert (
-        "Transductive: test text was in the further pretraining of itpt (4 documents)" in report
-    )
+    assert "Transductive: test text was in the further pretraining of itpt (4 documents)" in report
 
 
 # ---------------------------------------------------------------- pooler
