@@ -62,8 +62,5 @@ def _fit(
         model = OneVsRestClassifier(one).fit(x["train"], labels.astype(int))
         return {split: model.predict_proba(rows) for split, rows in x.items()}
     model = one.fit(x["train"], labels)
-    weights, bias = model.coef_, model.intercept_
-    if len(weights) == 1:
-        weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
-    predict = SoftmaxPredictor(weights, bias, model.classes_.astype(int), num_labels)
+    predict = SoftmaxPredictor.of(model, num_labels)
     return {split: predict(rows) for split, rows in x.items()}

@@ -399,11 +399,7 @@ def fit_multinomial(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # told by Fit.converged
             model.set_params(C=strength).fit(x, y)
-        weights, bias = model.coef_.copy(), model.intercept_.copy()
-        if len(weights) == 1:  # two classes: one column of log odds
-            weights = np.concatenate([np.zeros_like(weights), weights])
-            bias = np.concatenate([np.zeros_like(bias), bias])
-        predict = SoftmaxPredictor(weights, bias, model.classes_.astype(int), num_labels)
+        predict = SoftmaxPredictor.of(model, num_labels)
         fits.append(Fit(strength, bool(model.n_iter_.max() < MAX_ITERATIONS), predict))
     return fits
 
@@ -411,6 +407,15 @@ def fit_multinomial(
 class SoftmaxPredictor:
     def __init__(self, weights: np.ndarray, bias: np.ndarray, seen: np.ndarray, classes: int):
         self.weights, self.bias, self.seen, self.classes = weights, bias, seen, classes
+
+    @classmethod
+    def of(cls, model: LogisticRegression, num_labels: int) -> "SoftmaxPredictor":
+        """What a fitted model predicts now; it may be fitted again afterwards."""
+        weights, bias = model.coef_.copy(), model.intercept_.copy()
+        if len(weights) == 1:  # two classes: one column of log odds
+            weights = np.concatenate([np.zeros_like(weights), weights])
+            bias = np.concatenate([np.zeros_like(bias), bias])
+        return cls(weights, bias, model.classes_.astype(int), num_labels)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         logits = (x @ self.weights.T + self.bias).astype(np.float64)

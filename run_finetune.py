@@ -111,7 +111,6 @@ from transformers import (
 
 from adapters import merge_lora
 from batches import (
-    DocumentCollator,
     GroupedByLength,
     SharedOut,
     check_vocabulary,
@@ -133,7 +132,6 @@ from losses import TrainingLoss, settle_loss
 from metrics import LESS_IS_BETTER, MAIN_METRIC, metric_function, score_function
 from modeling import (
     IGNORED,
-    DocumentClassifierConfig,
     num_blocks,
     without_padding,
 )
@@ -154,7 +152,7 @@ from saving import write_model
 from start import build_model, load_start, prepare_training
 from submission import SampleSubmission
 from targets import (
-    TargetCollator,
+    collator_for,
     cut_targets,
 )
 from text_data import choose_subset, hold_out_validation
@@ -470,6 +468,8 @@ def time_left(
     budget: TimeBudget, parts_left: int, splits: dict[str, Dataset]
 ) -> list[TrainerCallback]:
     """Of --time_budget, an equal share for each model that is still to be trained."""
+    if budget.seconds is None:
+        return []
     tokens = [sum(splits[s]["length"][:]) if s in splits else 0 for s in (*TRAINED, "test")]
     return budget.callbacks(parts_left, *tokens)
 
@@ -570,12 +570,6 @@ def run_part(
             remove_checkpoints(scratch)
     wait_for_all()
     return results
-
-
-def collator_for(config: DocumentClassifierConfig, padding_id: int) -> DocumentCollator:
-    if config.slots:
-        return TargetCollator(padding_id, config.window_spec().max_seq_length)
-    return DocumentCollator(padding_id)
 
 
 def where_to_go_on(part: Part, scratch: Path, training: TrainingArguments) -> str | None:

@@ -116,7 +116,6 @@ from tqdm.auto import tqdm
 
 from baselines import majority_baseline, tfidf_baseline
 from batches import (
-    DocumentCollator,
     load_tokenizer,
     pad_id,
     settle_windows,
@@ -148,7 +147,7 @@ from probes import PROBES, ProbeResult, control_labels, fit_linear_probe, online
 from processes import is_main_process, leave_processes, start_processes
 from report import write_report_files
 from targets import (
-    TargetCollator,
+    collator_for,
     cut_targets,
     offsets_of,
     read_target_splits,
@@ -208,14 +207,15 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     for name, (layers, cut, about) in probed.items():
         add_probes(board, name, layers, task, probing)
         if is_document_classifier(models[name]):
-            add_own_head(board, name, models[name], cut, task.level)
+            add_own_head(board, name, models[name], cut, task.slots)
         seen = find_seen(task.documents.get("test"), models[name], **hub_of(probing))
-        facts.append(about | seen)
+        holds = describe_checkpoint(models[name], **hub_of(probing))
+        facts.append(about | {"holds": holds} | seen)
 
     # 5. Compare and write
     headline = headline_table(board, list(models), probing.probes)
-    changes = compare(board, probed, models, probing)
     features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
+    changes = compare(board, features, models, probing)
     write_report(folder, board, headline, changes, facts, features, as_run)
     headline = headline.drop(columns="place")
     logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
@@ -266,14 +266,14 @@ class Task:
         documents: by split; with --task_level of words also their targets (see targets.py).
         labels: by split, as far as there are any: of documents, or of all targets.
         texts: by split, what a baseline may count: documents, or the words of each target.
-        level: --task_level.
+        slots: of each target (see targets.py); 0: documents are labelled.
     """
 
     spec: LabelSpec
     documents: dict[str, Dataset]
     labels: dict[str, np.ndarray]
     texts: dict[str, list[str]]
-    level: str
+    slots: int
 
 
 def read_documents(
@@ -293,7 +293,7 @@ def read_documents(
         if "labels" in d.column_names
     }
     texts = {split: all_text(documents[split]) for split in labels}
-    return Task(spec, documents, labels, texts, "sequence")
+    return Task(spec, documents, labels, texts, slots=0)
 
 
 def read_words(
@@ -309,7 +309,7 @@ def read_words(
     spec = settle_target_labels(documents, target.task_level)
     labels = {split: target_labels(rows, spec) for split, rows in documents.items()}
     texts = {split: target_words(rows) for split, rows in documents.items()}
-    return Task(spec, documents, labels, texts, target.task_level)
+    return Task(spec, documents, labels, texts, target.slots)
 
 
 # ---------------------------------------------------------------- 3. features
@@ -330,7 +330,7 @@ def extract(
     name: str, path: str, task: Task, window: WindowArguments, probing: ProbeArguments
 ) -> tuple[dict[str, np.ndarray], dict[str, Dataset], dict[str, Any]]:
     """Features by split, the windows they are of, and what was probed."""
-    hub, of_words = hub_of(probing), task.level != "sequence"
+    hub, of_words = hub_of(probing), task.slots > 0
     tokenizer = load_tokenizer(path, **hub)
     given = ({"truncation": "hierarchical"} if of_words else {}) | window.given
     windows, special = settle_windows(given, path, tokenizer, **hub)
@@ -346,13 +346,12 @@ def extract(
     options = (where, encoder.to(find_device()), pad_id(tokenizer))
     options = (*options, probing.feature_dtype, probing.half_precision)
     if of_words:
-        slots = 2 if task.level == "pair" else 1
-        store: FeatureStore = TargetStore(windows.max_seq_length, slots, *options)
+        store: FeatureStore = TargetStore(windows.max_seq_length, task.slots, *options)
     else:
         store = FeatureStore(*options)
     how = (probing.token_pooling, probing.tokens_per_batch)
     layers = {split: store.of(rows, *how, f"{name}, {split}") for split, rows in cut.items()}
-    return layers, cut, describe(name, path, encoder, missing, windows.truncation, **hub)
+    return layers, cut, describe(name, path, encoder, missing, windows.truncation)
 
 
 # ---------------------------------------------------------------- 4. probes
@@ -389,6 +388,10 @@ def add_probes(
     jobs = list(itertools.product(each, range(layers["train"].shape[1]), pooled))
     jobs += [("mix", None, pooling) for pooling in pooled if "mix" in probing.probes]
     score = validation_score(labels["validation"], spec)
+    control = {}
+    if "control" in probing.analyses:
+        types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
+        control = control_labels(types, labels["train"], len(spec.names), probing.seed)
     mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
 
     def fit(probe: str, layer: int | None, pooling: int) -> tuple[ProbeResult, dict[str, float]]:
@@ -399,8 +402,8 @@ def add_probes(
         more = {}
         if probe == "linear" and "mdl" in probing.analyses:
             more |= code_length(features["train"], board, result.setting["strength"], probing.seed)
-        if probe == "linear" and "control" in probing.analyses:
-            more |= selectivity(features, board, task, result, probing.seed)
+        if probe == "linear" and control:
+            more |= selectivity(features, board, control, result)
         return result, more
 
     threads = torch.get_num_threads()
@@ -428,12 +431,13 @@ def code_length(
 
 
 def selectivity(
-    features: dict[str, np.ndarray], board: Scoreboard, task: Task, result: ProbeResult, seed: int
+    features: dict[str, np.ndarray],
+    board: Scoreboard,
+    control: dict[str, np.ndarray],
+    result: ProbeResult,
 ) -> dict[str, float]:
     """Accuracy on the control task, and how much more the probe has on the task itself."""
-    types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
     classes = len(board.spec.names)
-    control = control_labels(types, board.labels["train"], classes, seed)
     score = validation_score(control["validation"], board.spec)
     found = fit_linear_probe(features, control, classes, "single_label", score)
     split = board.split
@@ -451,13 +455,12 @@ def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
 
 @torch.no_grad()
 def add_own_head(
-    board: Scoreboard, name: str, path: str, cut: dict[str, Dataset], level: str
+    board: Scoreboard, name: str, path: str, cut: dict[str, Dataset], slots: int
 ) -> None:
     """Scores of a fine-tuned model's own head, if it knows the same labels."""
     spec = board.spec
     model, _ = load_classifier(path)
     own = LabelSpec.from_config(model.config, spec.columns, spec.delimiter)
-    slots = {"sequence": 0, "pair": 2}.get(level, 1)
     knows = (own.problem_type, own.names, model.config.slots)
     if knows != (spec.problem_type, spec.names, slots):
         logger.warning("%s: its head was trained for other labels and is not scored", name)
@@ -471,11 +474,8 @@ def add_own_head(
 
 def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
     """[rows, labels] in row order; of words [targets, labels]."""
-    padding_id, slots = model.config.pad_token_id or 0, model.config.slots
-    if slots:
-        collate = TargetCollator(padding_id, model.config.window_spec().max_seq_length)
-    else:
-        collate = DocumentCollator(padding_id)
+    collate = collator_for(model.config, model.config.pad_token_id or 0)
+    slots = model.config.slots
     ends = offsets_of(dataset) if slots else np.arange(len(dataset) + 1)
     logits = np.empty((ends[-1], model.config.num_labels), dtype=np.float32)
     wanted = ("windows", "window_types", "places")
@@ -493,7 +493,7 @@ def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
 
 
 def describe(
-    name: str, path: str, encoder: nn.Module, missing: list[str], truncation: str, **hub: Any
+    name: str, path: str, encoder: nn.Module, missing: list[str], truncation: str
 ) -> dict[str, Any]:
     """What was probed."""
     return {
@@ -505,12 +505,14 @@ def describe(
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "text": truncation,
         "weights not in the checkpoint": ", ".join(missing) or "none",
-        "holds": describe_checkpoint(path, **hub),
     }
 
 
 def compare(
-    board: Scoreboard, probed: dict[str, tuple], models: dict[str, str], probing: ProbeArguments
+    board: Scoreboard,
+    features: dict[str, np.ndarray],
+    models: dict[str, str],
+    probing: ProbeArguments,
 ) -> dict[str, pd.DataFrame]:
     """What the later models gained on the first, layer by layer, and how far they moved from it."""
     names = list(models)
@@ -524,7 +526,6 @@ def compare(
             k: room for k, room in rooms_of(encoder).items() if room <= num_blocks(encoder.config)
         }
         changed[name] = weight_changes(start.state_dict(), encoder.state_dict(), rooms)
-    features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
     pooling = probing.token_pooling.index("mean") if "mean" in probing.token_pooling else 0
     tables = {"movement": movement(features, names, pooling, changed)}
     if len(names) > 1:

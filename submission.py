@@ -12,8 +12,6 @@ from text_data import read_table
 
 logger = logging.getLogger(__name__)
 
-VALUES = ("labels", "probabilities")
-
 
 @dataclass(frozen=True)
 class SampleSubmission:

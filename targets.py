@@ -18,7 +18,7 @@ from arguments import TargetArguments
 from batches import DocumentCollator
 from command_line import InputError
 from labels import LabelSpec, require_columns
-from modeling import IGNORED
+from modeling import IGNORED, DocumentClassifierConfig
 from text_data import Table, first_rows
 from windows import SpecialTokens, WindowSpec, cut_windows
 
@@ -307,6 +307,12 @@ class TargetCollator(DocumentCollator):
             for d, row in enumerate(rows):
                 batch["labels"][d, : len(row["labels"])] = torch.tensor(row["labels"])
         return batch
+
+
+def collator_for(config: DocumentClassifierConfig, padding_id: int) -> DocumentCollator:
+    if config.slots:
+        return TargetCollator(padding_id, config.window_spec().max_seq_length)
+    return DocumentCollator(padding_id)
 
 
 def offsets_of(documents: Dataset) -> np.ndarray:
