@@ -18,7 +18,7 @@ from direct_probe import (
     whiten,
 )
 from hulls import _by_least_squares, _by_linear_program, _by_newton, do_meet, hull_distance
-from merging import Groups, pair_gaps, separated
+from merging import Groups, pair_gaps, separate_jointly, separated
 
 
 def meet_by_lp(p: np.ndarray, q: np.ndarray) -> bool:
@@ -389,18 +389,25 @@ def test_a_separable_task_is_predicted():
     assert (predict(x[200:], x[:200], found) == y[200:]).mean() > 0.97
 
 
-def test_many_labels_that_only_a_joint_classifier_tells_apart():
-    """50 labels whose centroids' directions do not separate them, but hyperplanes do."""
+def test_a_joint_classifier_separates_pairs_that_centroids_do_not():
     rng = np.random.default_rng(13)
-    y = np.repeat(np.arange(50), 60)
-    stretch = np.array([30.0] + [1.0] * 39)
-    skew, _ = np.linalg.qr(rng.normal(size=(40, 40)))
-    x = (7 * rng.normal(size=(50, 40)))[y] + rng.normal(size=(3000, 40)) @ np.diag(stretch) @ skew
+    y = np.repeat(np.arange(50), 20)
+    noise = rng.normal(size=(1000, 20)) * np.array([10.0] * 3 + [1.0] * 17)
+    x = (1.5 * rng.normal(size=(50, 20)))[y] + noise
     z, tolerance = whiten(x)
-    groups = Groups(y)
-    by_centroids, _ = separated(z[groups.order], groups, groups.means(z), tolerance)
-    assert not by_centroids[np.triu_indices(50, 1)].all()
-    assert cluster(x, y).linear
+    groups, pairs = Groups(y), np.triu_indices(50, 1)
+    by_centroids, gaps = separated(z[groups.order], groups, groups.means(z), tolerance)
+    assert not by_centroids[pairs].all()
+    left, _ = separate_jointly(
+        z[groups.order],
+        groups,
+        groups.means(z),
+        ~by_centroids & ~np.eye(50, dtype=bool),
+        gaps,
+        tolerance,
+    )
+    assert left[pairs].sum() < (~by_centroids)[pairs].sum()
+    assert cluster(x, y).linear == (not left.any())
 
 
 def test_gaps_of_all_pairs_by_hand():
