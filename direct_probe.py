@@ -183,7 +183,11 @@ def centroid_distances(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 
 def hull_distances(
-    points: np.ndarray, clusters: np.ndarray, accuracy: float = 1e-3, jobs: int = 1
+    points: np.ndarray,
+    clusters: np.ndarray,
+    accuracy: float = 1e-3,
+    jobs: int = 1,
+    skip: np.ndarray | None = None,
 ) -> np.ndarray:
     """Distances between the convex hulls of clusters, or of labels [clusters, clusters].
 
@@ -193,11 +197,13 @@ def hull_distances(
         points: [n, d].
         clusters: [n] numbers from 0 on.
         jobs: threads that work on pairs side by side.
+        skip: [clusters, clusters] bool: pairs known to meet, which are 0.
     """
     x = np.asarray(points, dtype=np.float64)
     count = int(clusters.max()) + 1
     parts = [x[clusters == k] for k in range(count)]
-    pairs = list(itertools.combinations(range(count), 2))
+    pairs = itertools.combinations(range(count), 2)
+    pairs = [(a, b) for a, b in pairs if skip is None or not skip[a, b]]
     found = Parallel(n_jobs=jobs, prefer="threads")(
         delayed(hull_distance)(parts[a], parts[b], accuracy) for a, b in pairs
     )

@@ -89,6 +89,53 @@ def movement_figure(movement: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def directprobe_figure(table: pd.DataFrame) -> Figure:
+    """Clusters, distance of labels and accuracy of the nearest cluster by layer, a line a model;
+    with a single layer, by model: along a training run."""
+    columns = ("clusters", "mean distance of labels", "accuracy of nearest cluster")
+    figure = _lines(table, columns)
+    figure.axes[0].axhline(table["labels"].iloc[0], color="grey", linewidth=0.8, linestyle=":")
+    figure.axes[0].set_yscale("log")
+    figure.axes[0].yaxis.set_major_formatter("{x:.0f}")
+    return figure
+
+
+def geometry_figure(table: pd.DataFrame, split: str) -> Figure:
+    """Similarity of arrangements by layer: train and new rows, and with the first model."""
+    columns = ["train and new, similarity"]
+    if "similarity with the first" in table:
+        columns.append("similarity with the first")
+    figure = _lines(table, (*columns, "effective rank"), {"train and new, similarity": "± 95 %"})
+    figure.axes[0].set_title(f"train and {split}, similarity", fontsize="small")
+    return figure
+
+
+def _lines(
+    table: pd.DataFrame, columns: Sequence[str], intervals: dict[str, str] | None = None
+) -> Figure:
+    """A panel for each column: by layer, a line for each model; of one layer, by model."""
+    figure = Figure(figsize=(4.2 * len(columns), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    one_layer = table["layer"].nunique() == 1 and table["model"].nunique() > 1
+    groups = [("", table)] if one_layer else list(table.groupby("model", sort=False))
+    for axis, column in zip(axes, columns, strict=True):
+        for i, (model, rows) in enumerate(groups):
+            x = np.arange(len(rows)) if one_layer else rows["layer"]
+            error = rows[intervals[column]] if intervals and column in intervals else None
+            style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i}", "label": model}
+            axis.errorbar(x, rows[column], error, **style)
+        if one_layer:
+            axis.set_xticks(x, rows["model"], rotation=60, ha="right", fontsize=7)
+        else:
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set_xlabel("layer (0 = embeddings)")
+        axis.set_title(column, fontsize="small")
+        axis.grid(alpha=0.3)
+    if not one_layer:
+        axes[-1].legend(fontsize=7)
+    return figure
+
+
 def pca_figure(
     features: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str], title: str
 ) -> Figure:

@@ -65,6 +65,20 @@ def anisotropy(x: np.ndarray) -> float:
     return float((total @ total - ones) / (rows * (rows - 1)))
 
 
+def effective_rank(x: np.ndarray) -> float:
+    """How many directions the features use: exp of the entropy of their singular values over their
+    sum, of centred columns (Roy & Vetterli 2007). 1 where nothing differs.
+
+    Args:
+        x: [n, features].
+    """
+    centred = x - _mean(x)
+    values = np.sqrt(np.maximum(0.0, np.linalg.eigvalsh(centred.T @ centred)))
+    values = values[values > 1e-7 * values.max()] if values.max() > 0 else np.ones(1)
+    shares = values / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
 def weight_changes(
     before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], rooms: Mapping[str, int]
 ) -> dict[int, float]:

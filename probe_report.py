@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 
 from comparison import Place, Scoreboard
-from figures import confusion_figure, gains_figure, layers_figure, movement_figure, pca_figure
+from figures import (
+    confusion_figure,
+    directprobe_figure,
+    gains_figure,
+    geometry_figure,
+    layers_figure,
+    movement_figure,
+    pca_figure,
+)
+from label_geometry import divergence_warnings
 from metrics import LESS_IS_BETTER, MAIN_METRIC
 from report import Section
 
@@ -106,10 +115,11 @@ def list_sections(
     """
     return [
         headline_section(board, headline),
-        *warning_sections(board, facts),
+        *warning_sections(board, facts, changes),
         layers_section(board),
         *measured_sections(board),
         *change_sections(changes),
+        *label_sections(board, changes),
         *confusion_sections(board, headline),
         *pca_sections(board, features),
         *probed_sections(facts),
@@ -127,7 +137,9 @@ def headline_section(board: Scoreboard, headline: pd.DataFrame) -> Section:
     return Section("headline", "In short", text, headline.drop(columns="place"))
 
 
-def warning_sections(board: Scoreboard, facts: list[dict[str, Any]]) -> list[Section]:
+def warning_sections(
+    board: Scoreboard, facts: list[dict[str, Any]], changes: dict[str, pd.DataFrame]
+) -> list[Section]:
     """What must be known before a number is believed."""
     results, found = board.table(), []
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
@@ -143,6 +155,8 @@ def warning_sections(board: Scoreboard, facts: list[dict[str, Any]]) -> list[Sec
     if seen:
         text = "Transductive: test text was in the further pretraining of " + ", ".join(seen) + "."
         found.append(text)
+    if "geometry" in changes:
+        found += divergence_warnings(changes["geometry"], board.split)
     if not found:
         return [Section("warnings", "Warnings", "None. Every probe converged.")]
     return [Section("warnings", "Warnings", "\n\n".join(found), warning=True)]
@@ -218,6 +232,51 @@ def change_sections(changes: dict[str, pd.DataFrame]) -> list[Section]:
         figure = movement_figure(table)
         sections.append(
             Section("movement", "How far the layers moved", text, table, figure, what, fold=True)
+        )
+    return sections
+
+
+def label_sections(board: Scoreboard, changes: dict[str, pd.DataFrame]) -> list[Section]:
+    """DirectProbe's clusters and the arrangement of labels, as far as they were measured."""
+    sections = []
+    if "directprobe" in changes:
+        text = (
+            "Training rows in clusters of one label each whose convex hulls do not meet those of "
+            "other labels (Zhou & Srikumar 2021). As many clusters as labels (dotted): linear, a "
+            "linear classifier could tell all training rows apart. Distances are between hulls, 0 "
+            f"where they meet. For accuracy, {board.split} rows get the label of the nearest "
+            "cluster. With few rows in many dimensions even shuffled labels look linear: their "
+            "clusters then stand beside."
+        )
+        sections.append(
+            Section(
+                "directprobe",
+                "Clusters of labels",
+                text,
+                changes["directprobe"],
+                directprobe_figure(changes["directprobe"]),
+                "Clusters, distance of labels and accuracy of the nearest cluster by layer",
+                fold=True,
+            )
+        )
+    if "geometry" in changes:
+        text = (
+            "Similarity is the correlation of label-pair distances between centroids: 1 = the "
+            f"labels lie in the same arrangement. Of training rows and {board.split} rows, with a "
+            "bootstrap interval over rows; and with the first model. Centroids move by so many "
+            "times the spread that a label had before. Effective rank: how many directions the "
+            "rows use."
+        )
+        sections.append(
+            Section(
+                "geometry",
+                "How the labels lie",
+                text,
+                changes["geometry"],
+                geometry_figure(changes["geometry"], board.split),
+                "Similarity of arrangements by layer",
+                fold=True,
+            )
         )
     return sections
 

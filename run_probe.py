@@ -36,11 +36,14 @@ from command_line import (
     one_of,
     parse,
     print_help,
+    read_arguments,
     run_script,
     start_logging,
     value_of,
     wants_help,
 )
+
+ANALYSES = ("change", "mdl", "control", "directprobe", "geometry", "none")
 
 
 @dataclass
@@ -58,8 +61,13 @@ class ProbeArguments:
     analyses: list[str] = arg(
         ["change"],
         "change (between models), mdl (bits to tell the labels), control (random labels for each "
-        "word: selectivity), or none.",
+        "word: selectivity), directprobe (clusters of labels), geometry (how labels lie), or none.",
     )
+    checkpoints_of: str | None = arg(
+        None, "A run of run_finetune.py with --keep_checkpoints: its start and each checkpoint."
+    )
+    probe_layers: list[int] = arg([], "Which layers are probed; -1 is the last. Default: all.")
+    directprobe_points: int = arg(5000, "Training rows that directprobe and geometry take.")
     output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
     features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
     feature_dtype: str = arg("float32", "Of stored features: float32 or float16.")
@@ -69,7 +77,7 @@ class ProbeArguments:
     seed: int = arg(42, "Of the validation split.")
 
     def __post_init__(self) -> None:
-        if not self.models:
+        if not self.models and self.checkpoints_of is None:
             raise InputError("give --models name=path ...")
         for pooling in self.token_pooling:
             one_of("token_pooling", pooling, ("cls", "mean", "max", "last"))
@@ -80,12 +88,13 @@ class ProbeArguments:
         for probe in self.probes:
             one_of("probes", probe, ("linear", "knn", "mlp", "mix"))
         for analysis in self.analyses:
-            one_of("analyses", analysis, ("change", "mdl", "control", "none"))
+            one_of("analyses", analysis, ANALYSES)
         for width in self.mlp_widths:
             at_least("mlp_widths", width, 1)
         at_least("mlp_repeats", self.mlp_repeats, 1)
         one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
+        at_least("directprobe_points", self.directprobe_points, 10)
 
 
 OWN_ARGUMENTS = (
@@ -121,11 +130,13 @@ from batches import (
     settle_windows,
     to_windows,
 )
+from checkpoints import WHOLE, checkpoints_in
 from comparison import Place, Scoreboard, gains, movement
 from describe import describe_checkpoint
 from features import FeatureStore, TargetStore, token_batches
 from fingerprint import find_seen
 from geometry import weight_changes
+from label_geometry import directprobe_table, label_geometry_table
 from labels import LabelSpec
 from layers import rooms_of
 from metrics import MAIN_METRIC, SCORES
@@ -179,7 +190,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     if target.task_level != "sequence":  # a word has one vector: the mean over its tokens
         probing.token_pooling = ["word"]
         as_run.pop("token_pooling")
-    models = named_models(probing.models)
+    if not {"directprobe", "geometry"} & set(probing.analyses):
+        as_run.pop("directprobe_points")
+    models = named_models(probing.models) | named_checkpoints(probing.checkpoints_of)
     folder = Path(probing.output_dir)
     start_processes()
 
@@ -189,10 +202,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         task = read_documents(tables, data, text, label, probing.seed)
     else:
         task = read_words(tables, data, text, label, target, probing.seed)
-    if "mdl" in probing.analyses and task.spec.problem_type != "single_label":
-        raise InputError(
-            f"--analyses mdl needs one label a row, not {task.spec.problem_type} labels"
-        )
+    check_analyses(probing.analyses, task.spec.problem_type)
 
     # 3. Features of all layers of each model, each process its share
     probed = {name: extract(name, path, task, window, probing) for name, path in models.items()}
@@ -216,6 +226,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     headline = headline_table(board, list(models), probing.probes)
     features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
     changes = compare(board, features, models, probing)
+    changes |= measure_labels({n: x for n, (x, _, _) in probed.items()}, board, probing)
     write_report(folder, board, headline, changes, facts, features, as_run)
     headline = headline.drop(columns="place")
     logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
@@ -239,6 +250,41 @@ def check_arguments(
         raise InputError(f"--token_pooling does not go with --task_level {target.task_level}")
     if "control" in probing.analyses and not of_words:
         raise InputError("--analyses control needs a --task_level of words, which occur again")
+    of_labels = {"directprobe", "geometry"} & set(probing.analyses)
+    if is_given("directprobe_points", argv) and not of_labels:
+        raise InputError("--directprobe_points needs --analyses directprobe or geometry")
+
+
+def check_analyses(analyses: list[str], problem_type: str) -> None:
+    for analysis in ("mdl", "directprobe", "geometry"):
+        if analysis in analyses and problem_type != "single_label":
+            raise InputError(
+                f"--analyses {analysis} needs one label a row, not {problem_type} labels"
+            )
+
+
+def named_checkpoints(run: str | None) -> dict[str, str]:
+    """What a run of run_finetune.py started from, and its checkpoints, in order."""
+    if run is None:
+        return {}
+    checkpoints = [path for path in checkpoints_in(run) if (path / WHOLE).is_file()]
+    if not checkpoints:
+        raise InputError(
+            f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
+            "--keep_checkpoints --save_strategy epoch"
+        )
+    start = read_arguments(str(Path(run) / "run_args.yaml"))["model_name_or_path"]
+    return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
+
+
+def chosen_layers(wanted: list[int], count: int) -> list[int]:
+    """Numbers of layers, 0 = embeddings; none wanted: all."""
+    bad = [layer for layer in wanted if not -count <= layer < count]
+    if bad:
+        raise InputError(
+            f"--probe_layers {bad[0]}: layers are 0 to {count - 1}, or -1 for the last"
+        )
+    return sorted({layer % count for layer in wanted}) or list(range(count))
 
 
 def named_models(arguments: list[str]) -> dict[str, str]:
@@ -385,7 +431,8 @@ def add_probes(
     """
     labels, spec, poolings = board.labels, board.spec, probing.token_pooling
     pooled, each = range(len(poolings)), [p for p in probing.probes if p != "mix"]
-    jobs = list(itertools.product(each, range(layers["train"].shape[1]), pooled))
+    chosen = chosen_layers(probing.probe_layers, layers["train"].shape[1])
+    jobs = list(itertools.product(each, chosen, pooled))
     jobs += [("mix", None, pooling) for pooling in pooled if "mix" in probing.probes]
     score = validation_score(labels["validation"], spec)
     control = {}
@@ -526,10 +573,35 @@ def compare(
             k: room for k, room in rooms_of(encoder).items() if room <= num_blocks(encoder.config)
         }
         changed[name] = weight_changes(start.state_dict(), encoder.state_dict(), rooms)
-    pooling = probing.token_pooling.index("mean") if "mean" in probing.token_pooling else 0
-    tables = {"movement": movement(features, names, pooling, changed)}
+    tables = {"movement": movement(features, names, compared_pooling(probing), changed)}
     if len(names) > 1:
         tables["gains"] = gains(board, names)
+    return tables
+
+
+def compared_pooling(probing: ProbeArguments) -> int:
+    """The pooling that models are compared by, where only one is."""
+    return probing.token_pooling.index("mean") if "mean" in probing.token_pooling else 0
+
+
+def measure_labels(
+    features: dict[str, dict[str, np.ndarray]], board: Scoreboard, probing: ProbeArguments
+) -> dict[str, pd.DataFrame]:
+    """DirectProbe's clusters, and how labels lie, as far as asked for."""
+    pooling = compared_pooling(probing)
+    layers = {
+        name: {split: x[:, :, pooling] for split, x in splits.items()}
+        for name, splits in features.items()
+    }
+    most = max(splits["train"].shape[1] for splits in layers.values())
+    chosen = chosen_layers(probing.probe_layers, most)
+    what = (layers, board.labels, chosen, board.split, probing.directprobe_points, probing.seed)
+    tables = {}
+    if "directprobe" in probing.analyses:
+        folder = Path(probing.output_dir) / "decisions"
+        tables["directprobe"] = directprobe_table(*what, folder)
+    if "geometry" in probing.analyses:
+        tables["geometry"] = label_geometry_table(*what)
     return tables
 
 

@@ -326,3 +326,63 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
     several = {"train_file": str(tmp_path / "several.csv"), "test_file": None}
     with pytest.raises(InputError, match="mdl needs one label a row"):
         run_probe.main({**arguments, **several, "label_delimiter": "|"})
+
+
+def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path):
+    import run_finetune
+
+    run_finetune.main(
+        {
+            "model_name_or_path": tiny_bert,
+            "train_file": topic_files["train"],
+            "token_pooling": "mean",
+            "learning_rate": 3e-3,
+            "num_train_epochs": 2,
+            "save_strategy": "epoch",
+            "keep_checkpoints": True,
+            "save_total_limit": 9,
+            "output_dir": str(tmp_path / "run"),
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+    )
+    out = tmp_path / "o"
+    arguments = {
+        "checkpoints_of": str(tmp_path / "run"),
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "id_column_name": "id",
+        "analyses": ["directprobe", "geometry"],
+        "probe_layers": [0, -1],
+        "directprobe_points": 100,
+        "output_dir": str(out),
+    }
+    run_probe.main(arguments)
+    clusters = pd.read_csv(out / "directprobe.csv")
+    assert clusters["model"][0] == "start" and clusters["model"].nunique() == 3
+    assert set(clusters["layer"]) == {0, 4} and (clusters["clusters"] >= clusters["labels"]).all()
+    last = clusters[clusters["layer"] == 4]
+    assert last["mean distance of labels"].iloc[-1] > last["mean distance of labels"].iloc[0]
+    lie = pd.read_csv(out / "geometry.csv")
+    assert lie.loc[lie["model"] != "start", "similarity with the first"].between(-1, 1).all()
+    probed = pd.read_csv(out / "results.csv")
+    assert set(probed[probed["probe"] == "linear"]["layer"]) == {0, 4}
+    page = (out / "report.html").read_text()
+    assert "Clusters of labels" in page and "How the labels lie" in page
+    assert (out / "directprobe.png").is_file() and (out / "geometry.png").is_file()
+
+
+def test_bad_arguments_of_the_geometry_are_one_line(tiny_bert, topic_files, tmp_path):
+    arguments = {
+        "models": [tiny_bert],
+        "train_file": topic_files["train"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    for change, message in (
+        ({"checkpoints_of": str(tmp_path)}, "holds no whole checkpoint"),
+        ({"directprobe_points": 50}, "needs --analyses directprobe or geometry"),
+        ({"probe_layers": [9]}, "layers are 0 to 4"),
+        ({"analyses": ["hulls"]}, "analyses"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_probe.main(arguments | change)

@@ -1,0 +1,134 @@
+"""Clusters and arrangements of labels over models and layers, on planted features."""
+
+import numpy as np
+import pytest
+
+import label_geometry
+from direct_probe import centroid_distances
+from geometry import effective_rank
+from label_geometry import (
+    bootstrap_similarity,
+    choose_rows,
+    cluster_and_keep,
+    directprobe_table,
+    divergence_warnings,
+    label_geometry_table,
+)
+
+RNG = np.random.default_rng(0)
+LABELS = {"train": np.arange(240) % 6, "test": np.arange(120) % 6}
+CENTRES = 4 * RNG.normal(size=(6, 8))
+
+
+def features(noise: float, scatter: float = 0.0) -> dict[str, np.ndarray]:
+    """[rows, 2 layers, 8]: layer 0 says nothing; layer 1 has a centre a label, which new rows have
+    elsewhere by `scatter`."""
+    rng = np.random.default_rng(1)
+    found = {}
+    for split, y in LABELS.items():
+        centres = CENTRES + (scatter * rng.normal(size=(6, 8)) if split == "test" else 0)
+        known = centres[y] + noise * rng.normal(size=(len(y), 8))
+        found[split] = np.stack([rng.normal(size=(len(y), 8)), known], axis=1)
+    return found
+
+
+def test_clusters_of_layers_that_know_and_do_not_know(tmp_path):
+    layers = {"base": features(0.5)}
+    table = directprobe_table(layers, LABELS, [0, 1], "test", 1000, 0, tmp_path)
+    nothing, known = table.to_dict("records")
+    assert known["linear"] == "yes" and known["clusters"] == known["labels"] == 6
+    assert known["accuracy of nearest cluster"] == 1 and known["mean distance of labels"] > 1
+    assert nothing["linear"] == "no" and nothing["clusters"] > 12
+    assert nothing["label pairs that meet"] == 15 and nothing["mean distance of labels"] == 0
+    assert nothing["accuracy of nearest cluster"] < 0.4
+    assert "clusters of shuffled labels" not in table  # 240 rows, 8 dimensions
+
+
+def test_few_rows_stand_beside_shuffled_labels(tmp_path):
+    layers = {"base": {s: np.tile(x, (1, 1, 30)) for s, x in features(0.5).items()}}
+    table = directprobe_table(layers, LABELS, [1], "test", 1000, 0, tmp_path)
+    assert table["clusters of shuffled labels"][0] >= 6
+
+
+def test_no_more_rows_than_asked_for(tmp_path):
+    assert list(choose_rows(np.zeros(5), 9, 0)) == [0, 1, 2, 3, 4]
+    rows = choose_rows(np.zeros(500), 100, 3)
+    assert len(set(rows)) == 100 and (np.diff(rows) > 0).all()
+    assert (rows == choose_rows(np.zeros(500), 100, 3)).all()
+    table = directprobe_table({"b": features(0.5)}, LABELS, [1], "test", 50, 0, tmp_path)
+    assert table["rows"][0] == 50
+
+
+def test_a_clustering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    x, y = features(0.5)["train"][:, 0], LABELS["train"]
+    monkeypatch.setattr(label_geometry, "KEEP_EVERY", 50)
+    whole = cluster_and_keep(x, y, tmp_path / "whole")
+    write, original = label_geometry._write, label_geometry.cluster
+
+    def stop(path, decisions):
+        write(path, decisions)
+        if len(decisions) >= 100:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(label_geometry, "_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cluster_and_keep(x, y, tmp_path / "cut")
+    monkeypatch.setattr(label_geometry, "_write", write)
+    known = []
+    monkeypatch.setattr(
+        label_geometry,
+        "cluster",
+        lambda a, b, decisions, keep: (
+            known.append(len(decisions)) or original(a, b, decisions, keep)
+        ),
+    )
+    again = cluster_and_keep(x, y, tmp_path / "cut")
+    assert known == [100]
+    assert (again.clusters == whole.clusters).all()
+    cluster_and_keep(x + 1e-9, y, tmp_path / "cut")
+    assert known == [100, 0]  # other points: nothing is taken over
+
+
+def test_arrangement_of_labels_before_and_after():
+    layers = {"base": features(0.5), "tuned": features(0.1), "lost": features(0.1, scatter=9.0)}
+    table = label_geometry_table(layers, LABELS, [1], "test", 1000, 0).set_index("model")
+    assert table["train and new, similarity"]["base"] > 0.95
+    assert table["similarity with the first"]["tuned"] > 0.99
+    assert np.isnan(table["similarity with the first"]["base"])
+    assert 0 < table["centroids moved by"]["tuned"] < 0.5
+    assert table["train and new, similarity"]["lost"] < 0.8
+    assert table["train and new, change"]["lost"] < -table["± 95 % of the change"]["lost"]
+    warned = divergence_warnings(table.reset_index(), "test")
+    assert len(warned) == 1 and warned[0].startswith("lost: training pulled")
+
+
+def test_centroids_move_by_as_many_spreads_as_planted():
+    base = {s: x[:, 1:] for s, x in features(0.5).items()}
+    shift = np.zeros(8)
+    shift[0] = 3.0
+    moved = {s: x + shift for s, x in base.items()}
+    layers = {"base": base, "moved": moved}
+    table = label_geometry_table(layers, LABELS, [0], "test", 1000, 0).set_index("model")
+    spread = table["spread of a label"]["base"]
+    assert table["centroids moved by"]["moved"] == pytest.approx(3 / spread)
+    assert table["similarity with the first"]["moved"] == pytest.approx(1)
+    assert table["distance of centroids"]["moved"] == pytest.approx(
+        centroid_distances(base["train"][:, 0], LABELS["train"])[np.triu_indices(6, 1)].mean()
+    )
+
+
+def test_the_bootstrap_draws_within_labels_and_repeats():
+    x = features(0.5)
+    known = [x["train"][:, 1], LABELS["train"], x["test"][:, 1], LABELS["test"]]
+    draws = bootstrap_similarity(*known, 0)
+    assert draws.std() > 0 and (draws == bootstrap_similarity(*known, 0)).all()
+    drawn = label_geometry._draw(LABELS["train"], np.random.default_rng(0))
+    assert (np.bincount(LABELS["train"][drawn]) == 40).all() and len(set(drawn)) < 240
+
+
+def test_effective_rank_counts_directions():
+    rng = np.random.default_rng(2)
+    flat = rng.normal(size=(4000, 3)) @ rng.normal(size=(3, 10))
+    assert 1 < effective_rank(flat) <= 3
+    assert effective_rank(rng.normal(size=(20_000, 5))) == pytest.approx(5, rel=1e-3)
+    assert effective_rank(np.ones((4, 3))) == 1
