@@ -157,7 +157,7 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     pd.concat([pd.read_csv(file) for file in files]).to_csv(together, index=False)
     tables = read_splits({"train": str(together)})
     spec = LabelSpec.infer(*tables["train"], [label])
-    documents = label_documents(tables, {}, spec, text_columns=["text"])["train"]
+    documents = label_documents(tables, {"train": None}, spec, text_columns=["text"])["train"]
     tokenizer = load_tokenizer(model)
     windows, special = settle_windows({"max_seq_length": 64}, model, tokenizer)
     cut, _ = to_windows(documents, tokenizer, windows, special)
