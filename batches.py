@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,21 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """
     with as_input_error(f"tokenizer of {name}"), quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    if Path(name).is_dir() and not _has_files(tokenizer, Path(name)):
+        raise InputError(
+            f"{name} holds a model without its tokenizer; give the --tokenizer_name that belongs "
+            "to it, or save the tokenizer there"
+        )
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any id does
     return tokenizer
+
+
+def _has_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Without them transformers makes a tokenizer that knows no word."""
+    vocabulary = set(tokenizer.vocab_files_names.values()) - {"tokenizer_config.json"}
+    names = {"tokenizer.json", *vocabulary} if vocabulary else {"tokenizer_config.json"}
+    return any((folder / name).is_file() for name in names)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:

@@ -6,14 +6,16 @@ Imports nothing heavy, so that `--help` answers at once.
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import logging
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -21,6 +23,10 @@ from transformers import HfArgumentParser
 from processes import is_main_process, leave_processes
 
 SECRETS = ("hub_token",)  # never written to disk
+DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO),
+)
 
 
 class InputError(ValueError):
@@ -112,6 +118,7 @@ def parse(
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
             for cls in dataclass_types
         ]
+    check_output_dir(values.get("output_dir"))
     as_run = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
     return *objects, as_run
 
@@ -244,14 +251,43 @@ def refuse_data_parallel(num_gpus: int) -> None:
         )
 
 
+def refuse_fp16(fp16: bool, on_cpu: bool) -> None:
+    """On a CPU it would be left out without a word."""
+    if fp16 and on_cpu:
+        raise InputError("--fp16 needs a GPU; leave it out, or use --bf16")
+
+
+def check_output_dir(folder: str | None) -> None:
+    """Raises InputError early for a place where nothing can be written."""
+    if folder is None:
+        return
+    there = next(
+        path
+        for path in (Path(folder).absolute(), *Path(folder).absolute().parents)
+        if path.exists()
+    )
+    if not there.is_dir():
+        raise InputError(f"--output_dir {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--output_dir {folder}: {there} cannot be written to")
+
+
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main; a user's mistake becomes one line and exit code 2."""
     try:
         main()
         leave_processes()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        fail(f"{error.filename or 'a file'}: {error.strerror}")
+
+
+def fail(message: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def start_logging() -> None:
@@ -268,4 +304,5 @@ OWN_MODULES = (
     *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
     *("run_multitask", "start", "folds", "submission", "thresholds", "ensemble", "plan"),
     *("labelled", "prediction", "checkpoints", "targets", "features", "time_budget"),
+    *("label_geometry",),
 )

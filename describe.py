@@ -63,7 +63,7 @@ def describe_checkpoint(path: str, **hub: Any) -> str:
         if is_document_classifier(path):
             return "\n".join(_describe_classifier(path))
         config = AutoConfig.from_pretrained(path, **hub)
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, **hub)
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, **hub)
         names = _saved_names(path)
         lines = [_first_line(path, config), _size(model)]
         lines += _parts(model, names)
@@ -161,7 +161,9 @@ def _load(auto: Any, path: str, config: Any, **hub: Any) -> tuple[str, list[str]
     decoder = config.model_type in DECODERS
     if type(config) not in auto._model_mapping or (auto is AutoModelForCausalLM and not decoder):
         return None
-    model, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **hub)
+    model, info = auto.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+    )
     return type(model).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 

@@ -54,10 +54,25 @@ def settle_folds(
         kind, groups = spec.problem_type, columns.get("group_column_name")
         strategy = options.fold_strategy or default_strategy(kind, groups is not None)
         labels = train["labels"][:]
+        if strategy.startswith("stratified"):
+            refuse_single_rows(labels, spec, strategy)
         folds = assign_folds(strategy, options.num_folds, labels, kind, groups, seed)
         logger.info("%d folds, %s", options.num_folds, strategy)
     report_folds(train, spec, folds)
     return folds
+
+
+def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) -> None:
+    """A class with one row is validated by a model that never saw it."""
+    if spec.problem_type != "single_label":
+        return
+    counts = Counter(strata_of(labels, spec.problem_type))
+    alone = [spec.names[label] for label, count in counts.items() if count == 1]
+    if alone:
+        raise InputError(
+            f"--fold_strategy {strategy}: label {alone[0]!r} has one row, which cannot be both "
+            "trained on and validated; leave it out, or use --fold_strategy random"
+        )
 
 
 def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:

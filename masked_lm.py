@@ -45,7 +45,7 @@ def load_masked_lm(
     """
     with as_input_error(f"--model_name_or_path {path}"), quiet_loading():
         model, info = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **hub
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
         )
     # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
     # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
@@ -92,7 +92,7 @@ def read_pooler(path: str, model: PreTrainedModel, hub: dict[str, Any]) -> dict[
     """
     with as_input_error("--keep_pooler"), quiet_loading():
         encoder, info = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **hub
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
         )
     weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
     if not weights or {*weights} & {*info["missing_keys"]}:

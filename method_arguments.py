@@ -18,7 +18,8 @@ class ModelArguments:
     layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
     token_pooling: str | None = arg(
         None,
-        "cls, mean, max, attention, last, or pooler (BERT's own). Else: cls; last for a decoder.",
+        "cls, mean, max, attention, bilstm (with attention), last, or pooler (BERT's own). Else: "
+        "cls; last for a decoder.",
     )
     segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
     segments_per_forward: int | None = arg(
@@ -35,7 +36,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
-        poolings = ("cls", "mean", "max", "attention", "last", "pooler")
+        poolings = ("cls", "mean", "max", "attention", "bilstm", "last", "pooler")
         one_of("token_pooling", self.token_pooling, poolings)
         one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
         at_least("segments_per_forward", self.segments_per_forward, 1)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -37,11 +38,19 @@ try:
         SEGMENT_POOLINGS,
         TOKEN_POOLINGS,
         AttentionPooling,
+        BiLSTMPooling,
         LayerMix,
     )
     from .windows import SpecialTokens, WindowSpec, cut_windows
 except ImportError:  # run as a flat script, not as the code of a saved folder
-    from pooling import LAYER_POOLINGS, SEGMENT_POOLINGS, TOKEN_POOLINGS, AttentionPooling, LayerMix
+    from pooling import (
+        LAYER_POOLINGS,
+        SEGMENT_POOLINGS,
+        TOKEN_POOLINGS,
+        AttentionPooling,
+        BiLSTMPooling,
+        LayerMix,
+    )
     from windows import SpecialTokens, WindowSpec, cut_windows
 
 PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
@@ -122,11 +131,21 @@ def standardise(
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load report; the caller says in one line what is missing."""
+    """Silence transformers' load report; the caller says in one line what is missing.
+
+    Raises:
+        ValueError: for weights that cannot be read, or have other shapes than the config says.
+    """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
+    except SafetensorError as error:
+        raise ValueError(f"its weights cannot be read, is the file cut off? ({error})") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError("its weights have other shapes than its config.json says") from error
     finally:
         transformers_logging.set_verbosity(before)
 
@@ -157,7 +176,12 @@ def load_encoder(
     with quiet_loading():
         config = set_dropout(AutoConfig.from_pretrained(path, **kwargs), dropout)
         encoder, info = AutoModel.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True, **kwargs
+            path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,  # nothing that is unpickled
+            **kwargs,
         )
     encoder = require_pooler(strip_encoder(encoder, pooler), info["missing_keys"], pooler)
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
@@ -221,7 +245,11 @@ def load_classifier(
         config = DocumentClassifierConfig.from_pretrained(path)
         set_dropout(config.encoder_config, dropout)
         model, info = DocumentClassifier.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
+            path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
         )
     return model, sorted(info["missing_keys"])
 
@@ -439,6 +467,9 @@ class DocumentClassifier(PreTrainedModel):
             self.layer_mix = LayerMix(len(config.layers))
         if config.token_pooling == "attention":
             self.token_attention = AttentionPooling(features)
+        if config.token_pooling == "bilstm":
+            self.token_attention = BiLSTMPooling(features)
+            features = self.token_attention.features
         if config.segment_pooling == "attention":
             self.segment_attention = AttentionPooling(features)
         self.dropout = nn.Dropout(config.head_dropout)
@@ -449,6 +480,9 @@ class DocumentClassifier(PreTrainedModel):
         if isinstance(module, LayerMix):
             init.zeros_(module.weights)
             init.ones_(module.gamma)
+        elif isinstance(module, nn.LSTM):
+            for weight in module.parameters():
+                init.uniform_(weight, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=0.02)
             if module.bias is not None:

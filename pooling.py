@@ -85,6 +85,35 @@ class AttentionPooling(nn.Module):
         return torch.einsum("ni,nif->nf", shares.to(items.dtype), items)
 
 
+class BiLSTMPooling(nn.Module):
+    """A bidirectional LSTM over the items, then attention over its states: what features of a
+    frozen encoder are usually given to (Sun et al. 2019, BERT-Feat).
+
+    Attributes:
+        features: of the pooled vector: both directions together, even.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.features = 2 * (features // 2)
+        self.lstm = nn.LSTM(features, features // 2, batch_first=True, bidirectional=True)
+        self.attention = AttentionPooling(self.features)
+
+    def forward(self, items: Tensor, mask: Tensor) -> Tensor:
+        start = mask.int().argmax(dim=1, keepdim=True)  # padding on the left comes after, too
+        places = torch.arange(mask.shape[1], device=mask.device)[None] + start
+        places = places % mask.shape[1]  # [n, items]
+        items = items.gather(1, places.unsqueeze(-1).expand_as(items))
+        mask = mask.gather(1, places)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            items, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = nn.utils.rnn.pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=mask.shape[1]
+        )
+        return self.attention(states, mask)
+
+
 def first_item(items: Tensor, mask: Tensor) -> Tensor:
     """The first real item of each row; with padding on the left that is not column 0."""
     return items[torch.arange(len(items), device=items.device), mask.int().argmax(dim=1)]
@@ -112,6 +141,7 @@ TOKEN_POOLINGS = {  # ([real, length, features], mask [real, length]) -> [real, 
     "max": max_items,
     "last": last_item,
     "attention": None,  # has parameters: AttentionPooling
+    "bilstm": None,  # has parameters: BiLSTMPooling
 }
 SEGMENT_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
     "mean": mean_items,

@@ -36,6 +36,7 @@ from command_line import (
     parse,
     print_help,
     refuse_data_parallel,
+    refuse_fp16,
     run_script,
     start_logging,
     wants_help,
@@ -332,6 +333,7 @@ def check_arguments(args: Arguments) -> None:
     if not (with_folds or args.folds.seeds or args.run.checkpoint_dir):
         find_checkpoint(training.output_dir, training.resume_from_checkpoint)  # refuse it early
     refuse_data_parallel(training.n_gpu)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
 
 

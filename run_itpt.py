@@ -26,6 +26,7 @@ from command_line import (
     parse,
     print_help,
     refuse_data_parallel,
+    refuse_fp16,
     run_script,
     share,
     start_logging,
@@ -337,6 +338,7 @@ def check_arguments(
 ) -> None:
     """What no single dataclass can check."""
     refuse_data_parallel(training.n_gpu)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     if text.text_pair and mask.label_words is not None:
         raise InputError("--label_words stands where the first text of a --text_pair would")

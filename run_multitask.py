@@ -115,7 +115,7 @@ from batches import (
     to_windows,
 )
 from checkpoints import find_checkpoint, remove_checkpoints
-from command_line import as_input_error, changed, refuse_data_parallel
+from command_line import as_input_error, changed, refuse_data_parallel, refuse_fp16
 from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from labelled import read_labelled
 from labels import LabelSpec
@@ -154,6 +154,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     )
     start_logging()
     refuse_data_parallel(training.n_gpu)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)

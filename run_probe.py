@@ -388,6 +388,7 @@ def extract(
     }
     with as_input_error(f"--models {name}={path}"):
         encoder, missing = load_encoder(path, **hub)
+    chosen_layers(probing.probe_layers, num_blocks(encoder.config) + 1)
     where = Path(probing.features_dir or Path(probing.output_dir) / "features")
     options = (where, encoder.to(find_device()), pad_id(tokenizer))
     options = (*options, probing.feature_dtype, probing.half_precision)

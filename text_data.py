@@ -254,6 +254,8 @@ def to_documents(
 
     def convert(rows: dict[str, list], numbers: list[int]) -> dict[str, list]:
         ids = numbers if id_column is None else rows[id_column]
+        for name in text_columns:
+            _check_texts(rows[name], numbers, source, name)
         rows_of_texts = zip(*(rows[name] for name in text_columns), strict=True)
         documents = [join_texts(texts, separator, pair) for texts in rows_of_texts]
         columns = {name: [document[name] for document in documents] for name in documents[0]}
@@ -291,6 +293,16 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
+def _check_texts(values: Sequence[Any], numbers: Sequence[int], source: str, name: str) -> None:
+    for number, value in zip(numbers, values, strict=True):
+        at = f"{source}, row {number + 1}, column {name!r}"
+        if isinstance(value, dict | list):
+            kind = "an object" if isinstance(value, dict) else "a list"
+            raise InputError(f"{at}: {kind}, not text; name columns of text")
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{at}: a NUL character; is the file UTF-16? Save it as UTF-8")
+
+
 def _count_missing(documents: Dataset, source: str) -> None:
     names = [name for name in ("text", "text_pair") if name in documents.column_names]
     empty = sum(
@@ -319,6 +331,9 @@ def label_documents(
         limits: for each split, how many of its first rows to use, or None.
         columns: the arguments of `to_documents` from `text_columns` on.
     """
+    told = [name for name in columns["text_columns"] if name in spec.columns]
+    if told:
+        raise InputError(f"--text_column_names: {told[0]!r} is the label, which would be read off")
     documents = {}
     for split, (table, source) in tables.items():
         rows = first_rows(table, limits[split])

@@ -24,7 +24,13 @@ from modeling import (
     num_blocks,
     pad_documents,
 )
-from pooling import LAYER_POOLINGS, SEGMENT_POOLINGS, TOKEN_POOLINGS, resolve_layers
+from pooling import (
+    LAYER_POOLINGS,
+    SEGMENT_POOLINGS,
+    TOKEN_POOLINGS,
+    BiLSTMPooling,
+    resolve_layers,
+)
 from windows import SpecialTokens, WindowSpec
 
 SPECIAL = SpecialTokens(prefix=(2,), suffix=(3,), blank=0)
@@ -105,6 +111,11 @@ def plain_loop(model, documents):
 
 
 def pool_plainly(model, name, items, where):
+    if name == "bilstm":
+        states = model.token_attention.lstm(items[None])[0][0]  # [length, features]
+        attention = model.token_attention.attention
+        shares = attention.score(torch.tanh(attention.project(states)))[:, 0].softmax(0)
+        return (shares[:, None] * states).sum(0)
     if name == "attention":
         attention = getattr(model, f"{where}_attention")
         shares = attention.score(torch.tanh(attention.project(items)))[:, 0].softmax(0)
@@ -424,3 +435,26 @@ def test_the_last_block_may_leave_out_what_nobody_reads(kind, monkeypatch):
             torch.testing.assert_close(fast_gradients[name], gradient, atol=1e-6, rtol=1e-4)
     if kind in ("bert", "roberta", "electra", "xlm-roberta"):
         assert few == [1] and all_tokens == [9]
+
+
+def test_a_bilstm_does_not_see_padding_on_either_side():
+    pooling = BiLSTMPooling(5)  # odd: both directions have 2
+    items = torch.randn(2, 6, 5)
+    right = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    vectors = pooling(items, right)
+    assert vectors.shape == (2, pooling.features) == (2, 4)
+    torch.testing.assert_close(vectors[:1], pooling(items[:1, :4], right[:1, :4]))
+    left = torch.cat([torch.randn(1, 2, 5), items[:1, :4]], dim=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]]).bool()
+    torch.testing.assert_close(vectors[:1], pooling(left, mask))
+    turned = pooling(items[:1, :4].flip(1), right[:1, :4])
+    assert not torch.allclose(vectors[:1], turned)  # it knows the order
+
+
+def test_a_new_bilstm_starts_as_torch_starts_it():
+    model = build((4,), token="bilstm")
+    weights = model.token_attention.lstm.weight_ih_l0
+    bound = model.token_attention.lstm.hidden_size**-0.5
+    assert weights.abs().max() <= bound and weights.std().item() == pytest.approx(
+        bound / 3**0.5, rel=0.1
+    )

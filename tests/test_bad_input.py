@@ -1,0 +1,262 @@
+# ruff: noqa: E501
+"""What users get wrong, through the real command line of the three scripts: one line that names the
+thing and what to do, exit code 2, no traceback, and nothing written."""
+
+import gzip
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+from conftest import tiny_bert_config
+from transformers import BertModel
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = pd.DataFrame(
+    {
+        "id": [f"r{i}" for i in range(12)],
+        "text": [f"the cat runs in the city {i}" for i in range(12)],
+        "label": ["a", "b", "c"] * 4,
+    }
+)
+
+
+class Case(NamedTuple):
+    """What is wrong, the flags that show it, and words that the message must hold.
+
+    Attributes:
+        make: writes files into a folder and returns further flags, by name.
+    """
+
+    name: str
+    script: str
+    make: Callable[[Path, str], dict]
+    says: tuple[str, ...]
+
+
+def write_text(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def table(rows: pd.DataFrame = ROWS, name: str = "train.csv", flag: str = "train_file", **flags):
+    def make(folder: Path, model: str) -> dict:
+        rows.to_csv(folder / name, index=False)
+        return {flag: str(folder / name), **flags}
+
+    return make
+
+
+def raw(content: str | bytes, name: str = "train.csv", **flags):
+    return lambda folder, model: {"train_file": write_text(folder, name, content), **flags}
+
+
+def flags(**given):
+    return lambda folder, model: {**table()(folder, model), **given}
+
+
+def changed(**columns) -> pd.DataFrame:
+    return ROWS.assign(**columns)
+
+
+def other_folder(make: Callable[[Path, Path], None], **given):
+    """The model is a changed copy of the tiny one."""
+
+    def copy(folder: Path, model: str) -> dict:
+        shutil.copytree(model, folder / "model")
+        make(folder / "model", folder)
+        return {**table()(folder, model), "model_name_or_path": str(folder / "model"), **given}
+
+    return copy
+
+
+def edit_json(name: str, **changes):
+    def make(model: Path, folder: Path) -> None:
+        path = model / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return make
+
+
+def cut_weights(model: Path, folder: Path) -> None:
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def pickled_weights(model: Path, folder: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+
+
+def no_tokenizer(model: Path, folder: Path) -> None:
+    for path in model.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+
+
+def small_vocabulary(model: Path, folder: Path) -> None:
+    BertModel(tiny_bert_config(7)).save_pretrained(model)
+
+
+def in_use(folder: Path, model: str) -> dict:
+    (folder / "out").write_text("a file, not a folder")
+    return {**table()(folder, model), "output_dir": str(folder / "out")}
+
+
+def second_file(rows: pd.DataFrame, flag: str = "test_file", **given):
+    def make(folder: Path, model: str) -> dict:
+        return {**table()(folder, model), **table(rows, "second.csv", flag)(folder, model), **given}
+
+    return make
+
+
+def sample(rows: pd.DataFrame):
+    def make(folder: Path, model: str) -> dict:
+        files = second_file(ROWS.drop(columns="label"))(folder, model)
+        rows.to_csv(folder / "sample.csv", index=False)
+        return {**files, "sample_submission": str(folder / "sample.csv"), "id_column_name": "id"}
+
+    return make
+
+
+def words(row: dict, **given):
+    def make(folder: Path, model: str) -> dict:
+        good = {"id": "0", "tokens": ["a", "b"], "tags": ["X", "Y"]}
+        lines = [json.dumps(r) for r in (*[good | {"id": str(i)} for i in range(9)], row)]
+        write_text(folder, "train.jsonl", "\n".join(lines))
+        return {"train_file": str(folder / "train.jsonl"), "task_level": "token", **given}
+
+    return make
+
+
+TUNE, PRE, PROBE = "run_finetune.py", "run_itpt.py", "run_probe.py"
+CSV = ROWS.to_csv(index=False)
+CASES = [
+    # ---------------------------------------------------------------- files
+    Case("no such file", TUNE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
+    Case("a folder for a file", TUNE, lambda f, m: {"train_file": str(f)}, ("no such file",)),
+    Case("unknown ending", TUNE, raw(CSV, "train.xlsx"), ("train.xlsx", ".csv")),
+    Case("empty file", TUNE, raw(""), ("train.csv", "empty")),
+    Case("header only", TUNE, raw("id,text,label\n"), ("train.csv", "no rows")),
+    Case("wrong delimiter", TUNE, raw(CSV.replace(",", "~")), ("column", "text", "train.csv")),
+    Case("wrong encoding", TUNE, raw(CSV.replace("cat", "Käse").encode("latin-1")), ("train.csv", "utf-8")),
+    Case("NUL bytes", TUNE, raw(CSV.encode().replace(b"cat", b"c\0t")), ("train.csv", "NUL")),
+    Case("ragged rows", TUNE, raw(CSV + "x,1,2,3,4\n"), ("train.csv",)),
+    Case("duplicate columns", TUNE, raw(CSV.replace("id,text,label", "id,text,text")), ("text", "twice")),
+    Case("truncated gz", TUNE, raw(gzip.compress(CSV.encode())[:40], "train.csv.gz"), ("train.csv.gz",)),
+    Case("not json", TUNE, raw('{"text": "a"\n{', "train.jsonl"), ("train.jsonl",)),
+    Case("nested json", TUNE, raw('{"text": {"a": 1}, "label": "x"}\n{"text": {"a": 2}, "label": "y"}\n' * 3, "train.jsonl"), ("row 1", "text", "object")),
+    Case("not parquet", TUNE, raw(b"PAR1 no", "train.parquet"), ("train.parquet",)),
+    Case("no text column", TUNE, flags(text_column_names="body"), ("body", "text")),
+    Case("a lone surrogate", TUNE, raw('{"text": "\\ud800 cat", "label": "a"}\n' * 4, "train.jsonl"), ("surrogate",)),
+    # ---------------------------------------------------------------- rows and labels
+    Case("no label column", TUNE, flags(label_column_name="class"), ("class", "label")),
+    Case("label among the text", TUNE, flags(text_column_names=["text", "label"]), ("label", "text_column_names")),
+    Case("one class only", TUNE, table(changed(label="a")), ("label",)),
+    Case("missing labels", TUNE, table(changed(label=["a", None, "b"] * 4)), ("label", "row")),
+    Case("missing numbers", TUNE, table(changed(label=[0.5, None, 1.5] * 4), problem_type="regression"), ("label",)),
+    Case("words for numbers", TUNE, table(problem_type="regression"), ("row 1", "number")),
+    Case("unseen label", TUNE, second_file(changed(label="d"), "validation_file"), ("second.csv", "'d'")),
+    Case("duplicate ids", TUNE, table(changed(id="same"), id_column_name="id"), ("id", "same")),
+    Case("no id column", TUNE, flags(id_column_name="key"), ("key",)),
+    Case("class weights of no class", TUNE, flags(class_weights="z=2"), ("z",)),
+    Case("too few rows of a class", TUNE, table(changed(label=["a"] * 11 + ["b"]), num_folds=3), ("'b'", "fold_strategy")),
+    Case("fewer groups than folds", TUNE, table(changed(g="one"), num_folds=3, fold_strategy="group", group_column_name="g"), ("group",)),
+    # ---------------------------------------------------------------- submission
+    Case("submission of other ids", TUNE, sample(pd.DataFrame({"id": ["q"], "label": ["a"]})), ("id",)),
+    Case("submission without ids", TUNE, sample(pd.DataFrame({"x": [1], "y": [2]})), ("sample",)),
+    # ---------------------------------------------------------------- words
+    Case("fewer tags than words", TUNE, words({"id": "x", "tokens": ["a", "b"], "tags": ["X"]}), ("tags",)),
+    Case("no words", TUNE, words({"id": "x", "tokens": "a b", "tags": ["X"]}), ("tokens",)),
+    Case("no such level", TUNE, flags(task_level="sentence"), ("task_level", "token")),
+    Case("targets too long, but no spans", TUNE, flags(longest_target=1), ("longest_target", "span")),
+    # ---------------------------------------------------------------- arguments
+    Case("unknown flag", TUNE, flags(learning_rat="1e-4"), ("learning_rat", "learning_rate")),
+    Case("a stray word", TUNE, flags(num_train_epochs="three"), ("num_train_epochs",)),
+    Case("unknown choice", TUNE, flags(truncation="middle"), ("truncation", "head_tail")),
+    Case("negative length", TUNE, flags(max_seq_length=-1), ("max_seq_length",)),
+    Case("beyond the positions", TUNE, flags(max_seq_length=100_000), ("max_seq_length",)),
+    Case("layers it has not", TUNE, flags(layers="9"), ("layers", "9")),
+    Case("one fold", TUNE, flags(num_folds=1), ("num_folds",)),
+    Case("a split of everything", TUNE, flags(validation_split=1.5), ("validation_split",)),
+    Case("a contradiction", TUNE, flags(huber_delta=1), ("huber_delta", "single_label")),
+    Case("folds and a validation file", TUNE, second_file(ROWS, "validation_file", num_folds=3), ("validation_file", "num_folds")),
+    Case("half precision without a GPU", TUNE, flags(fp16="true"), ("fp16",)),
+    Case("no rows to train on", TUNE, lambda f, m: {}, ("train_file",)),
+    Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
+    Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
+    Case("output is a file", TUNE, in_use, ("out",)),
+    # ---------------------------------------------------------------- models
+    Case("no such model", TUNE, flags(model_name_or_path="no/such"), ("no/such",)),
+    Case("cut-off weights", TUNE, other_folder(cut_weights), ("model",)),
+    Case("pickled weights", TUNE, other_folder(pickled_weights), ("safetensors",)),
+    Case("no tokenizer", TUNE, other_folder(no_tokenizer), ("tokenizer",)),
+    Case("unknown architecture", TUNE, other_folder(edit_json("config.json", model_type="zork")), ("model",)),
+    Case("another shape", TUNE, other_folder(edit_json("config.json", hidden_size=64)), ("model",)),
+    Case("smaller vocabulary", TUNE, other_folder(small_vocabulary), ("tokenizer", "7")),
+    # ---------------------------------------------------------------- further pretraining
+    Case("no text", PRE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
+    Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
+    Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),
+    Case("no model at all", PRE, flags(model_name_or_path=None), ("model_name_or_path",)),
+    Case("empty texts", PRE, table(changed(text="")), ("text",)),
+    # ---------------------------------------------------------------- probing
+    Case("no models", PROBE, flags(models=None), ("models",)),
+    Case("no such checkpoint", PROBE, flags(models="a=no/such"), ("no/such",)),
+    Case("a name twice", PROBE, lambda f, m: {**table()(f, m), "models": [f"a={m}", f"a={m}"]}, ("a", "twice")),
+    Case("unknown pooling", PROBE, flags(token_pooling="median"), ("token_pooling", "mean")),
+    Case("unknown probe", PROBE, flags(probes=["linear", "svm"]), ("probes", "knn")),
+    Case("unknown analysis", PROBE, flags(analyses="magic"), ("analyses", "mdl")),
+    Case("control without words", PROBE, flags(analyses="control"), ("control", "task_level")),
+    Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
+    Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
+    Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),
+]  # fmt: skip
+
+
+def run(case: Case, folder: Path, model: str, monkeypatch, capfd) -> tuple[int, str]:
+    given = {"output_dir": str(folder / "o")}
+    if case.script == PROBE:
+        given["models"] = f"base={model}"
+    else:
+        given |= {"model_name_or_path": model, "use_cpu": "true"}
+    given |= case.make(folder, model)
+    argv = []
+    for name, value in given.items():
+        if name == "":
+            argv = [value]
+        elif value is not None:
+            argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / case.script), *argv])
+    capfd.readouterr()
+    try:
+        runpy.run_path(str(ROOT / case.script), run_name="__main__")
+        code = 0
+    except SystemExit as left:
+        code = left.code
+    return code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_one_line_and_nothing_written(case, tiny_bert, tmp_path, monkeypatch, capfd):
+    code, said = run(case, tmp_path, tiny_bert, monkeypatch, capfd)
+    last = [line for line in said.splitlines() if ": error: " in line]
+    assert code == 2 and len(last) == 1, said[-2000:]
+    assert "Traceback" not in said
+    for word in case.says:
+        assert word in last[0], last[0]
+    written = (
+        [p for p in (tmp_path / "o").rglob("*") if p.is_file()] if (tmp_path / "o").is_dir() else []
+    )
+    assert not written, written
+
+
+def test_there_are_sixty_cases_of_all_three_scripts():
+    assert len(CASES) >= 60 and {case.script for case in CASES} == {TUNE, PRE, PROBE}
+    assert len({case.name for case in CASES}) == len(CASES)
