@@ -3,6 +3,9 @@
 import logging
 import os
 import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from command_line import InputError
 from outputs import write_text
-from processes import wait_for_all
+from processes import agreed, leave_processes, rank_and_size, wait_for_all
 
 logger = logging.getLogger(__name__)
 
+ASK_EVERY = 10  # steps between two times that several processes agree on whether to leave
 WHOLE = "whole"  # the last file of a checkpoint
 
 
@@ -26,6 +30,56 @@ class MarkWhole(TrainerCallback):
         wait_for_all()  # each process writes its part
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
+
+
+class LeaveOnSignal(TrainerCallback):
+    """SIGTERM, which a machine that is taken away gets: the step is ended, a checkpoint written,
+    and the script left with exit code 143, so that the run can be gone on with."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: Any = None
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if rank_and_size()[1] > 1 and state.global_step % ASK_EVERY:
+            return
+        self.asked = agreed(self.asked)
+        control.should_save = control.should_save or self.asked
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.asked:
+            return
+        self._give_back()
+        logger.warning(
+            "SIGTERM: left after step %d, whose checkpoint is written; go on with the same command "
+            "(without folds and seeds: and --resume_from_checkpoint last)",
+            state.global_step,
+        )
+        leave_processes()
+        sys.exit(128 + signal.SIGTERM)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+            self.before = None
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:

@@ -279,15 +279,17 @@ def run_script(main: Callable[[], Any]) -> None:
         leave_processes()
     except InputError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         fail(f"{error.filename or 'a file'}: {error.strerror}")
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = 2) -> NoReturn:
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def start_logging() -> None:

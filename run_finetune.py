@@ -122,7 +122,7 @@ from batches import (
     settle_windows,
     to_windows,
 )
-from checkpoints import MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
+from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
 from ensemble import combine, read_thresholds
 from fingerprint import find_seen
 from folds import Part, plan_parts, rows_of_part, settle_folds
@@ -602,6 +602,7 @@ class ClassifierTrainer(AveragingTrainer):
         super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
         self.add_callback(MarkWhole())
+        self.add_callback(LeaveOnSignal())  # after the mark
         self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length

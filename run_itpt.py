@@ -209,7 +209,7 @@ from transformers import (
 
 from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
 from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
-from checkpoints import MarkWhole, find_checkpoint, remove_checkpoints
+from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, remove_checkpoints
 from corpus import (
     Source,
     check_test_text,
@@ -570,6 +570,7 @@ class MaskedLMTrainer(Trainer):
     ):
         super().__init__(**kwargs)
         self.add_callback(MarkWhole())
+        self.add_callback(LeaveOnSignal())  # after the mark
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.block = block
         self.weights = weights

@@ -1,7 +1,12 @@
 """Which checkpoints a run may go on from."""
 
-import pytest
+import os
+import signal
 
+import pytest
+from transformers import TrainerCallback
+
+import run_finetune
 from checkpoints import WHOLE, checkpoints_in, find_checkpoint, go_on_from
 from command_line import InputError
 
@@ -34,3 +39,46 @@ def test_a_half_written_checkpoint_is_left_out(tmp_path, caplog):
     assert go_on_from(tmp_path).endswith("checkpoint-5")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
     assert go_on_from(tmp_path / "none") is None
+
+
+class Preempt(TrainerCallback):
+    """The machine is taken away in a given step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_leaves_a_checkpoint_from_which_the_run_ends_alike(
+    tiny_bert, topic_files, tmp_path, monkeypatch, caplog
+):
+    arguments = {
+        "model_name_or_path": tiny_bert,
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test"],
+        "id_column_name": "id",
+        "learning_rate": 3e-3,
+        "num_train_epochs": 3,
+        "ema_decay": 0.9,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    run_finetune.main(arguments | {"output_dir": str(tmp_path / "whole")})
+    before = signal.getsignal(signal.SIGTERM)
+    own = run_finetune.early_stopping
+    monkeypatch.setattr(run_finetune, "early_stopping", lambda p: [*own(p), Preempt(13)])
+    with pytest.raises(SystemExit) as left:
+        run_finetune.main(arguments | {"output_dir": str(tmp_path / "cut")})
+    assert left.value.code == 143 and "left after step 14" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert [path.name for path in checkpoints_in(tmp_path / "cut")][-1] == "checkpoint-14"
+    assert not (tmp_path / "cut" / "all_results.json").exists()
+    monkeypatch.setattr(run_finetune, "early_stopping", own)
+    again = {"output_dir": str(tmp_path / "cut"), "resume_from_checkpoint": "last"}
+    run_finetune.main(arguments | again)
+    for name in ("predictions_test.csv", "predictions_validation.csv", "model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert signal.getsignal(signal.SIGTERM) == before

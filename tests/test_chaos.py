@@ -1,0 +1,103 @@
+"""Each script killed at random moments: what it writes in the end is that of a run left alone.
+
+python -m pytest -m slow -n 0 tests/test_chaos.py                   # 2 moments a signal
+CHAOS_MOMENTS=20 python -m pytest -m slow -n 0 -s tests/test_chaos.py   # prints the table
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+MOMENTS = int(os.environ.get("CHAOS_MOMENTS", "2"))
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TRAINING = ["--use_cpu", "true", "--save_strategy", "steps", "--save_steps", "4"]
+
+
+def finetune(model: str, files: dict[str, str], out: Path) -> list[str]:
+    return [
+        *("run_finetune.py", "--model_name_or_path", model, "--train_file", files["train"]),
+        *("--test_file", files["test"], "--id_column_name", "id", "--num_folds", "2"),
+        *("--learning_rate", "3e-3", "--num_train_epochs", "4", "--eval_strategy", "steps"),
+        *("--eval_steps", "4", *TRAINING, "--output_dir", str(out)),
+    ]
+
+
+def itpt(model: str, files: dict[str, str], out: Path) -> list[str]:
+    return [
+        *("run_itpt.py", "--model_name_or_path", model, "--train_file", files["train"]),
+        *("--num_train_epochs", "12", "--tokens_per_batch", "256", *TRAINING),
+        *("--output_dir", str(out)),
+    ]
+
+
+def probe(model: str, files: dict[str, str], out: Path) -> list[str]:
+    return [
+        *("run_probe.py", "--models", f"base={model}", "--train_file", files["train"]),
+        *("--test_file", files["test_labels"], "--id_column_name", "id", "--probes", "linear"),
+        *("mlp", "--analyses", "change", "directprobe", "geometry", "--output_dir", str(out)),
+    ]
+
+
+SCRIPTS = {
+    "finetune": (finetune, ("predictions_oof.csv", "predictions_test.csv", "folds.csv")),
+    "itpt": (itpt, ("model.safetensors", "config.json")),
+    "probe": (probe, ("results.csv", "directprobe.csv", "geometry.csv", "movement.csv")),
+}
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    line = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    return subprocess.Popen(
+        line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    found = {name: (folder / name).read_bytes() for name in names}
+    return found | {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("model.safetensors"))
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_at_random_moments(script, tiny_bert, topic_files, tmp_path):
+    arguments, names = SCRIPTS[script]
+    began = time.monotonic()
+    process = start(arguments(tiny_bert, topic_files, tmp_path / "whole"))
+    said = process.communicate()[1]
+    assert process.returncode == 0, said[-2000:]
+    seconds = time.monotonic() - began
+    whole = contents(tmp_path / "whole", names)
+    rng, table = random.Random(0), []
+    for which in SIGNALS:
+        for moment in range(MOMENTS):
+            out = tmp_path / f"{which.name}-{moment}"
+            line = arguments(tiny_bert, topic_files, out)
+            process = start(line)
+            wait = rng.uniform(0.2, 0.98) * seconds
+            time.sleep(wait)
+            process.send_signal(which)
+            said = process.communicate()[1]
+            if which is not signal.SIGKILL:
+                assert "Traceback" not in said or seconds * 0.45 > wait, said[-2000:]
+            code = process.returncode
+            if script == "itpt" and code and [*out.glob("checkpoint-*/whole")]:
+                line += ["--resume_from_checkpoint", "last"]
+            again = start(line) if code else None
+            if again is not None:
+                said = again.communicate()[1]
+                assert again.returncode == 0, f"{which.name} after {wait:.1f} s: {said[-3000:]}"
+            equal = contents(out, names) == whole
+            table.append(f"| {script} | {which.name} | {wait / seconds:.2f} | {code} | {equal} |")
+            print(table[-1], flush=True)
+    assert all(row.endswith("| True |") for row in table), "\n".join(table)
