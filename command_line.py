@@ -280,16 +280,17 @@ def run_script(main: Callable[[], Any]) -> None:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # threads that are at work would abort an orderly end
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         fail(f"{error.filename or 'a file'}: {error.strerror}")
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
+def fail(message: str) -> NoReturn:
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(2)
 
 
 def start_logging() -> None:
