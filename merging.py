@@ -14,6 +14,8 @@ from hulls import do_meet
 
 COARSEST = 5000  # clusters of a state that is tested as a whole
 KEPT = 500  # clusters for which all points are kept along one of their hyperplanes
+MANY = 5_000_000  # multiplications for which directions are kept while a cluster grows
+FRONTS = 50  # clusters of which they are
 EVERY = 5  # steps of the joint classifier between two looks at its pairs
 PATIENCE = 6  # looks at which it closed no pair
 DESCENT = 200  # steps of the joint classifier that separates many pairs at once
@@ -341,6 +343,44 @@ class Problem:
         return False, ~left, groups
 
 
+class _Front:
+    """Directions from a large cluster away from each of its rivals, and how far they part them.
+
+    While the cluster grows the directions stay: only points that are new to it are measured.
+
+    Attributes:
+        names, sizes: of the rivals when they were measured [rivals].
+        directions: of length 1 [rivals, d].
+        lowest: of the cluster's points along each direction; highest: of the rival's.
+    """
+
+    def __init__(self, *columns: np.ndarray):
+        self.names, self.sizes, self.directions, self.lowest, self.highest = columns
+
+    def grown(self, points: np.ndarray) -> "_Front":
+        lowest = (self.directions @ points.T).min(axis=1)
+        lowest = np.minimum(self.lowest, lowest)
+        return _Front(self.names, self.sizes, self.directions, lowest, self.highest)
+
+    def joined(self, other: "_Front") -> "_Front":
+        """With what was measured anew, in place of what was known of the same rivals."""
+        kept = ~np.isin(self.names, other.names)
+        return _Front(
+            *(
+                np.concatenate([old[kept], new])
+                for old, new in zip(self._all(), other._all(), strict=True)
+            )
+        )
+
+    def parted(self, enough: float) -> tuple[np.ndarray, np.ndarray]:
+        """Names and sizes of the rivals that lie apart."""
+        apart = self.lowest - self.highest > enough
+        return self.names[apart], self.sizes[apart]
+
+    def _all(self) -> tuple[np.ndarray, ...]:
+        return self.names, self.sizes, self.directions, self.lowest, self.highest
+
+
 class _State:
     """Clusters while they are merged, and hyperplanes between them.
 
@@ -354,32 +394,47 @@ class _State:
         self.owner = np.arange(len(z))
         self.members = {i: np.array([i]) for i in range(len(z))}
         self.means = z.copy()
-        self.radius = np.zeros(len(z))
+        self.radius = np.zeros(len(z))  # at most so far from the mean
         self.planes: dict[tuple[int, int], np.ndarray] = {}
         self.along: dict[int, np.ndarray] = {}  # [n] all points along one plane of a cluster
+        self.fronts: dict[int, _Front] = {}
+        self.grown: _Front | None = None  # of the pair that was looked at last
         self.groups: Groups | None = None
         self.rival_labels = conflicts[:, y]  # [labels, n]
 
     def merge(self, a: int, b: int) -> None:
+        mean, self.radius[a] = self._sphere(a, b)
+        self.means[a] = mean
         rows = np.concatenate([self.members[a], self.members.pop(b)])
         self.members[a] = rows
         self.owner[rows] = a
-        points = self.z[rows]
-        self.means[a] = points.mean(axis=0)
-        self.radius[a] = _radius(points, self.means[a])
         self.along.pop(b, None)
-        self.groups = None
+        self.fronts.pop(a, None)
+        self.fronts.pop(b, None)
+        if self.grown is not None and len(self.fronts) < FRONTS:
+            self.fronts[a] = self.grown
+        self.grown, self.groups = None, None
+
+    def _sphere(self, a: int, b: int) -> tuple[np.ndarray, float]:
+        """Mean of both clusters, and a radius that holds them."""
+        sizes = np.array([len(self.members[a]), len(self.members[b])], dtype=np.float64)
+        means = self.means[[a, b]]
+        mean = sizes @ means / sizes.sum()
+        return mean, float((np.linalg.norm(means - mean, axis=1) + self.radius[[a, b]]).max())
 
     def may_merge(self, a: int, b: int) -> bool:
         """Whether the hull of both would meet no cluster of another label."""
+        self.grown = None
         if self.groups is None:
             self.groups = Groups(self.owner)
-        rows = np.concatenate([self.members[a], self.members[b]])
-        points = self.z[rows]
-        mean = points.mean(axis=0)
         rivals = np.flatnonzero(self.rival_labels[self.y[a], self.groups.names])
-        rivals = self._beyond_known(rivals, rows, a, b)
-        rivals = self._beyond_spheres(rivals, mean, _radius(points, mean))
+        rivals = self._beyond_known(rivals, a, b)
+        mean, radius = self._sphere(a, b)
+        rivals = self._beyond_spheres(rivals, mean, radius)
+        rivals = self._beyond_front(rivals, a, b)
+        if not len(rivals):
+            return True
+        points = self.z[np.concatenate([self.members[a], self.members[b]])]
         rivals, gaps = self._beyond_centroids(rivals, points, mean)
         found: dict[int, np.ndarray] = {}
         unknown = []
@@ -393,6 +448,7 @@ class _State:
             start = self.planes.get((a, rival), mean - self.means[rival])
             meets, contact = do_meet(points, self.z[self.members[rival]], self.tolerance, start)
             if meets:
+                self.grown = None
                 return False
             found[rival] = contact.normal
         for rival, plane in found.items():
@@ -403,13 +459,14 @@ class _State:
             self.along[a] = self.z @ found[largest]
         return True
 
-    def _beyond_known(self, rivals: np.ndarray, rows: np.ndarray, a: int, b: int) -> np.ndarray:
+    def _beyond_known(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
         """Rivals that are left after the planes by which all points were measured before."""
         for part in (a, b):
             along = self.along.get(part)
             if along is not None and len(rivals):
+                lowest = min(along[self.members[a]].min(), along[self.members[b]].min())
                 highest = np.maximum.reduceat(along[self.groups.order], self.groups.starts)
-                rivals = rivals[along[rows].min() - highest[rivals] <= self.enough]
+                rivals = rivals[lowest - highest[rivals] <= self.enough]
         return rivals
 
     def _beyond_spheres(self, rivals: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
@@ -417,24 +474,39 @@ class _State:
         distance = np.sqrt(((self.means[names] - mean) ** 2).sum(axis=1))
         return rivals[distance <= radius + self.radius[names] + self.tolerance]
 
+    def _beyond_front(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
+        """Rivals that are left after the directions known of the larger part."""
+        large, small = (a, b) if len(self.members[a]) >= len(self.members[b]) else (b, a)
+        front = self.fronts.get(large)
+        if front is None or not len(rivals):
+            return rivals
+        self.grown = front.grown(self.z[self.members[small]])
+        names, sizes = self.grown.parted(self.enough)
+        same_size = np.zeros(len(self.z), dtype=np.int64)
+        same_size[names] = sizes  # a rival that has grown has to be measured anew
+        return rivals[same_size[self.groups.names[rivals]] != self.groups.sizes[rivals]]
+
     def _beyond_centroids(
         self, rivals: np.ndarray, points: np.ndarray, mean: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rivals that the direction between the centroids does not separate, and their gaps."""
-        if not len(rivals):
-            return rivals, np.zeros(0)
-        offsets = mean - self.means[self.groups.names[rivals]]  # [rivals, d]
+        names, sizes = self.groups.names[rivals], self.groups.sizes[rivals]
+        offsets = mean - self.means[names]  # [rivals, d]
         length = np.sqrt((offsets**2).sum(axis=1))
+        same = length <= self.enough
+        offsets /= np.where(same, 1.0, length)[:, None]
         lowest = (points @ offsets.T).min(axis=0)
-        sizes = self.groups.sizes[rivals]
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         at = np.repeat(self.groups.starts[rivals] - starts, sizes) + np.arange(sizes.sum())
         rows = self.groups.order[at]  # of all rivals, one after the other
         along = np.einsum("nd,nd->n", self.z[rows], np.repeat(offsets, sizes, axis=0))
         highest = np.maximum.reduceat(along, starts)
-        same = length <= self.enough
-        gaps = np.where(same, -np.inf, (lowest - highest) / np.where(same, 1.0, length))
+        gaps = np.where(same, -np.inf, lowest - highest)
         left = gaps <= self.enough
+        if self.grown is not None or points.size * len(rivals) > MANY:
+            measured = (names, sizes, offsets, lowest, highest)
+            front = _Front(*(column[~left] for column in measured))
+            self.grown = front if self.grown is None else self.grown.joined(front)
         return rivals[left], gaps[left]
 
     def _known_plane(self, points: np.ndarray, rival: int, a: int, b: int) -> np.ndarray | None:
@@ -447,7 +519,3 @@ class _State:
             if (points @ plane).min() - highest > self.enough:
                 return plane
         return None
-
-
-def _radius(points: np.ndarray, mean: np.ndarray) -> float:
-    return float(np.sqrt(((points - mean) ** 2).sum(axis=1).max()))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
+import merging
 from direct_probe import (
     centroid_distances,
     cluster,
@@ -419,3 +420,17 @@ def test_gaps_of_all_pairs_by_hand():
     for a, b in itertools.permutations(range(4), 2):
         w = directions[a] - directions[b]
         assert gaps[a, b] == pytest.approx((z[y == a] @ w).min() - (z[y == b] @ w).max())
+
+
+def test_directions_kept_while_clusters_grow_change_nothing(monkeypatch):
+    rng = np.random.default_rng(15)
+    y = rng.integers(0, 2, 400)
+    x = rng.normal(size=(400, 12))
+    x[:, 0] += 1.5 * y
+    whole = cluster(x, y)
+    monkeypatch.setattr(merging, "MANY", 0)  # every cluster keeps them
+    assert (cluster(x, y).decisions == whole.decisions).all()
+    monkeypatch.setattr(merging, "FRONTS", 0)  # none does
+    monkeypatch.setattr(merging, "KEPT", 0)
+    monkeypatch.setattr(merging, "COARSEST", 3)  # and every merge is tested
+    assert (cluster(x, y).decisions == whole.decisions).all()
