@@ -85,21 +85,21 @@ def cluster(
     """
     x, names, y = check_points(points, labels)
     z, tolerance = whiten(x)
-    mixed = count_mixed(x, y)
-    warned = _warnings(x, names, mixed)
+    twins = count_mixed(x, y)
+    warned = _warnings(x, names, twins)
     conflicts = find_conflicts(z, y, len(names), tolerance)
     owner = np.array([np.flatnonzero(y == label)[0] for label in range(len(names))])[y]
     tried: list[bool] = []
-    mixed_up = np.flatnonzero(conflicts.any(axis=1)[y])
-    if len(mixed_up):
-        problem = Problem(x[mixed_up], z[mixed_up], y[mixed_up], conflicts, tolerance)
-        owner[mixed_up] = mixed_up[problem.solve(decisions, tried, on_decision)]
+    rows = np.flatnonzero(conflicts.any(axis=1)[y])
+    if len(rows):
+        problem = Problem(x[rows], z[rows], y[rows], conflicts, tolerance)
+        owner[rows] = rows[problem.solve(decisions, tried, on_decision)]
     order = np.unique(owner)
     order = order[np.lexsort((order, y[order]))]
     number = np.empty(len(x), dtype=np.int64)
     number[order] = np.arange(len(order))
     return Clustering(
-        number[owner], names[y[order]], names, conflicts, np.array(tried, bool), mixed, warned
+        number[owner], names[y[order]], names, conflicts, np.array(tried, bool), twins, warned
     )
 
 
@@ -146,7 +146,7 @@ def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
     return int((labels_at[place] > 1).sum())
 
 
-def _warnings(x: np.ndarray, names: np.ndarray, mixed: int) -> list[str]:
+def _warnings(x: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
     found = []
     if len(names) == 1:
         found.append("there is one label: there is nothing to tell apart")
@@ -155,9 +155,9 @@ def _warnings(x: np.ndarray, names: np.ndarray, mixed: int) -> list[str]:
             f"{len(x)} points in {x.shape[1]} dimensions: fewer than twice the dimensions, so that "
             "even shuffled labels would look well separated"
         )
-    if mixed:
+    if twins:
         found.append(
-            f"{mixed} points have the place of a point with another label: no hulls keep them apart"
+            f"{twins} points have the place of a point with another label: no hulls keep them apart"
         )
     return found
 

@@ -75,14 +75,15 @@ def do_meet(
             _add_beyond(-(q @ normal), of_q, -near_q),
         )
         if len(more_p) == len(of_p) and len(more_q) == len(of_q):
-            return False, found  # within rounding of the tolerance
+            return False, _widen(found, of_p, of_q, len(p), len(q))  # within rounding
         of_p, of_q = more_p, more_q
 
 
 def hull_distance(
     p: np.ndarray, q: np.ndarray, accuracy: float = 1e-6, tolerance: float | None = None
 ) -> Contact:
-    """Distance of two hulls: `gap` <= distance <= `miss`, which agree within the accuracy.
+    """Distance of two hulls: `gap` <= distance <= `miss`, which agree within the accuracy as far as
+    rounding allows.
 
     Args:
         p, q: [p, d], [q, d].
