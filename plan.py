@@ -45,11 +45,8 @@ def hash_files(paths: Iterable[Path]) -> str:
         if not path.is_file():
             continue
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest() if _FAST else _sha256(file))
+            digest.update(_sha256(file))
     return digest.hexdigest()
-
-
-_FAST = hasattr(hashlib, "file_digest")  # Python 3.11
 
 
 def _sha256(file: Any) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 from datasets import (
     Dataset,
@@ -83,6 +84,16 @@ def _reason(error: BaseException, encoding: str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def load_file(kind: str, path: str, **options: Any) -> Dataset | IterableDataset:
+    """`load_dataset` of a local file, which by itself tells a counter on the network of each."""
+    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        return load_dataset(kind, data_files=path, split="train", **options)
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+
+
 def _read_delimited(
     path: str, delimiter: str | None, encoding: str, streaming: bool
 ) -> Dataset | IterableDataset:
@@ -92,10 +103,9 @@ def _read_delimited(
     twice = [name for name, n in Counter(header).items() if n > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs twice in the header")
-    return load_dataset(
+    return load_file(
         "csv",
-        data_files=path,
-        split="train",
+        path,
         sep=delimiter,
         encoding=encoding,
         features=Features({name: Value("string") for name in header}),
@@ -116,14 +126,14 @@ def _read_lines(
     path: str, delimiter: str | None, encoding: str, streaming: bool
 ) -> Dataset | IterableDataset:
     options = {"encoding": encoding, "streaming": streaming}
-    return load_dataset("text", data_files=path, split="train", **options)
+    return load_file("text", path, **options)
 
 
 def _read_json(
     path: str, delimiter: str | None, encoding: str, streaming: bool
 ) -> Dataset | IterableDataset:
     options = {"encoding": encoding, "streaming": streaming}
-    return load_dataset("json", data_files=path, split="train", **options)
+    return load_file("json", path, **options)
 
 
 def _read_parquet(
@@ -133,7 +143,7 @@ def _read_parquet(
         with gzip.open(path) as packed:
             table = Dataset(parquet.read_table(io.BytesIO(packed.read())))
         return table.to_iterable_dataset() if streaming else table
-    return load_dataset("parquet", data_files=path, split="train", streaming=streaming)
+    return load_file("parquet", path, streaming=streaming)
 
 
 READERS = {
