@@ -102,6 +102,14 @@ def test_arrangement_of_labels_before_and_after():
     assert len(warned) == 1 and warned[0].startswith("lost: training pulled")
 
 
+def test_labels_that_few_rows_leave_out_take_no_part():
+    labels = {s: y.copy() for s, y in LABELS.items()}
+    labels["test"][labels["test"] == 2] = 3
+    labels["test"][0] = 2  # one row: no pair of rows
+    table = label_geometry_table({"base": features(0.5)}, labels, [1], "test", 30, 0)
+    assert table["train and new, similarity"].between(-1, 1).all()
+
+
 def test_centroids_move_by_as_many_spreads_as_planted():
     base = {s: x[:, 1:] for s, x in features(0.5).items()}
     shift = np.zeros(8)
