@@ -146,8 +146,9 @@ def label_geometry_table(
     """How labels' centroids lie: spread of the features, movement, similarity before and after, and
     of training rows and new ones, with bootstrap intervals over rows.
 
-    The first model is what the others are compared with. Labels with at least two of the rows
-    taken from either split take part. Similarities are Pearson correlations of label-pair distances.
+    The first model is what the others are compared with. Labels with at least two of the
+    rows taken from either split take part. Similarities are Pearson correlations of label-pair
+    distances.
     """
     rows = {s: choose_rows(labels[s], most, seed) for s in ("train", split)}
     shared = np.intersect1d(*(_frequent(labels[s][own]) for s, own in rows.items()))
