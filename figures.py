@@ -95,8 +95,8 @@ def directprobe_figure(table: pd.DataFrame) -> Figure:
     columns = ("clusters", "mean distance of labels", "accuracy of nearest cluster")
     figure = _lines(table, columns)
     figure.axes[0].axhline(table["labels"].iloc[0], color="grey", linewidth=0.8, linestyle=":")
-    figure.axes[0].set_yscale("log")
-    figure.axes[0].yaxis.set_major_formatter("{x:.0f}")
+    if table["clusters"].max() > 10 * table["clusters"].min():
+        figure.axes[0].set_yscale("log")
     return figure
 
 
