@@ -191,16 +191,18 @@ def _describe_classifier(path: str) -> list[str]:
     encoder, blocks = type(model.encoder).__name__, num_blocks(model.encoder.config)
     windows = WindowSpec(**config.windows)
     hidden = model.encoder.config.get_text_config().hidden_size
+    words = {1: "words, the mean over their tokens", 2: "pairs of words, side by side"}
+    pooled = words.get(config.slots, f"{config.token_pooling} of tokens")
     head = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     lines = [
         f"{path}: a classifier of run_finetune.py around {encoder}, {blocks} blocks of {hidden}",
         _size(model.encoder) + f"; {head:,} above the encoder",
         f"labels: {kind}, {len(names)}: {shown}",
-        f"reads: layers {config.layers} ({config.layer_pooling}), {config.token_pooling} of tokens",
+        f"reads: layers {config.layers} ({config.layer_pooling}), {pooled}",
         f"windows: {windows.truncation}, {windows.max_seq_length} tokens",
         "pooler: taken off" if getattr(model.encoder, "pooler", None) is None else "pooler: in use",
         "AutoModelForSequenceClassification with trust_remote_code=True: all weights found. For "
-        "pipeline('text-classification')",
+        + ("Python with `places` of words" if config.slots else "pipeline('text-classification')"),
         "modeling.DocumentClassifier: all weights found. For Python beside these scripts",
     ]
     if (Path(path) / "encoder").is_dir():
