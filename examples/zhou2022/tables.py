@@ -30,7 +30,7 @@ def main() -> None:
         raise InputError(f"{folder}: holds no TASK/layers/results.csv; run study.yaml first")
     layers = pd.concat([by_layer(folder / task / "layers", task) for task in tasks])
     cross = [cross_task(folder / task / "cross", task) for task in tasks]
-    cross = pd.concat(cross) if all(len(c) for c in cross) else pd.DataFrame()
+    cross = pd.concat(cross)  # of the tasks whose encoders have met it
     epochs = training_run(folder / "trec" / "epochs")
     parts = ["# How fine-tuning changes the encoder\n", "## Claims\n"]
     parts += [markdown_table(claims(layers, cross)), "## Before and after, last layer\n"]
