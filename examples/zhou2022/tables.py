@@ -245,7 +245,8 @@ def matrix_figure(cross: pd.DataFrame) -> Figure:
             for j in range(len(table.columns)):
                 value = table.iloc[i, j]
                 text = f"{value:.3f}" if name == "accuracy of probe" else f"{value:.0f}"
-                axis.text(j, i, text, ha="center", va="center", fontsize=8)
+                ink = "white" if abs(centred.iloc[i, j]) > 0.7 * limit else "black"
+                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
         axis.set_xticks(range(len(table.columns)), table.columns, fontsize=8)
         axis.set_yticks(range(len(table)), table.index, fontsize=8)
         axis.set(xlabel="probed on", ylabel="fine-tuned on", title=name)
