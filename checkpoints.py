@@ -87,6 +87,11 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
 
 
+def whole_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """Those that were written to their end, by step."""
+    return [path for path in checkpoints_in(folder) if (path / WHOLE).is_file()]
+
+
 def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
     """Where training goes on from.
 
@@ -98,8 +103,7 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
         InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
             new run would mix with its own.
     """
-    left = checkpoints_in(folder)
-    whole = [path for path in left if (path / WHOLE).is_file()]
+    left, whole = checkpoints_in(folder), whole_checkpoints(folder)
     if asked is None and left:
         raise InputError(
             f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
@@ -121,11 +125,11 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
 
 def go_on_from(folder: str | os.PathLike) -> str | None:
     """The newest whole checkpoint, or None; half-written ones are deleted."""
+    whole = whole_checkpoints(folder)
     for path in checkpoints_in(folder):
-        if not (path / WHOLE).is_file():
+        if path not in whole:
             logger.warning("%s was not written to its end: deleted", path)
             shutil.rmtree(path)
-    whole = checkpoints_in(folder)
     return str(whole[-1]) if whole else None
 
 

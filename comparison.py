@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from command_line import InputError
 from geometry import anisotropy, linear_cka, mean_cosine
 from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
@@ -20,6 +21,16 @@ class Place(NamedTuple):
     layer: int | None
     token_pooling: str
     probe: str
+
+
+def chosen_layers(wanted: list[int], count: int) -> list[int]:
+    """Numbers of layers, 0 = embeddings; none wanted: all."""
+    bad = [layer for layer in wanted if not -count <= layer < count]
+    if bad:
+        raise InputError(
+            f"--probe_layers {bad[0]}: layers are 0 to {count - 1}, or -1 for the last"
+        )
+    return sorted({layer % count for layer in wanted}) or list(range(count))
 
 
 class Scoreboard:

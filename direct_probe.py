@@ -28,7 +28,7 @@ from joblib import Parallel, delayed
 from scipy.spatial.distance import cdist, pdist, squareform
 
 from hulls import hull_distance
-from merging import Problem, find_conflicts
+from merging import Groups, Problem, find_conflicts
 
 RIDGE = 1e-8  # of the largest variance: axes with less than 1e-4 of its spread are not blown up
 TOLERANCE = 1e-6  # of the spread of all points: hulls that come nearer meet
@@ -175,11 +175,14 @@ def spread(points: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array(largest), np.array(mean)
 
 
+def centroids(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Means of clusters numbered from 0 on, none of them empty [clusters, d]."""
+    return Groups(clusters).means(np.asarray(points, dtype=np.float64))
+
+
 def centroid_distances(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Between the means of clusters [clusters, clusters]."""
-    count = int(clusters.max()) + 1
-    means = np.stack([points[clusters == k].mean(axis=0, dtype=np.float64) for k in range(count)])
-    return squareform(pdist(means))
+    return squareform(pdist(centroids(points, clusters)))
 
 
 def hull_distances(
@@ -252,7 +255,7 @@ def predict(
     """
     new, x = np.asarray(new, dtype=np.float64), np.asarray(points, dtype=np.float64)
     parts = [x[found.members(k)] for k in range(len(found.label_of))]
-    means = np.stack([part.mean(axis=0) for part in parts])
+    means = centroids(x, found.clusters)
     to_means = cdist(new, means)
     lower, upper = np.full(to_means.shape, np.inf), np.full(to_means.shape, np.inf)
     chosen = np.argsort(to_means, axis=1, kind="stable")[:, :nearest]

@@ -58,8 +58,7 @@ def do_meet(
     known = _separated(p, q, normal, tolerance)
     if known is not None:
         return False, known
-    few = max(FIRST, 2 * p.shape[1])
-    of_p, of_q = _nearest_along(p @ normal, few), _nearest_along(-(q @ normal), few)
+    of_p, of_q = _nearest(p, q, normal)
     while True:
         meets, found = _do_few_meet(p[of_p], q[of_q], normal, tolerance)
         if meets:
@@ -68,12 +67,7 @@ def do_meet(
         known = _separated(p, q, normal, tolerance)
         if known is not None:
             return False, known
-        # half-way between the hulls of the few: what lies on the wrong side has to be looked at
-        near_p, near_q = (p[of_p] @ normal).min(), (q[of_q] @ normal).max()
-        more_p, more_q = (
-            _add_beyond(p @ normal, of_p, near_p),
-            _add_beyond(-(q @ normal), of_q, -near_q),
-        )
+        more_p, more_q = _add_beyond(p @ normal, of_p), _add_beyond(-(q @ normal), of_q)
         if len(more_p) == len(of_p) and len(more_q) == len(of_q):
             return False, _widen(found, of_p, of_q, len(p), len(q))  # within rounding
         of_p, of_q = more_p, more_q
@@ -100,22 +94,26 @@ def hull_distance(
     if tolerance is None:
         tolerance = 1e-6 * scale
     normal = p.mean(axis=0) - q.mean(axis=0)
-    few = max(FIRST, 2 * p.shape[1])
-    of_p, of_q = _nearest_along(p @ normal, few), _nearest_along(-(q @ normal), few)
+    of_p, of_q = _nearest(p, q, normal)
     while True:
         found = _margin(p[of_p], q[of_q], normal, tolerance, accuracy)
         if found.miss <= tolerance:
             return _widen(found, of_p, of_q, len(p), len(q))
         along_p, along_q = p @ found.normal, q @ found.normal
         whole = found._replace(gap=float(along_p.min() - along_q.max()))
-        near_p, near_q = along_p[of_p].min(), along_q[of_q].max()
-        more_p, more_q = _add_beyond(along_p, of_p, near_p), _add_beyond(-along_q, of_q, -near_q)
+        more_p, more_q = _add_beyond(along_p, of_p), _add_beyond(-along_q, of_q)
         if len(more_p) == len(of_p) and len(more_q) == len(of_q):
             return _widen(whole, of_p, of_q, len(p), len(q))
         of_p, of_q, normal = more_p, more_q, found.normal
 
 
 # ---------------------------------------------------------------- which points
+
+
+def _nearest(p: np.ndarray, q: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of either side that are looked at first."""
+    few = max(FIRST, 2 * p.shape[1])
+    return _nearest_along(p @ normal, few), _nearest_along(-(q @ normal), few)
 
 
 def _nearest_along(along: np.ndarray, count: int) -> np.ndarray:
@@ -125,9 +123,9 @@ def _nearest_along(along: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argpartition(along, count)[:count])
 
 
-def _add_beyond(along: np.ndarray, chosen: np.ndarray, edge: float) -> np.ndarray:
-    """The chosen rows and, of those below the edge, the lowest: as many again as were chosen."""
-    below = np.setdiff1d(np.flatnonzero(along < edge), chosen, assume_unique=True)
+def _add_beyond(along: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The chosen rows and, of those below all of them, the lowest: as many again as were chosen."""
+    below = np.flatnonzero(along < along[chosen].min())
     if len(below) > len(chosen):
         below = below[np.argpartition(along[below], len(chosen))[: len(chosen)]]
     return np.sort(np.concatenate([chosen, below]))

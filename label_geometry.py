@@ -7,7 +7,7 @@ with.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from comparison import half_width
+from comparison import chosen_layers, half_width
 from direct_probe import (
     Clustering,
     centroid_distances,
+    centroids,
     cluster,
     hull_distances,
     predict,
@@ -40,6 +41,16 @@ def choose_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(labels) <= most:
         return np.arange(len(labels))
     return np.sort(np.random.default_rng(seed).permutation(len(labels))[:most])
+
+
+def _features_of(
+    layers: Layers, wanted: Sequence[int], rows: dict[str, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Each model and layer, and its chosen rows by split [rows, hidden] in float64."""
+    for model, splits in layers.items():
+        for layer in chosen_layers(wanted, splits["train"].shape[1]):
+            x = {s: np.asarray(splits[s][own, layer], dtype=np.float64) for s, own in rows.items()}
+            yield {"model": model, "layer": layer}, x
 
 
 # ---------------------------------------------------------------- clusters
@@ -74,7 +85,7 @@ def _write(path: Path, decisions: Sequence[bool]) -> None:
 def directprobe_table(
     layers: Layers,
     labels: dict[str, np.ndarray],
-    chosen: Sequence[int],
+    wanted: Sequence[int],
     split: str,
     most: int,
     seed: int,
@@ -84,7 +95,7 @@ def directprobe_table(
 
     Args:
         labels: by split, classes [rows].
-        chosen: layers.
+        wanted: layers, from the last on where negative; none: all.
         split: whose rows are predicted by the nearest cluster.
         most: training rows that are clustered; a fifth of that is predicted.
         folder: for decisions.
@@ -95,16 +106,11 @@ def directprobe_table(
     )
     y, truth = labels["train"][rows], labels[split][new]
     table = []
-    for model, splits in layers.items():
-        for layer in chosen:
-            if layer >= splits["train"].shape[1]:
-                continue
-            x = np.asarray(splits["train"][rows, layer], dtype=np.float64)
-            fresh = np.asarray(splits[split][new, layer], dtype=np.float64)
-            with threadpool_limits(limits=1):  # the same numbers on any machine; faster, too
-                table.append({"model": model, "layer": layer} | _probe(x, y, fresh, truth, folder))
+    for at, x in _features_of(layers, wanted, {"train": rows, split: new}):
+        with threadpool_limits(limits=1):  # the same numbers on any machine; faster, too
+            table.append(at | _probe(x["train"], y, x[split], truth, folder))
             logger.info(
-                "DirectProbe, %s, layer %d: %d clusters", model, layer, table[-1]["clusters"]
+                "DirectProbe, %s, layer %d: %d clusters", *at.values(), table[-1]["clusters"]
             )
     return pd.DataFrame(table)
 
@@ -138,7 +144,7 @@ def _probe(
 def label_geometry_table(
     layers: Layers,
     labels: dict[str, np.ndarray],
-    chosen: Sequence[int],
+    wanted: Sequence[int],
     split: str,
     most: int,
     seed: int,
@@ -155,21 +161,17 @@ def label_geometry_table(
     rows = {s: own[np.isin(labels[s][own], shared)] for s, own in rows.items()}
     y = {s: np.searchsorted(shared, labels[s][own]) for s, own in rows.items()}
     first, table, before = next(iter(layers)), [], {}
-    for model, splits in layers.items():
-        for layer in chosen:
-            if layer >= splits["train"].shape[1]:
-                continue
-            x = {s: np.asarray(splits[s][own, layer], dtype=np.float64) for s, own in rows.items()}
-            now = _Arrangement(x["train"], y["train"], x[split], y[split], seed)
-            row = {"model": model, "layer": layer, "effective rank": effective_rank(x["train"])}
-            row |= {"spread of a label": now.spread, "distance of centroids": now.mean_distance}
-            row["train and new, similarity"] = now.similarity
-            row["± 95 %"] = half_width(now.draws)
-            if model == first:
-                before[layer] = now
-            elif layer in before:
-                row |= now.against(before[layer])
-            table.append(row)
+    for at, x in _features_of(layers, wanted, rows):
+        now = _Arrangement(x["train"], y["train"], x[split], y[split], seed)
+        row = at | {"effective rank": effective_rank(x["train"])}
+        row |= {"spread of a label": now.spread, "distance of centroids": now.mean_distance}
+        row["train and new, similarity"] = now.similarity
+        row["± 95 %"] = half_width(now.draws)
+        if at["model"] == first:
+            before[at["layer"]] = now
+        elif at["layer"] in before:
+            row |= now.against(before[at["layer"]])
+        table.append(row)
     return pd.DataFrame(table)
 
 
@@ -184,7 +186,7 @@ class _Arrangement:
     def __init__(
         self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
     ):
-        self.centroids = _means(train, y)
+        self.centroids = centroids(train, y)
         self.distances = centroid_distances(train, y)
         self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
         self.spread = float(np.sqrt(((train - self.centroids[y]) ** 2).sum(axis=1).mean()))
@@ -200,13 +202,6 @@ class _Arrangement:
         row["train and new, change"] = self.similarity - before.similarity
         row["± 95 % of the change"] = half_width(self.draws - before.draws)
         return row
-
-
-def _means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[labels, hidden]; of every label there is a row."""
-    total = np.zeros((int(y.max()) + 1, x.shape[1]))
-    np.add.at(total, y, x)
-    return total / np.bincount(y)[:, None]
 
 
 def bootstrap_similarity(

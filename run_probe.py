@@ -43,7 +43,8 @@ from command_line import (
     wants_help,
 )
 
-ANALYSES = ("change", "mdl", "control", "directprobe", "geometry", "none")
+OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
+ANALYSES = ("change", "mdl", "control", *OF_LABELS, "none")
 
 
 @dataclass
@@ -96,6 +97,10 @@ class ProbeArguments:
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
         at_least("directprobe_points", self.directprobe_points, 10)
 
+    @property
+    def of_labels(self) -> bool:
+        return any(analysis in self.analyses for analysis in OF_LABELS)
+
 
 OWN_ARGUMENTS = (
     DataArguments,
@@ -130,8 +135,8 @@ from batches import (
     settle_windows,
     to_windows,
 )
-from checkpoints import WHOLE, checkpoints_in
-from comparison import Place, Scoreboard, gains, movement
+from checkpoints import whole_checkpoints
+from comparison import Place, Scoreboard, chosen_layers, gains, movement
 from describe import describe_checkpoint
 from features import FeatureStore, TargetStore, token_batches
 from fingerprint import find_seen
@@ -190,7 +195,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     if target.task_level != "sequence":  # a word has one vector: the mean over its tokens
         probing.token_pooling = ["word"]
         as_run.pop("token_pooling")
-    if not {"directprobe", "geometry"} & set(probing.analyses):
+    if not probing.of_labels:
         as_run.pop("directprobe_points")
     models = named_models(probing.models) | named_checkpoints(probing.checkpoints_of)
     folder = Path(probing.output_dir)
@@ -250,13 +255,12 @@ def check_arguments(
         raise InputError(f"--token_pooling does not go with --task_level {target.task_level}")
     if "control" in probing.analyses and not of_words:
         raise InputError("--analyses control needs a --task_level of words, which occur again")
-    of_labels = {"directprobe", "geometry"} & set(probing.analyses)
-    if is_given("directprobe_points", argv) and not of_labels:
+    if is_given("directprobe_points", argv) and not probing.of_labels:
         raise InputError("--directprobe_points needs --analyses directprobe or geometry")
 
 
 def check_analyses(analyses: list[str], problem_type: str) -> None:
-    for analysis in ("mdl", "directprobe", "geometry"):
+    for analysis in ("mdl", *OF_LABELS):
         if analysis in analyses and problem_type != "single_label":
             raise InputError(
                 f"--analyses {analysis} needs one label a row, not {problem_type} labels"
@@ -267,7 +271,7 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
     """What a run of run_finetune.py started from, and its checkpoints, in order."""
     if run is None:
         return {}
-    checkpoints = [path for path in checkpoints_in(run) if (path / WHOLE).is_file()]
+    checkpoints = whole_checkpoints(run)
     if not checkpoints:
         raise InputError(
             f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
@@ -275,16 +279,6 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
         )
     start = read_arguments(str(Path(run) / "run_args.yaml"))["model_name_or_path"]
     return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
-
-
-def chosen_layers(wanted: list[int], count: int) -> list[int]:
-    """Numbers of layers, 0 = embeddings; none wanted: all."""
-    bad = [layer for layer in wanted if not -count <= layer < count]
-    if bad:
-        raise InputError(
-            f"--probe_layers {bad[0]}: layers are 0 to {count - 1}, or -1 for the last"
-        )
-    return sorted({layer % count for layer in wanted}) or list(range(count))
 
 
 def named_models(arguments: list[str]) -> dict[str, str]:
@@ -594,9 +588,8 @@ def measure_labels(
         name: {split: x[:, :, pooling] for split, x in splits.items()}
         for name, splits in features.items()
     }
-    most = max(splits["train"].shape[1] for splits in layers.values())
-    chosen = chosen_layers(probing.probe_layers, most)
-    what = (layers, board.labels, chosen, board.split, probing.directprobe_points, probing.seed)
+    which = (probing.probe_layers, board.split, probing.directprobe_points, probing.seed)
+    what = (layers, board.labels, *which)
     tables = {}
     if "directprobe" in probing.analyses:
         folder = Path(probing.output_dir) / "decisions"

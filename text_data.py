@@ -305,12 +305,14 @@ def _as_text(value: Any) -> str:
 
 def _check_texts(values: Sequence[Any], numbers: Sequence[int], source: str, name: str) -> None:
     for number, value in zip(numbers, values, strict=True):
-        at = f"{source}, row {number + 1}, column {name!r}"
         if isinstance(value, dict | list):
             kind = "an object" if isinstance(value, dict) else "a list"
-            raise InputError(f"{at}: {kind}, not text; name columns of text")
-        if isinstance(value, str) and "\0" in value:
-            raise InputError(f"{at}: a NUL character; is the file UTF-16? Save it as UTF-8")
+            wrong = f"{kind}, not text; name columns of text"
+        elif isinstance(value, str) and "\0" in value:
+            wrong = "a NUL character; is the file UTF-16? Save it as UTF-8"
+        else:
+            continue
+        raise InputError(f"{source}, row {number + 1}, column {name!r}: {wrong}")
 
 
 def _count_missing(documents: Dataset, source: str) -> None:
