@@ -63,6 +63,7 @@ def fit_linear_probe(
     problem_type: str,
     validation_score: Score,
     strengths: Sequence[float] = STRENGTHS,
+    path: list[Fit] | None = None,
 ) -> ProbeResult:
     """Train a linear probe at every strength and keep the one that does best on validation.
 
@@ -75,10 +76,12 @@ def fit_linear_probe(
         labels: by split, as far as known; training: class numbers [n], or 0/1 or targets
             [n, num_labels].
         num_labels: also counts classes that no training row has.
+        path: fits that were trained already (see batched_probes.py), from strong to weak.
     """
     standardise = Standardiser(features["train"])
-    fit = FITS[problem_type]
-    path = fit(standardise(features["train"]), labels["train"], num_labels, sorted(strengths))
+    if path is None:
+        fit = FITS[problem_type]
+        path = fit(standardise(features["train"]), labels["train"], num_labels, sorted(strengths))
     validation = standardise(features["validation"])
     scored = [(validation_score(fit.predict(validation)), fit) for fit in path]
     best = max(scored, key=lambda pair: pair[0])[1]  # the first of equals is the strongest
@@ -328,15 +331,17 @@ def online_code_length(
     strength: float,
     seed: int,
     portions: Sequence[float] = PORTIONS,
+    problem_type: str = "single_label",
 ) -> dict[str, float]:
-    """Minimum description length of class labels by online coding (Voita & Titov 2020, eq. 3).
+    """Minimum description length of labels by online coding (Voita & Titov 2020, eq. 3).
 
-    Labels are sent portion by portion: the first at log2(classes) bits each, every other with the
-    probabilities of a linear probe trained on all before it. Features that make the labels easy
-    to tell need few bits, and few rows.
+    Labels are sent portion by portion: the first at log2(classes) bits each (of several labels: at
+    one bit each), every other with the probabilities of a linear probe trained on all before it.
+    Features that make the labels easy to tell need few bits, and few rows.
 
     Args:
-        features: [n, features] and labels [n] of the training rows, sent in a random order.
+        features: [n, features] and labels, [n] or 0/1 [n, num_labels], of the training rows, sent
+            in a random order.
         strength: of the probe's regularisation.
 
     Returns:
@@ -346,16 +351,18 @@ def online_code_length(
     order = np.random.default_rng(seed).permutation(len(labels))
     x, y = np.asarray(features, dtype=np.float32)[order], np.asarray(labels)[order]
     ends = sorted({max(1, round(share * len(y))) for share in portions})
-    bits = ends[0] * np.log2(num_labels)
+    each = np.log2(num_labels) if problem_type == "single_label" else num_labels
+    code = {"single_label": _class_bits, "multi_label": _label_bits}[problem_type]
+    bits = ends[0] * each
     for end, following in itertools.pairwise(ends):
-        bits += _bits(x[:end], y[:end], x[end:following], y[end:following], num_labels, strength)
-    whole = _bits(x, y, x, y, num_labels, strength)
-    uniform = len(y) * np.log2(num_labels)
+        bits += code(x[:end], y[:end], x[end:following], y[end:following], num_labels, strength)
+    whole = code(x, y, x, y, num_labels, strength)
+    uniform = len(y) * each
     values = {"bits": bits, "uniform_bits": uniform, "compression": uniform / bits}
     return {k: float(v) for k, v in (values | {"model_bits": bits - whole}).items()}
 
 
-def _bits(
+def _class_bits(
     x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, classes: int, strength: float
 ) -> float:
     """-log2 of the probabilities of new labels after training on x, y.
@@ -371,6 +378,16 @@ def _bits(
         p = fit.predict(standardise(new))
     p = (p * len(x) + 1.0) / (len(x) + classes)
     return float(-np.log2(p[np.arange(len(truth)), truth]).sum())
+
+
+def _label_bits(
+    x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, labels: int, strength: float
+) -> float:
+    """The same for several labels, each yes or no."""
+    standardise = Standardiser(x)
+    (fit,) = fit_one_versus_rest(standardise(x), y, labels, [strength])
+    p = (fit.predict(standardise(new)).astype(np.float64) * len(x) + 1.0) / (len(x) + 2)
+    return float(-np.log2(np.where(truth > 0.5, p, 1.0 - p)).sum())
 
 
 # ---------------------------------------------------------------- linear fits

@@ -75,6 +75,11 @@ class ProbeArguments:
     half_precision: bool = arg(False, "Compute features in bf16 (fp16 without it) on a GPU.")
     tokens_per_batch: int = arg(8192, "Tokens a forward pass, padding included.")
     trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
+    probe_solver: str = arg(
+        "auto",
+        "cores: linear probes one by one, on each core; batched: of all layers as one solve on the "
+        "GPU (or CPU); auto: batched where there is a GPU.",
+    )
     seed: int = arg(42, "Of the validation split.")
 
     def __post_init__(self) -> None:
@@ -93,6 +98,7 @@ class ProbeArguments:
         for width in self.mlp_widths:
             at_least("mlp_widths", width, 1)
         at_least("mlp_repeats", self.mlp_repeats, 1)
+        one_of("probe_solver", self.probe_solver, ("auto", "cores", "batched"))
         one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
         at_least("directprobe_points", self.directprobe_points, 10)
@@ -129,6 +135,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from baselines import majority_baseline, tfidf_baseline
+from batched_probes import fit_many
 from batches import (
     load_tokenizer,
     pad_id,
@@ -159,7 +166,7 @@ from outputs import (
     write_yaml,
 )
 from probe_report import headline_table, list_sections
-from probes import PROBES, ProbeResult, control_labels, fit_linear_probe, online_code_length
+from probes import PROBES, Fit, ProbeResult, control_labels, fit_linear_probe, online_code_length
 from processes import is_main_process, leave_processes, start_processes
 from report import write_report_files
 from targets import (
@@ -260,7 +267,9 @@ def check_arguments(
 
 
 def check_analyses(analyses: list[str], problem_type: str) -> None:
-    for analysis in ("mdl", *OF_LABELS):
+    if "mdl" in analyses and problem_type == "regression":
+        raise InputError("--analyses mdl needs labels, which numbers are not")
+    for analysis in OF_LABELS:
         if analysis in analyses and problem_type != "single_label":
             raise InputError(
                 f"--analyses {analysis} needs one label a row, not {problem_type} labels"
@@ -435,17 +444,25 @@ def add_probes(
         types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
         control = control_labels(types, labels["train"], len(spec.names), probing.seed)
     mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
+    places = [(layer, pooling) for probe, layer, pooling in jobs if probe == "linear"]
+    paths = solve_paths(layers["train"], places, labels["train"], spec, probing.probe_solver)
+    of_control = {}
+    if control:
+        of_control = solve_paths(
+            layers["train"], places, control["train"], spec, probing.probe_solver
+        )
 
     def fit(probe: str, layer: int | None, pooling: int) -> tuple[ProbeResult, dict[str, float]]:
         at = slice(None) if layer is None else layer
         features = {split: x[:, at, pooling] for split, x in layers.items()}
         labelled = (labels, len(spec.names), spec.problem_type, score)
-        result = PROBES[probe](features, *labelled, **(mlp if probe == "mlp" else {}))
-        more = {}
+        given = {"linear": {"path": paths.get((layer, pooling))}, "mlp": mlp}.get(probe, {})
+        result, more = PROBES[probe](features, *labelled, **given), {}
         if probe == "linear" and "mdl" in probing.analyses:
             more |= code_length(features["train"], board, result.setting["strength"], probing.seed)
         if probe == "linear" and control:
-            more |= selectivity(features, board, control, result)
+            path = of_control.get((layer, pooling))
+            more |= selectivity(features, board, control, result, path)
         return result, more
 
     threads = torch.get_num_threads()
@@ -462,12 +479,29 @@ def add_probes(
         board.add(place, result.probabilities, result.repeats, **facts)
 
 
+def solve_paths(
+    features: np.ndarray,
+    places: list[tuple[int, int]],
+    labels: np.ndarray,
+    spec: LabelSpec,
+    solver: str,
+) -> dict[tuple[int, int], list[Fit]]:
+    """Linear probes of all places (layer, pooling) in one solve; nothing where cores do it."""
+    device = find_device()
+    if solver == "cores" or (solver == "auto" and device.type == "cpu"):
+        return {}
+    each = [features[:, layer, pooling] for layer, pooling in places]
+    paths = fit_many(each, labels, len(spec.names), spec.problem_type, device=device)
+    return dict(zip(places, paths, strict=True))
+
+
 def code_length(
     features: np.ndarray, board: Scoreboard, strength: float, seed: int
 ) -> dict[str, float]:
     """Minimum description length of the training labels, by names that stand in results.csv."""
+    labels, spec = board.labels["train"], board.spec
     lengths = online_code_length(
-        features, board.labels["train"], len(board.spec.names), strength, seed
+        features, labels, len(spec.names), strength, seed, problem_type=spec.problem_type
     )
     return {f"mdl_{name}": value for name, value in lengths.items()}
 
@@ -477,11 +511,12 @@ def selectivity(
     board: Scoreboard,
     control: dict[str, np.ndarray],
     result: ProbeResult,
+    path: list[Fit] | None,
 ) -> dict[str, float]:
     """Accuracy on the control task, and how much more the probe has on the task itself."""
     classes = len(board.spec.names)
     score = validation_score(control["validation"], board.spec)
-    found = fit_linear_probe(features, control, classes, "single_label", score)
+    found = fit_linear_probe(features, control, classes, "single_label", score, path=path)
     split = board.split
     of_control = float((found.probabilities[split].argmax(1) == control[split]).mean())
     of_task = float((result.probabilities[split].argmax(1) == board.labels[split]).mean())

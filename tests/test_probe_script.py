@@ -322,10 +322,43 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
     assert not (tmp_path / "o" / "movement.csv").exists()  # not asked for
     frame = pd.read_csv(topic_files["train"])
     frame["label"] = frame["label"] + "|x"
+    frame["half"] = 0.5 + frame.index
     frame.to_csv(tmp_path / "several.csv", index=False)
-    several = {"train_file": str(tmp_path / "several.csv"), "test_file": None}
-    with pytest.raises(InputError, match="mdl needs one label a row"):
-        run_probe.main({**arguments, **several, "label_delimiter": "|"})
+    several = arguments | {"train_file": str(tmp_path / "several.csv"), "test_file": None}
+    several |= {"probes": ["linear"], "probe_layers": [-1]}
+    run_probe.main({**several, "label_delimiter": "|"})
+    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    assert results[results.metric == "mdl_compression"]["value"].item() > 1
+    with pytest.raises(InputError, match="mdl needs labels, which numbers are not"):
+        run_probe.main({**several, "label_column_name": ["half"]})
+    with pytest.raises(InputError, match="geometry needs one label a row"):
+        run_probe.main({**several, "analyses": ["geometry"], "label_delimiter": "|"})
+
+
+def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(
+    tiny_bert, topic_files, tmp_path
+):
+    headline = {
+        solver: run_probe.main(
+            {
+                "models": [f"base={tiny_bert}"],
+                "train_file": topic_files["train"],
+                "test_file": topic_files["test_labels"],
+                "probe_solver": solver,
+                "features_dir": str(tmp_path / "features"),
+                "output_dir": str(tmp_path / solver),
+            }
+        )
+        for solver in ("auto", "cores", "batched")
+    }
+    tables = {s: pd.read_csv(tmp_path / s / "results.csv") for s in headline}
+    if not torch.cuda.is_available():
+        pd.testing.assert_frame_equal(tables["auto"], tables["cores"])
+    one, other = (t[t.metric == "log_loss"] for t in (tables["cores"], tables["batched"]))
+    np.testing.assert_allclose(one["value"], other["value"], rtol=0.02)
+    assert not one["value"].equals(other["value"])  # another solver was at work
+    with pytest.raises(InputError, match="--probe_solver magic"):
+        run_probe.main({"models": ["x"], "train_file": "x.csv", "probe_solver": "magic"})
 
 
 def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path):

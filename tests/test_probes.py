@@ -212,6 +212,22 @@ def test_code_length_by_hand_and_on_planted_features():
     assert one["bits"] == pytest.approx(1 - 3 * np.log2(2 / 3))
 
 
+def test_code_length_of_several_labels_by_hand_and_on_planted_features():
+    y = np.stack([np.tile([0.0, 1.0], 64), np.zeros(128)], axis=1)
+    code = lambda x, **more: online_code_length(  # noqa: E731
+        x, y, 2, 1.0, 0, problem_type="multi_label", **more
+    )
+    assert code(np.ones((128, 3)))["uniform_bits"] == 256
+    informed, blind = code(y[:, :1] + 0.01), code(np.ones((128, 3)))
+    assert informed["bits"] < blind["bits"] < 256
+    assert 0 <= informed["model_bits"] <= informed["bits"]
+    # labels never seen: 2 bits for the first row, then 3 rows at p = (1 + 1) / (1 + 2) each
+    never = online_code_length(
+        np.ones((4, 1)), np.zeros((4, 2)), 2, 1.0, 0, (0.25, 1.0), problem_type="multi_label"
+    )
+    assert never["bits"] == pytest.approx(2 - 6 * np.log2(2 / 3), rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
 def test_words_counted(kind):
     rng = np.random.default_rng(0)
