@@ -90,7 +90,7 @@ def directprobe_table(
     most: int,
     seed: int,
     folder: Path,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Clusters of the training rows of each model and layer, and the labels' distances.
 
     Args:
@@ -99,25 +99,38 @@ def directprobe_table(
         split: whose rows are predicted by the nearest cluster.
         most: training rows that are clustered; a fifth of that is predicted.
         folder: for decisions.
+
+    Returns:
+        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
     """
     rows, new = (
         choose_rows(labels["train"], most, seed),
         choose_rows(labels[split], most // 5, seed),
     )
     y, truth = labels["train"][rows], labels[split][new]
-    table = []
+    table, of_pairs = [], []
     for at, x in _features_of(layers, wanted, {"train": rows, split: new}):
         with threadpool_limits(limits=1):  # the same numbers on any machine; faster, too
-            table.append(at | _probe(x["train"], y, x[split], truth, folder))
-            logger.info(
-                "DirectProbe, %s, layer %d: %d clusters", *at.values(), table[-1]["clusters"]
-            )
-    return pd.DataFrame(table)
+            row, distances = _probe(x["train"], y, x[split], truth, folder)
+        table.append(at | row)
+        of_pairs.append(pair_rows(at, np.unique(y), distances, "distance of hulls"))
+        logger.info("DirectProbe, %s, layer %d: %d clusters", *at.values(), row["clusters"])
+    return pd.DataFrame(table), pd.concat(of_pairs)
+
+
+def pair_rows(
+    at: dict[str, Any], names: np.ndarray, distances: np.ndarray, what: str
+) -> pd.DataFrame:
+    """A row for each pair of labels: which (by class number), and how far apart."""
+    one, other = np.triu_indices(len(names), 1)
+    columns = {"label": names[one], "other label": names[other], what: distances[one, other]}
+    return pd.DataFrame(at | columns)
 
 
 def _probe(
     x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, folder: Path
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What is found in one layer, and the distances of hulls [labels, labels]."""
     found = cluster_and_keep(x, y, folder)
     numbers = np.searchsorted(found.names, y)
     distances = hull_distances(x, numbers, accuracy=1e-2, skip=found.conflicts)
@@ -135,7 +148,7 @@ def _probe(
     if len(x) < 2 * x.shape[1]:  # then even labels that mean nothing may look linear
         shuffled = np.random.default_rng(0).permutation(y)
         row["clusters of shuffled labels"] = len(cluster_and_keep(x, shuffled, folder).label_of)
-    return row
+    return row, distances
 
 
 # ---------------------------------------------------------------- distances between labels
@@ -148,19 +161,22 @@ def label_geometry_table(
     split: str,
     most: int,
     seed: int,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How labels' centroids lie: spread of the features, movement, similarity before and after, and
     of training rows and new ones, with bootstrap intervals over rows.
 
     The first model is what the others are compared with. Labels with at least two of the
     rows taken from either split take part. Similarities are Pearson correlations of label-pair
     distances.
+
+    Returns:
+        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
     """
     rows = {s: choose_rows(labels[s], most, seed) for s in ("train", split)}
     shared = np.intersect1d(*(_frequent(labels[s][own]) for s, own in rows.items()))
     rows = {s: own[np.isin(labels[s][own], shared)] for s, own in rows.items()}
     y = {s: np.searchsorted(shared, labels[s][own]) for s, own in rows.items()}
-    first, table, before = next(iter(layers)), [], {}
+    first, table, of_pairs, before = next(iter(layers)), [], [], {}
     for at, x in _features_of(layers, wanted, rows):
         now = _Arrangement(x["train"], y["train"], x[split], y[split], seed)
         row = at | {"effective rank": effective_rank(x["train"])}
@@ -172,7 +188,8 @@ def label_geometry_table(
         elif at["layer"] in before:
             row |= now.against(before[at["layer"]])
         table.append(row)
-    return pd.DataFrame(table)
+        of_pairs.append(pair_rows(at, shared, now.distances, "distance of centroids"))
+    return pd.DataFrame(table), pd.concat(of_pairs)
 
 
 def _frequent(labels: np.ndarray) -> np.ndarray:

@@ -246,7 +246,7 @@ def label_sections(board: Scoreboard, changes: dict[str, pd.DataFrame]) -> list[
             "linear classifier could tell all training rows apart. Distances are between hulls, 0 "
             f"where they meet. For accuracy, {board.split} rows get the label of the nearest "
             "cluster. With few rows in many dimensions even shuffled labels look linear: their "
-            "clusters then stand beside."
+            "clusters then stand beside. Each pair of labels stands in label_pairs.csv."
         )
         sections.append(
             Section(

@@ -625,13 +625,26 @@ def measure_labels(
     }
     which = (probing.probe_layers, board.split, probing.directprobe_points, probing.seed)
     what = (layers, board.labels, *which)
-    tables = {}
+    tables, of_pairs = {}, []
     if "directprobe" in probing.analyses:
         folder = Path(probing.output_dir) / "decisions"
-        tables["directprobe"] = directprobe_table(*what, folder)
+        tables["directprobe"], pairs = directprobe_table(*what, folder)
+        of_pairs.append(pairs)
     if "geometry" in probing.analyses:
-        tables["geometry"] = label_geometry_table(*what)
+        tables["geometry"], pairs = label_geometry_table(*what)
+        of_pairs.append(pairs)
+    if of_pairs:
+        tables["label_pairs"] = join_pairs(of_pairs, board.spec.names)
     return tables
+
+
+def join_pairs(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
+    """Distances of pairs of labels side by side, by the labels' names."""
+    keys = ["model", "layer", "label", "other label"]
+    joined = tables[0]
+    for table in tables[1:]:
+        joined = joined.merge(table, on=keys, how="outer", sort=False)
+    return joined.assign(**{key: [names[k] for k in joined[key]] for key in keys[2:]})
 
 
 def write_report(

@@ -34,7 +34,7 @@ def features(noise: float, scatter: float = 0.0) -> dict[str, np.ndarray]:
 
 def test_clusters_of_layers_that_know_and_do_not_know(tmp_path):
     layers = {"base": features(0.5)}
-    table = directprobe_table(layers, LABELS, [0, 1], "test", 1000, 0, tmp_path)
+    table = directprobe_table(layers, LABELS, [0, 1], "test", 1000, 0, tmp_path)[0]
     nothing, known = table.to_dict("records")
     assert known["linear"] == "yes" and known["clusters"] == known["labels"] == 6
     assert known["accuracy of nearest cluster"] == 1 and known["mean distance of labels"] > 1
@@ -44,9 +44,27 @@ def test_clusters_of_layers_that_know_and_do_not_know(tmp_path):
     assert "clusters of shuffled labels" not in table  # 240 rows, 8 dimensions
 
 
+def test_pairs_of_labels_stand_with_their_distances(tmp_path):
+    labels = {split: 2 * y for split, y in LABELS.items()}  # numbers with gaps
+    rest = ([1], "test", 1000, 0)
+    table, pairs = directprobe_table({"b": features(0.5)}, labels, *rest, tmp_path)
+    assert list(zip(pairs["label"], pairs["other label"], strict=True))[:3] == [
+        (0, 2),
+        (0, 4),
+        (0, 6),
+    ]
+    assert len(pairs) == 15 and (pairs["layer"] == 1).all()
+    assert pairs["distance of hulls"].mean() == table["mean distance of labels"][0]
+    _, pairs = label_geometry_table({"b": features(0.5)}, labels, *rest)
+    x = features(0.5)["train"][:, 1]
+    one, other = (x[labels["train"] == k].mean(axis=0) for k in (0, 4))
+    row = pairs[(pairs["label"] == 0) & (pairs["other label"] == 4)]
+    assert row["distance of centroids"].item() == pytest.approx(np.linalg.norm(one - other))
+
+
 def test_few_rows_stand_beside_shuffled_labels(tmp_path):
     layers = {"base": {s: np.tile(x, (1, 1, 30)) for s, x in features(0.5).items()}}
-    table = directprobe_table(layers, LABELS, [1], "test", 1000, 0, tmp_path)
+    table = directprobe_table(layers, LABELS, [1], "test", 1000, 0, tmp_path)[0]
     assert table["clusters of shuffled labels"][0] >= 6
 
 
@@ -55,7 +73,7 @@ def test_no_more_rows_than_asked_for(tmp_path):
     rows = choose_rows(np.zeros(500), 100, 3)
     assert len(set(rows)) == 100 and (np.diff(rows) > 0).all()
     assert (rows == choose_rows(np.zeros(500), 100, 3)).all()
-    table = directprobe_table({"b": features(0.5)}, LABELS, [1], "test", 50, 0, tmp_path)
+    table = directprobe_table({"b": features(0.5)}, LABELS, [1], "test", 50, 0, tmp_path)[0]
     assert table["rows"][0] == 50
 
 
@@ -91,7 +109,7 @@ def test_a_clustering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 def test_arrangement_of_labels_before_and_after():
     layers = {"base": features(0.5), "tuned": features(0.1), "lost": features(0.1, scatter=9.0)}
-    table = label_geometry_table(layers, LABELS, [1], "test", 1000, 0).set_index("model")
+    table = label_geometry_table(layers, LABELS, [1], "test", 1000, 0)[0].set_index("model")
     assert table["train and new, similarity"]["base"] > 0.95
     assert table["similarity with the first"]["tuned"] > 0.99
     assert np.isnan(table["similarity with the first"]["base"])
@@ -106,7 +124,7 @@ def test_labels_that_few_rows_leave_out_take_no_part():
     labels = {s: y.copy() for s, y in LABELS.items()}
     labels["test"][labels["test"] == 2] = 3
     labels["test"][0] = 2  # one row: no pair of rows
-    table = label_geometry_table({"base": features(0.5)}, labels, [1], "test", 30, 0)
+    table = label_geometry_table({"base": features(0.5)}, labels, [1], "test", 30, 0)[0]
     assert table["train and new, similarity"].between(-1, 1).all()
 
 
@@ -116,7 +134,7 @@ def test_centroids_move_by_as_many_spreads_as_planted():
     shift[0] = 3.0
     moved = {s: x + shift for s, x in base.items()}
     layers = {"base": base, "moved": moved}
-    table = label_geometry_table(layers, LABELS, [0], "test", 1000, 0).set_index("model")
+    table = label_geometry_table(layers, LABELS, [0], "test", 1000, 0)[0].set_index("model")
     spread = table["spread of a label"]["base"]
     assert table["centroids moved by"]["moved"] == pytest.approx(3 / spread)
     assert table["similarity with the first"]["moved"] == pytest.approx(1)

@@ -361,6 +361,10 @@ def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(
         run_probe.main({"models": ["x"], "train_file": "x.csv", "probe_solver": "magic"})
 
 
+def labels_of(path):
+    return pd.read_csv(path)["label"]
+
+
 def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path):
     import run_finetune
 
@@ -400,6 +404,14 @@ def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path):
     assert lie.loc[lie["model"] != "start", "similarity with the first"].between(-1, 1).all()
     probed = pd.read_csv(out / "results.csv")
     assert set(probed[probed["probe"] == "linear"]["layer"]) == {0, 4}
+    pairs = pd.read_csv(out / "label_pairs.csv")
+    assert len(pairs) == 3 * 2 * 3 and set(pairs["label"]) < set(labels_of(topic_files["train"]))
+    means = pairs.groupby(["model", "layer"])["distance of hulls"].mean()
+    for _, row in clusters.iterrows():
+        assert means[row["model"], row["layer"]] == pytest.approx(row["mean distance of labels"])
+    means = pairs.groupby(["model", "layer"])["distance of centroids"].mean()
+    for _, row in lie.iterrows():
+        assert means[row["model"], row["layer"]] == pytest.approx(row["distance of centroids"])
     page = (out / "report.html").read_text()
     assert "Clusters of labels" in page and "How the labels lie" in page
     assert (out / "directprobe.png").is_file() and (out / "geometry.png").is_file()

@@ -34,7 +34,7 @@ def test_every_flag_of_the_study_is_known():
 def write_task(folder, models, better):
     """What run_probe.py leaves, of two layers: accuracy and distances grow by `better`."""
     folder.mkdir(parents=True)
-    scores, clusters, lie = [], [], []
+    scores, clusters, lie, pairs = [], [], [], []
     for k, model in enumerate(models):
         for layer in (0, 1, 2):
             gain = better * k * layer / 10
@@ -53,9 +53,14 @@ def write_task(folder, models, better):
                 "train and new, change": -0.2,
                 "± 95 % of the change": 0.1,
             }
+            for number, two in enumerate((("a", "b"), ("c", "a"), ("b", "c"))):
+                far = number + 1 if k == 0 or better > 0 else 3 - number  # as before, or reversed
+                ends = dict(zip(("label", "other label"), two, strict=True))
+                pairs.append({**at, **ends, "distance of centroids": far})
             before = dict.fromkeys(later, np.nan)
             lie.append({**at, "train and new, similarity": 0.9} | (later if k else before))
-    for name, rows in (("results", scores), ("directprobe", clusters), ("geometry", lie)):
+    written = {"results": scores, "directprobe": clusters, "geometry": lie, "label_pairs": pairs}
+    for name, rows in written.items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
@@ -85,6 +90,7 @@ def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys):
     assert claims["Train and test come apart: sim"] == "2 of 2"
     assert claims["Fine-tuning on another task hu"] == "1 of 2"
     assert "POS +0.200" in study and "TREC-50 -0.200" in study
+    assert "| POS and TREC-50 | 3 | 1.0000 | -1.0000 |" in study
     assert (tmp_path / "cross_task.png").stat().st_size > 5000
 
 

@@ -6,6 +6,7 @@ Writes study.md, cross_task.png and epochs.png into the folder. Each claim stand
 which it is judged here and the figures it is judged by.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
     layers = pd.concat([by_layer(folder / task / "layers", task) for task in tasks])
     cross = [cross_task(folder / task / "cross", task) for task in tasks]
     cross = pd.concat(cross)  # of the tasks whose encoders have met it
+    between = between_tasks(folder, tasks)
     epochs = training_run(folder / "trec" / "epochs")
     parts = ["# How fine-tuning changes the encoder\n", "## Claims\n"]
     parts += [markdown_table(claims(layers, cross)), "## Before and after, last layer\n"]
@@ -39,6 +41,8 @@ def main() -> None:
         parts += ["## Every encoder on every task, last layer\n", "![matrix](cross_task.png)\n"]
         parts.append(markdown_table(cross))
         write_figure(folder / "cross_task.png", matrix_figure(cross))
+    if len(between):
+        parts += ["## Labels that two tasks share, last layer\n", markdown_table(between)]
     if len(epochs):
         parts += ["## Along one training run (TREC-50, last layer)\n", "![epochs](epochs.png)\n"]
         parts.append(markdown_table(epochs))
@@ -100,6 +104,32 @@ def cross_task(folder: Path, task: str) -> pd.DataFrame:
             "clusters": clusters["clusters"].to_numpy(),
         }
     )
+
+
+def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
+    """How alike the arrangement of shared labels is, each task's in the encoder as it was, and in
+    the one that was fine-tuned on it: Pearson correlation over pairs of labels."""
+    found = {}
+    for task in tasks:
+        pairs = pd.read_csv(folder / task / "layers" / "label_pairs.csv", keep_default_na=False)
+        last = pairs[pairs["layer"] == pairs["layer"].max()]
+        distance = pd.to_numeric(last["distance of centroids"], errors="coerce")
+        ends = [
+            tuple(sorted(ends)) for ends in zip(last["label"], last["other label"], strict=True)
+        ]
+        found[task] = last.assign(pair=ends, distance=distance).pivot(
+            index="pair", columns="model", values="distance"
+        )
+    rows = []
+    for one, other in itertools.combinations(tasks, 2):
+        both = found[one].join(found[other], lsuffix=" one", rsuffix=" other", how="inner").dropna()
+        if len(both) < 3:
+            continue
+        row = {"tasks": f"{TASKS[one]} and {TASKS[other]}", "label pairs": len(both)}
+        for when, model in (("before", "base"), ("after", "tuned")):
+            row[when] = both[f"{model} one"].corr(both[f"{model} other"])
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def training_run(folder: Path) -> pd.DataFrame:
