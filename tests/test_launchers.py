@@ -1,0 +1,119 @@
+"""The same command under every launcher, on one machine and on two, and on a sharded model."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+PORT = 31000 + os.getpid() % 500
+OUTPUTS = ("predictions_test.csv", "predictions_validation.csv", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def line(tiny_bert, topic_files):
+    def line(out) -> list[str]:
+        return [
+            *(str(ROOT / "run_finetune.py"), "--model_name_or_path", tiny_bert, "--use_cpu"),
+            *("--train_file", topic_files["train"], "--test_file", topic_files["test"]),
+            *("--id_column_name", "id", "--learning_rate", "3e-3", "--num_train_epochs", "1"),
+            *("--per_device_train_batch_size", "8", "--output_dir", str(out)),
+        ]
+
+    return line
+
+
+def wait(*processes: subprocess.Popen) -> None:
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+
+
+def start(launcher: list[str], line: list[str]) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*launcher, *line], env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def contents(out) -> list[bytes]:
+    return [(out / name).read_bytes() for name in OUTPUTS]
+
+
+def test_one_process_is_the_same_by_every_launcher(line, tmp_path):
+    launchers = {
+        "python": [sys.executable],
+        "accelerate": [*ACCELERATE, "--num_processes", "1", "--num_machines", "1"],
+        "torchrun": [*TORCHRUN, "--nproc_per_node", "1", "--master_port", str(PORT)],
+    }
+    for name, launcher in launchers.items():
+        wait(start(launcher, line(tmp_path / name)))
+        assert contents(tmp_path / name) == contents(tmp_path / "python"), name
+
+
+def test_two_processes_are_the_same_on_one_machine_and_on_two(line, tmp_path):
+    """Two machines: two agents that know each other by address and rank alone."""
+    config = str(ROOT / "examples" / "accelerate" / "two_processes.yaml")
+    launcher = [*ACCELERATE, "--config_file", config, "--main_process_port", str(PORT + 1)]
+    wait(start(launcher, line(tmp_path / "accelerate")))
+    place = ["--master_addr", "127.0.0.1", "--master_port", str(PORT + 2)]
+    each = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", *place, "--node_rank"]
+    wait(*(start([*each, rank], line(tmp_path / "torchrun")) for rank in ("0", "1")))
+    config = str(ROOT / "examples" / "accelerate" / "two_machines.yaml")
+    place = ["--num_processes", "2", "--main_process_port", str(PORT + 3)]
+    each = [*ACCELERATE, "--config_file", config, *place, "--mixed_precision", "no"]
+    each.append("--machine_rank")
+    wait(*(start([*each, rank], line(tmp_path / "machines")) for rank in ("0", "1")))
+    for name in ("torchrun", "machines"):
+        assert contents(tmp_path / name) == contents(tmp_path / "accelerate"), name
+
+
+FULLY_SHARDED = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from test_layers import classifier
+from layers import layer_groups, layer_rates
+
+def steps(shard):
+    torch.manual_seed(0)
+    model = classifier("bert", head_dropout=0.0).eval()
+    if shard:
+        mesh = init_device_mesh("cpu", (2,))
+        for block in model.encoder.encoder.layer:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    groups = layer_groups(model, layer_rates(4, 1e-2, decay=0.5), 0.01, set())
+    optimizer = torch.optim.AdamW(groups)
+    ids = torch.randint(5, 60, (4, 2, 9), generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 2, 0])
+    for _ in range(3):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {{n: p.full_tensor() if shard else p.detach() for n, p in model.named_parameters()}}
+
+plain, sharded = steps(False), steps(True)
+for name, value in plain.items():
+    torch.testing.assert_close(sharded[name], value, atol=1e-5, rtol=1e-4)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+print("equal")
+"""
+
+
+def test_layer_wise_rates_work_on_a_sharded_model(tmp_path):
+    """FSDP 2 over two processes takes the steps of a model in one piece."""
+    script = tmp_path / "sharded.py"
+    script.write_text(FULLY_SHARDED.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", str(PORT + 5)]
+    process = start(launcher, [str(script)])
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert said.count("equal") == 2
