@@ -85,7 +85,7 @@ class Parser(HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:
-        raise InputError(message)
+        raise InputError(" ".join(message.split()))
 
 
 def parse(
@@ -162,7 +162,7 @@ def read_arguments(path: str, name: str = "") -> dict[str, Any]:
     try:
         text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text)  # JSON is YAML
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not text, no such date
         raise InputError(
             f"{what}: cannot be read as YAML or JSON: {str(error).splitlines()[0]}"
         ) from error

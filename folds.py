@@ -137,7 +137,7 @@ def assign_folds(
     if grouped and len(set(groups)) < num_folds:
         raise InputError(f"--num_folds {num_folds}: there are {len(set(groups))} groups only")
     strata = [str(stratum) for stratum in strata_of(labels, problem_type)]
-    if strategy == "stratified" and max(Counter(strata).values()) < num_folds:
+    if strategy in ("stratified", "stratified_group") and max(Counter(strata).values()) < num_folds:
         raise InputError(
             f"--num_folds {num_folds}: no class has so many rows; use --fold_strategy random"
         )

@@ -62,9 +62,9 @@ class LabelSpec:
             return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
         names = tuple(columns) if len(columns) > 1 else label_names(table, columns[0], values)
         if len(names) < 2:
+            held = f"one label only ({names[0]!r})" if names else "no label"
             raise InputError(
-                f"{source}: column {columns[0]!r} holds one label only ({names[0]!r}); "
-                "a classifier needs two"
+                f"{source}: column {columns[0]!r} holds {held}; a classifier needs two"
             )
         if kind == "single_label" and len(columns) == 1 and isinstance(values[0], list):
             raise InputError(

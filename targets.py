@@ -88,10 +88,11 @@ def _read_tokens(row: dict, words: int, options: TargetArguments, where: str) ->
 def _read_pairs(row: dict, words: int, options: TargetArguments, where: str) -> list:
     heads = _list_of(row, options.heads_column_name, words, where)
     relations = _list_of(row, options.relations_column_name, words, where)
+    heads = [None if head is None else _word_number(head, where) for head in heads]
     pairs = [
-        ([[int(head)], [i]], relation)
+        ([[head], [i]], relation)
         for i, (head, relation) in enumerate(zip(heads, relations, strict=True))
-        if head is not None and int(head) >= 0  # the root has none
+        if head is not None and head >= 0  # the root has none
     ]
     for slots, _ in pairs:
         _check_words(slots, words, where)
@@ -100,18 +101,34 @@ def _read_pairs(row: dict, words: int, options: TargetArguments, where: str) -> 
 
 def _read_spans(row: dict, words: int, options: TargetArguments, where: str) -> list:
     spans = []
-    for target in row[options.targets_column_name] or []:
+    for target in _targets_of(row, options.targets_column_name, where):
         if "span" not in target or options.target_label_field not in target:
             there = ", ".join(target)
             raise InputError(
                 f"{where}: a target needs span and {options.target_label_field} "
                 f"(--target_label_field); there are: {there}"
             )
-        slots, tag = [[int(i) for i in target["span"]]], target[options.target_label_field]
+        words_of = target["span"] if isinstance(target["span"], list) else []
+        slots = [[_word_number(i, where) for i in words_of]]
+        tag = target[options.target_label_field]
         _check_words(slots, words, where)
         if tag is not None:
             spans.append((slots, tag))
     return spans
+
+
+def _targets_of(row: dict, column: str, where: str) -> list[dict]:
+    targets = row[column] or []
+    if not isinstance(targets, list) or not all(isinstance(t, dict) for t in targets):
+        raise InputError(f"{where}: {column} must be a list of objects, each with a span")
+    return targets
+
+
+def _word_number(value: Any, where: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {value!r} is not the number of a word") from error
 
 
 def _list_of(row: dict, column: str, words: int, where: str) -> list:

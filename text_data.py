@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,9 @@ from labels import LabelSpec, require_columns
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
+UNREADABLE = (
+    *(DatasetGenerationError, ValueError, OSError, EOFError, LookupError, csv.Error, zlib.error),
+)
 
 
 # ---------------------------------------------------------------- tables
@@ -64,7 +68,7 @@ def read_table(
         table = READERS[suffix](path, delimiter, encoding, streaming)
     except InputError:
         raise
-    except (DatasetGenerationError, ValueError, OSError, EOFError, LookupError, csv.Error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: {_reason(error, encoding)}") from error
     if not streaming and len(table) == 0:
         raise InputError(f"{path}: no rows")
