@@ -10,7 +10,7 @@ import io
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def _read_delimited(
 ) -> Dataset | IterableDataset:
     delimiter = delimiter or find_delimiter(path, encoding)
     with open_text(path, encoding) as lines:
-        header = next(csv.reader(lines, delimiter=delimiter), [])
+        header = next(csv_rows(lines, delimiter=delimiter), [])
     twice = [name for name, n in Counter(header).items() if n > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs twice in the header")
@@ -165,13 +165,19 @@ def open_text(path: str, encoding: str) -> io.TextIOBase:
     return opener(path, "rt", encoding=encoding, newline="")
 
 
+def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """`csv.reader`, for cells of any length: a document may be long."""
+    csv.field_size_limit(2**31 - 1)
+    return csv.reader(lines, delimiter=delimiter)
+
+
 def find_delimiter(path: str, encoding: str) -> str:
     """The delimiter that gives the header the most columns, if the first rows have as many."""
     with open_text(path, encoding) as lines:
         sample = [line for line, _ in zip(lines, range(200), strict=False)]
 
     def fit(delimiter: str) -> tuple[bool, int]:
-        widths = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row][:20] or [1]
+        widths = [len(row) for row in csv_rows(sample, delimiter=delimiter) if row][:20] or [1]
         return len(set(widths)) == 1 and widths[0] > 1, widths[0]
 
     return max(DELIMITERS, key=fit)  # the first of equals: comma
@@ -191,7 +197,7 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
     if len(widths) != 1:
         return False
     with open_text(path, encoding) as lines:
-        rows = sum(1 for row in csv.reader(lines, delimiter="\t") if row)
+        rows = sum(1 for row in csv_rows(lines, delimiter="\t") if row)
     unquoted = rows != sum(widths.values())
     if unquoted:
         logger.info("%s: quotation marks are read as plain text", path)

@@ -52,6 +52,14 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix, compress):
     assert read_table(str(path)).to_list() == ROWS
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_cell_may_be_long(tmp_path, suffix):
+    rows = pd.DataFrame({"text": ["short", "word " * 40_000], "label": ["a", "b"]})
+    path = tmp_path / f"long{suffix}"
+    rows.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    assert read_table(str(path))["text"][:] == rows["text"].tolist()
+
+
 def test_a_text_file_holds_a_document_a_line(tmp_path):
     path = write(tmp_path / "a.txt", "one\n\ntwo\u2028still two\x85too\n")
     assert read_table(path)["text"][:] == ["one", "", "two\u2028still two\x85too"]

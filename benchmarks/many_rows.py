@@ -1,0 +1,217 @@
+"""Memory and time of the scripts on many short rows, and on one very long document.
+
+    python benchmarks/many_rows.py --tokenizer "$(python examples/find_minilm.py)"
+
+The model is a two-block BERT of 32 dimensions: what is measured is what the scripts do around it
+(reading, tokenizing, folds, batches, tables). Each measurement is a process of its own, whose peak
+memory is its VmHWM, mapped files included:
+
+    predict   run_finetune.py predicts all rows from a saved model
+    folds     run_finetune.py assigns all rows to 2 folds, trains 4 steps a fold, predicts all rows
+    features  run_probe.py computes mean features of all layers of all rows
+    itpt      run_itpt.py reads and tokenizes all rows, and trains 4 steps
+
+and predict and features of one document of 100,000 words, in windows, among 9 short ones.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+ROOT = Path(__file__).resolve().parent.parent
+NOUNS = [
+    "market",
+    "team",
+    "match",
+    "film",
+    "game",
+    "bank",
+    "song",
+    "model",
+    "city",
+    "river",
+    "court",
+    "law",
+    "school",
+    "road",
+    "sea",
+]
+VERBS = [
+    "opens",
+    "wins",
+    "loses",
+    "plays",
+    "sings",
+    "falls",
+    "rises",
+    "moves",
+    "breaks",
+    "holds",
+    "meets",
+    "calls",
+    "ends",
+]
+LONG_DOCUMENT = 100_000  # words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--ways", nargs="+", default=[*WAYS, "long"], choices=[*WAYS, "long"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_models(folder, options.tokenizer)
+        print("| what | rows | peak memory | seconds | milliseconds a row |")
+        print("| --- | --- | --- | --- | --- |")
+        for rows in options.rows:
+            write_rows(folder / "rows.csv", rows)
+            for way in (way for way in options.ways if way in WAYS):
+                print(measure(way, rows, folder), flush=True)
+        if "long" in options.ways:
+            write_long_document(folder / "rows.csv")
+            for way in ("predict", "features"):
+                print(measure(way, 10, folder, long=True), flush=True)
+
+
+# ---------------------------------------------------------------- what is there before
+
+
+def make_models(folder: Path, tokenizer: str) -> None:
+    """start: an encoder; model, long: classifiers on heads and on windows of documents."""
+    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "start")
+    tokens.save_pretrained(folder / "start")
+    write_rows(folder / "train.csv", 300)
+    for name, truncation in (("model", "head"), ("long", "hierarchical")):
+        line = finetune(folder, "train.csv", name, num_train_epochs=1, truncation=truncation)
+        subprocess.run([sys.executable, *line], check=True, capture_output=True)
+
+
+def write_rows(path: Path, rows: int) -> None:
+    rng = random.Random(0)
+    texts = [
+        f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} after {rng.randint(2, 900)} days"
+        for _ in range(rows)
+    ]
+    labels = [f"label {i % 6}" for i in range(rows)]
+    ids = [f"row-{i}" for i in range(rows)]
+    pd.DataFrame({"id": ids, "text": texts, "label": labels}).to_csv(path, index=False)
+
+
+def write_long_document(path: Path) -> None:
+    rng = random.Random(0)
+    write_rows(path, 10)
+    table = pd.read_csv(path)
+    table.loc[3, "text"] = " ".join(rng.choice(NOUNS) for _ in range(LONG_DOCUMENT))
+    table.to_csv(path, index=False)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def flags(**arguments: object) -> list[str]:
+    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+
+
+def finetune(folder: Path, train: str, out: str, **arguments: object) -> list[str]:
+    files = {"model_name_or_path": folder / "start", "train_file": folder / train}
+    common = {"id_column_name": "id", "disable_tqdm": True, "output_dir": folder / out}
+    return [str(ROOT / "run_finetune.py"), *flags(**files, **common, **arguments)]
+
+
+def predict(folder: Path, long: bool) -> tuple[list[str], str]:
+    model = folder / ("long" if long else "model")
+    arguments = {"model_name_or_path": model, "test_file": folder / "rows.csv"}
+    arguments |= {"id_column_name": "id", "per_device_eval_batch_size": 256, "disable_tqdm": True}
+    arguments |= {"output_dir": folder / "out"}
+    return [str(ROOT / "run_finetune.py"), *flags(**arguments)], "out/predictions_test.csv"
+
+
+def folds(folder: Path, long: bool) -> tuple[list[str], str]:
+    steps = {"num_folds": 2, "max_steps": 4, "per_device_eval_batch_size": 256}
+    steps |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    return finetune(folder, "rows.csv", "folds", **steps), "folds/predictions_oof.csv"
+
+
+def features(folder: Path, long: bool) -> tuple[list[str], str]:
+    """Of a test file; the probe itself is trained on some 270 rows and one layer."""
+    arguments = {"models": f"base={folder / 'start'}", "train_file": folder / "train.csv"}
+    arguments |= {"test_file": folder / "rows.csv", "id_column_name": "id", "probe_layers": -1}
+    out = folder / ("probed_long" if long else "probed")
+    shutil.rmtree(out, ignore_errors=True)  # stored features would be read again
+    arguments |= {"token_pooling": "mean", "output_dir": out}
+    arguments |= {"truncation": "hierarchical"} if long else {}
+    return [str(ROOT / "run_probe.py"), *flags(**arguments)], f"{out.name}/features"
+
+
+def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
+    arguments = {"model_name_or_path": folder / "start", "train_file": folder / "rows.csv"}
+    arguments |= {"max_steps": 4, "save_strategy": "no", "load_best_model_at_end": False}
+    arguments |= {"deduplicate": False, "validation_split": 0.002, "disable_tqdm": True}
+    arguments |= {"output_dir": folder / "itpt"}
+    return [str(ROOT / "run_itpt.py"), *flags(**arguments)], "itpt/all_results.json"
+
+
+WAYS = {"predict": predict, "folds": folds, "features": features, "itpt": itpt}
+
+
+def measure(way: str, rows: int, folder: Path, long: bool = False) -> str:
+    """A row of the table. Raises SystemExit with what a process said that failed or lost rows."""
+    line, written = WAYS[way](folder, long)
+    started, peak = time.monotonic(), 0
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, *line], stdout=log, stderr=log)
+        while process.poll() is None:
+            peak = max(peak, high_water_mark(process.pid))
+            time.sleep(0.2)
+    seconds = time.monotonic() - started
+    if process.returncode != 0:
+        raise SystemExit((folder / "log").read_text()[-3000:])
+    found = count_rows(folder / written, way)
+    if found != rows:
+        raise SystemExit(f"{way}: {rows} rows went in, {found} came out")
+    what = f"{way}, a document of {LONG_DOCUMENT:,} words" if long else way
+    memory = f"{peak / 2**20:.2f} GiB"
+    return f"| {what} | {rows:,} | {memory} | {seconds:.0f} | {1000 * seconds / rows:.2f} |"
+
+
+def count_rows(path: Path, way: str) -> int:
+    if way == "itpt":
+        results = json.loads(path.read_text())
+        return results["documents"] + results["held_out_documents"]
+    if way == "features":  # a file for each split: 270 rows of training, 30 of validation
+        sizes = (len(np.load(file, mmap_mode="r")) for file in path.glob("*.npy"))
+        return next((size for size in sizes if size not in (270, 30)), 0)
+    with path.open() as lines:
+        return sum(1 for _ in lines) - 1
+
+
+def high_water_mark(process: int) -> int:
+    """Most memory that the process ever held, in KiB."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+if __name__ == "__main__":
+    main()
