@@ -29,6 +29,7 @@ from modeling import (
     quiet_loading,
 )
 from windows import (
+    IDS_ALONE,
     SpecialTokens,
     WindowSpec,
     cut_pair_windows,
@@ -196,7 +197,7 @@ def to_windows(
 
     def convert(rows: dict[str, list]) -> dict[str, list]:
         ids = [
-            tokenizer(rows[name], add_special_tokens=False, verbose=False)["input_ids"]
+            tokenizer(rows[name], **IDS_ALONE)["input_ids"]
             for name in (("text", "text_pair") if pair else ("text",))
         ]
         columns: dict[str, list] = {"windows": [], "length": []}

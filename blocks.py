@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from command_line import InputError
 from masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
-from windows import SpecialTokens, WindowSpec, cut_pair_windows, cut_windows
+from windows import IDS_ALONE, SpecialTokens, WindowSpec, cut_pair_windows, cut_windows
 from words import Segmenter
 
 # ---------------------------------------------------------------- documents -> rows
@@ -70,9 +70,7 @@ class RowMaker:
     def _tokens(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         """Ids of each text and the number of each token's word."""
         words = self.segment is not None
-        found = self.tokenizer(
-            texts, add_special_tokens=False, verbose=False, return_offsets_mapping=words
-        )
+        found = self.tokenizer(texts, return_offsets_mapping=words, **IDS_ALONE)
         ids = found["input_ids"]
         if not words:
             return [(row, list(range(len(row)))) for row in ids]

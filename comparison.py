@@ -12,6 +12,7 @@ from labels import LabelSpec
 from metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
 
 SAMPLES = 1000  # of a bootstrap
+GROUPS = 10_000  # of rows, in place of rows, where there are more
 
 
 class Place(NamedTuple):
@@ -126,12 +127,25 @@ def _lrap(p: np.ndarray, truth: np.ndarray) -> float:
 def bootstrap(
     rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int
 ) -> np.ndarray:
-    """The statistic of resampled rows [SAMPLES]; the same rows for the same seed, hence paired."""
+    """The statistic of resampled rows [SAMPLES]; the same rows for the same seed, hence paired.
+
+    More than GROUPS rows are dealt out to as many groups, and groups are resampled: the variance
+    is the same, the time no longer grows with the rows.
+
+    Args:
+        statistic: of rows [samples, n], a function of their means alone.
+    """
     rng, found = np.random.default_rng(seed), []
+    sizes = np.ones(len(rows))
+    if len(rows) > GROUPS:
+        starts = np.linspace(0, len(rows), GROUPS, endpoint=False, dtype=int)
+        sizes = np.diff(starts, append=len(rows)).astype(float)
+        rows = np.add.reduceat(rows[rng.permutation(len(rows))], starts)
     at_once = max(1, 2_000_000 // len(rows))
     for start in range(0, SAMPLES, at_once):
-        size = (min(at_once, SAMPLES - start), len(rows))
-        found.append(statistic(rows[rng.integers(len(rows), size=size)]))
+        drawn = rng.integers(len(rows), size=(min(at_once, SAMPLES - start), len(rows)))
+        means = rows[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        found.append(statistic(means[:, None]))
     return np.concatenate(found)
 
 

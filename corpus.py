@@ -219,7 +219,7 @@ def clean(
     """Leave out empty documents, repeated ones (the first stays), and those of the test set.
 
     Returns:
-        what is left, and the counts of what is not.
+        what is left, with a column hash (see fingerprint.py), and the counts of what is not.
 
     Raises:
         InputError: if nothing is left.
@@ -246,16 +246,17 @@ def clean(
     if not len(left):
         raise InputError(f"no text is left of {len(texts)} documents ({counts})")
     logger.info("Left out: %s", ", ".join(f"{k} {n}" for k, n in counts.items() if k != "read"))
-    return documents.select(left), counts
+    return documents.select(left).add_column("hash", hashes[left]), counts
 
 
 def split_corpora(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out documents, in proportion from each corpus; a text is on one side only.
+    """Cleaned documents for training and held out, in proportion from each corpus; a text is on one
+    side only.
 
     Raises:
         InputError: if a side is left empty.
     """
-    _, first, group = np.unique(hash_texts(all_text(documents)), True, True)
+    _, first, group = np.unique(np.array(documents["hash"][:], dtype=np.uint64), True, True)
     corpora = np.array(documents["corpus"][:])
     held_out = hold_out(corpora[first], share, seed)
     if not held_out.any() or held_out.all():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -166,10 +167,10 @@ class FeatureStore:
 
     def key(self, dataset: Dataset, poolings: Sequence[str]) -> str:
         content = hashlib.sha256()
-        for column in ("windows", "window_types", "places"):
-            if column in dataset.column_names:
-                for windows in dataset[column]:
-                    content.update(repr(windows).encode())
+        kept = [n for n in ("windows", "window_types", "places") if n in dataset.column_names]
+        for table in dataset.select_columns(kept).with_format("arrow").iter(10_000):
+            for column in table.columns:
+                add_numbers(content, column.combine_chunks())
         here = Path(__file__).resolve().parent
         for file in ("features.py", "targets.py", "modeling.py", "pooling.py", "batches.py"):
             content.update((here / file).read_bytes())
@@ -247,6 +248,14 @@ def hash_encoder(encoder: nn.Module) -> str:
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return content.hexdigest()
+
+
+def add_numbers(content: Any, array: pa.Array) -> None:
+    """To a hash: lists of lists ... of whole numbers, and how long each list is."""
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        content.update(array.value_lengths().to_numpy().astype(np.int64).tobytes() + b"|")
+        array = array.flatten()
+    content.update(array.to_numpy(zero_copy_only=False).astype(np.int64).tobytes() + b"|")
 
 
 def token_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[np.ndarray]:

@@ -664,10 +664,11 @@ def pad_documents(documents: list[list[list[int]]], pad_id: int) -> tuple[Tensor
     """
     segments = max(len(windows) for windows in documents)
     length = max(len(window) for windows in documents for window in windows)
-    ids = torch.full((len(documents), segments, length), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for d, windows in enumerate(documents):
-        for s, window in enumerate(windows):
-            ids[d, s, : len(window)] = torch.tensor(window, dtype=torch.long)
-            mask[d, s, : len(window)] = 1
+    absent: list[list[int]] = [[]]
+    windows = [w for own in documents for w in own + absent * (segments - len(own))]
+    padded = [window + [pad_id] * (length - len(window)) for window in windows]
+    shape = (len(documents), segments, length)
+    ids = torch.tensor(padded, dtype=torch.long).view(shape)
+    lengths = torch.tensor([len(window) for window in windows]).view(*shape[:2], 1)
+    mask = (torch.arange(length) < lengths).long()
     return ids, mask

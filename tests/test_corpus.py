@@ -175,13 +175,13 @@ def test_text_of_the_test_set_is_taken_out():
 def test_the_same_text_is_never_on_both_sides_and_corpora_share_alike():
     texts = [f"text {i % 20}" for i in range(100)] + [f"other {i}" for i in range(50)]
     names = ["task"] * 100 + ["other"] * 50
-    train, held_out = split_corpora(documents(texts, names), 0.2, seed=0)
+    train, held_out = split_corpora(clean(documents(texts, names), False, None)[0], 0.2, seed=0)
     assert len(train) + len(held_out) == 150
     assert set(train["text"][:]).isdisjoint(held_out["text"][:])
     per_corpus = pd.Series(held_out["corpus"][:]).value_counts()
     assert per_corpus.to_dict() == {"task": 20, "other": 10}  # 4 of 20 texts, 10 of 50
     with pytest.raises(InputError, match=r"--validation_split 0\.2 of 2 different documents"):
-        split_corpora(documents(["a", "b"]), 0.2, seed=0)
+        split_corpora(clean(documents(["a", "b"]), True, None)[0], 0.2, seed=0)
 
 
 # ---------------------------------------------------------------- streams

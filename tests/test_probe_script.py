@@ -1,9 +1,11 @@
 """Features against a plain forward pass, the store, and the script as a whole."""
 
+import hashlib
 import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -359,6 +361,22 @@ def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(
     assert not one["value"].equals(other["value"])  # another solver was at work
     with pytest.raises(InputError, match="--probe_solver magic"):
         run_probe.main({"models": ["x"], "train_file": "x.csv", "probe_solver": "magic"})
+
+
+def test_the_key_is_of_the_numbers_and_not_of_how_they_are_stored():
+    def hashed(*columns):
+        content = hashlib.sha256()
+        for column in columns:
+            features.add_numbers(content, column)
+        return content.hexdigest()
+
+    rows = [[[1, 2], [3]], [], [[4, 5, 6]]]
+    plain = hashed(pa.array(rows))
+    assert plain == hashed(pa.array([[[9]], *rows, [[9]]])[1:4])  # a slice of a longer array
+    assert plain == hashed(pa.array(rows, type=pa.large_list(pa.large_list(pa.int32()))))
+    others = [[[1], [2, 3]], [], [[4, 5, 6]]], [[[1, 2], [3]], [[4, 5, 6]], []]
+    others = *others, [[[1, 2], [3]], [], [[4, 5, 7]]], rows[:2]
+    assert len({plain, *(hashed(pa.array(other)) for other in others)}) == 5
 
 
 def labels_of(path):
