@@ -337,3 +337,34 @@ def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
     assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 10
     assert found["sklearn"]["fits"] == found["probes"]["fits"] == 30
     assert found["probes"]["objective"] == pytest.approx(found["sklearn"]["objective"], rel=1e-3)
+
+
+def test_all_ratios_in_one_run(tiny_bert, topic_files, tmp_path, monkeypatch):
+    """The two parts that need no peer's package; both ways of DirectProbe find the same."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    run_all = load_example("../benchmarks/run_all")
+    out = tmp_path / "RESULTS.md"
+    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--turns", "1"]
+    line += ["--parts", "clusters", "finetune", "--max_train_samples", "48", "--rows", "8"]
+    monkeypatch.setattr(sys, "argv", [*line, "--output_file", str(out)])
+    run_all.main()
+    table = [row for row in out.read_text().splitlines() if row.startswith("| ")]
+    assert len(table) == 6 and "clusters" not in table[0]
+    ratio = float(table[-1].split("|")[4])
+    assert "DirectProbe" in table[-1] and ratio > 10
+    commands = out.read_text().split("```")[1]
+    assert "--turns 1" in commands and str(tmp_path) not in out.read_text()
+
+
+def test_a_ratio_above_one_is_better():
+    run_all = load_example("../benchmarks/run_all")
+    found = {
+        ("finetune", "ours"): [{"train_tokens_per_second": v} for v in (30, 60, 20)],
+        ("finetune", "max"): [{"train_tokens_per_second": v} for v in (10, 10, 10)],
+        ("start", "help"): [{"seconds": v} for v in (1.0, 2.0)],
+        ("start", "parser"): [{"seconds": v} for v in (4.0, 4.0)],
+    }
+    by_part = {ratio.part: ratio for ratio in run_all.RATIOS if ratio.peer in ("max", "parser")}
+    speed = run_all.row(by_part["finetune"], found)
+    assert speed.endswith("| 30 tokens/s | 10 tokens/s | 3.00 | 2.00 to 6.00 |")
+    assert run_all.row(by_part["start"], found).endswith("| 1.5 s | 4 s | 3.00 | 2.00 to 4.00 |")
