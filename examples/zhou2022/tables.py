@@ -122,7 +122,8 @@ def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
         )
     rows = []
     for one, other in itertools.combinations(tasks, 2):
-        both = found[one].join(found[other], lsuffix=" one", rsuffix=" other", how="inner").dropna()
+        sides = found[one].add_suffix(" one"), found[other].add_suffix(" other")
+        both = pd.concat(sides, axis=1, join="inner").dropna()
         if len(both) < 3:
             continue
         row = {"tasks": f"{TASKS[one]} and {TASKS[other]}", "label pairs": len(both)}
