@@ -1,0 +1,87 @@
+"""What a user's files and surroundings must not do: run code, leave the output folder, leak."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+SECRET = "hf_noBodyMayReadThis"
+TRAINING = ("--num_train_epochs", "1", "--use_cpu", "true", "--learning_rate", "3e-3")
+
+
+def run(*line: object, **environment: str) -> tuple[int, str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, *map(str, line)], env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_tokens_and_the_environment_stay_out_of_files_and_logs(tiny_bert, topic_files, tmp_path):
+    line = ["--model_name_or_path", tiny_bert, "--train_file", topic_files["train"], *TRAINING]
+    line += ["--hub_token", SECRET]
+    for script in ("run_itpt.py", "run_finetune.py"):
+        out = tmp_path / script
+        code, said = run(
+            *(ROOT / script, *line, "--output_dir", out), HF_TOKEN=SECRET, MY_PASSWORD=SECRET
+        )
+        assert code == 0, said[-2000:]
+        assert SECRET not in said
+        files = [path for path in out.rglob("*") if path.is_file()]
+        assert len(files) > 5
+        assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+EVIL = "from pathlib import Path\nPath({mark!r}).write_text('run')\n"
+
+
+@pytest.mark.parametrize("script", ["run_itpt.py", "run_finetune.py", "run_probe.py"])
+def test_code_beside_a_checkpoint_is_not_run(script, tiny_bert, topic_files, tmp_path):
+    """A model that brings code is refused in one line; a pickle beside it is not opened."""
+    model, mark = tmp_path / "model", tmp_path / "mark"
+    model.mkdir()
+    for file in Path(tiny_bert).iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModel"), "evil.Model")
+    config |= {"model_type": "evil"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    (model / "training_args.bin").write_bytes(
+        b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
+    )
+    given = ["--models", model] if script == "run_probe.py" else ["--model_name_or_path", model]
+    training = () if script == "run_probe.py" else TRAINING
+    line = [*given, "--train_file", topic_files["train"], *training, "--output_dir", tmp_path / "o"]
+    code, said = run(ROOT / script, *line)
+    assert code == 2 and "Traceback" not in said and str(model) in said, said[-2000:]
+    assert not mark.exists()
+
+
+def test_names_from_data_make_no_paths(tiny_bert, topic_files, tmp_path):
+    """Ids, labels, and names of models and corpora that look like ways out of the folder."""
+    rows = pd.read_csv(topic_files["train"])
+    rows["id"] = [f"../../escaped-{i}" for i in range(len(rows))]
+    rows["label"] = "../../escaped-" + rows["label"]
+    away = tmp_path / "a" / "b" / "c"
+    away.mkdir(parents=True)
+    rows.to_csv(away / "train.csv", index=False)
+    data = ["--train_file", away / "train.csv", "--id_column_name", "id"]
+    tuned = ["--model_name_or_path", tiny_bert, *data, *TRAINING, "--num_folds", "2"]
+    tuned += ["--test_file", away / "train.csv", "--output_dir", away / "tuned"]
+    probed = ["--models", f"../../escaped={tiny_bert}", *data, "--output_dir", away / "probed"]
+    probed += ["--analyses", "change", "directprobe", "--directprobe_points", "60"]
+    pretrained = ["--model_name_or_path", tiny_bert, *TRAINING, "--output_dir", away / "itpt"]
+    pretrained += ["--train_file", f"../../escaped={away / 'train.csv'}"]
+    for script, line in (("finetune", tuned), ("probe", probed), ("itpt", pretrained)):
+        code, said = run(ROOT / f"run_{script}.py", *line)
+        assert code in (0, 2) and "Traceback" not in said, said[-2000:]
+        assert code == 0 or script == "itpt", said[-2000:]
+    outside = [p for p in tmp_path.rglob("*") if away not in p.parents and p != away]
+    assert {p.name for p in outside} == {"a", "b"}
+    assert not [*tmp_path.parent.glob("*escaped*")]
