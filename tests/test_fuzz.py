@@ -26,9 +26,9 @@ from text_data import Table, label_documents, read_table, to_documents
 from windows import TRUNCATIONS, SpecialTokens, WindowSpec, cut_spans, cut_windows, kept_tokens
 
 FEW = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-MANY = settings(FEW, max_examples=150)
+MANY = settings(FEW, max_examples=100)
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet")
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 cells = st.text(characters, max_size=12)
