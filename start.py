@@ -68,7 +68,13 @@ def build_model(
 
     Args:
         shape: the config's `windows` and `special_tokens`.
+
+    Raises:
+        InputError: for a pooling over windows where there is one window.
     """
+    truncation = shape["windows"]["truncation"]
+    if architecture.segment_pooling is not None and truncation != "hierarchical":
+        raise InputError(f"--segment_pooling needs --truncation hierarchical, not {truncation}")
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
         **settle_architecture(architecture, encoder, before),

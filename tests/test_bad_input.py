@@ -57,6 +57,10 @@ def raw(content: str | bytes, name: str = "train.csv", **flags):
     return lambda folder, model: {"train_file": write_text(folder, name, content), **flags}
 
 
+def binary_arguments(folder: Path, model: str) -> dict:
+    return {"": write_text(folder, "args.yaml", b"\x80\xff: 1")}
+
+
 def flags(**given):
     return lambda folder, model: {**table()(folder, model), **given}
 
@@ -189,9 +193,13 @@ CASES = [
     Case("folds and a validation file", TUNE, second_file(ROWS, "validation_file", num_folds=3), ("validation_file", "num_folds")),
     Case("half precision without a GPU", TUNE, flags(fp16="true"), ("fp16",)),
     Case("no rows to train on", TUNE, lambda f, m: {}, ("train_file",)),
+    Case("pooling of one window", TUNE, flags(segment_pooling="max"), ("segment_pooling", "hierarchical")),
+    Case("arguments that are no text", TUNE, binary_arguments, ("args.yaml",)),
     Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
     Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
     Case("output is a file", TUNE, in_use, ("out",)),
+    Case("a head that is no number", TUNE, raw('{"tokens": ["a", "b"], "heads": ["x", "0"], "r": ["p", "q"]}\n', "t.jsonl", task_level="pair", relations_column_name="r"), ("t.jsonl", "row 1", "'x'")),
+    Case("targets that are no objects", TUNE, raw('{"tokens": ["a", "b"], "targets": [1, 2]}\n', "t.jsonl", task_level="span"), ("t.jsonl", "row 1", "targets")),
     # ---------------------------------------------------------------- models
     Case("no such model", TUNE, flags(model_name_or_path="no/such"), ("no/such",)),
     Case("cut-off weights", TUNE, other_folder(cut_weights), ("model",)),
