@@ -122,6 +122,8 @@ if __name__ == "__main__" and wants_help(sys.argv[1:]):
     sys.exit()
 
 import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -428,29 +430,18 @@ def add_probes(
     task: Task,
     probing: ProbeArguments,
 ) -> None:
-    """Scores of each probe on every layer and pooling of a model.
-
-    Probes run side by side, each with one thread: threads inside one small fit only wait for each
-    other.
-    """
+    """Scores of each probe on every layer and pooling of a model."""
     labels, spec, poolings = board.labels, board.spec, probing.token_pooling
     pooled, each = range(len(poolings)), [p for p in probing.probes if p != "mix"]
     chosen = chosen_layers(probing.probe_layers, layers["train"].shape[1])
     jobs = list(itertools.product(each, chosen, pooled))
     jobs += [("mix", None, pooling) for pooling in pooled if "mix" in probing.probes]
     score = validation_score(labels["validation"], spec)
-    control = {}
-    if "control" in probing.analyses:
-        types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
-        control = control_labels(types, labels["train"], len(spec.names), probing.seed)
-    mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
+    control = settle_control(task, labels["train"], probing)
     places = [(layer, pooling) for probe, layer, pooling in jobs if probe == "linear"]
-    paths = solve_paths(layers["train"], places, labels["train"], spec, probing.probe_solver)
-    of_control = {}
-    if control:
-        of_control = solve_paths(
-            layers["train"], places, control["train"], spec, probing.probe_solver
-        )
+    solve = partial(solve_paths, layers["train"], places, spec=spec, solver=probing.probe_solver)
+    paths, control_paths = solve(labels["train"]), solve(control["train"]) if control else {}
+    mlp = {"widths": probing.mlp_widths, "repeats": probing.mlp_repeats, "seed": probing.seed}
 
     def fit(probe: str, layer: int | None, pooling: int) -> tuple[ProbeResult, dict[str, float]]:
         at = slice(None) if layer is None else layer
@@ -461,28 +452,46 @@ def add_probes(
         if probe == "linear" and "mdl" in probing.analyses:
             more |= code_length(features["train"], board, result.setting["strength"], probing.seed)
         if probe == "linear" and control:
-            path = of_control.get((layer, pooling))
+            path = control_paths.get((layer, pooling))
             more |= selectivity(features, board, control, result, path)
         return result, more
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(limits=1):
-        work = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
-            delayed(fit)(*job) for job in jobs
-        )
-        results = list(tqdm(work, total=len(jobs), desc=f"Probes of {name}"))
-    torch.set_num_threads(threads)
-    for (probe, layer, pooling), (result, more) in zip(jobs, results, strict=True):
+    found = side_by_side(fit, jobs, f"Probes of {name}")
+    for (probe, layer, pooling), (result, more) in zip(jobs, found, strict=True):
         place = Place(name, layer, poolings[pooling], probe)
         facts = result.setting | {"converged": float(result.converged)} | more
         board.add(place, result.probabilities, result.repeats, **facts)
+
+
+def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> list:
+    """What the jobs give, in order. They share the cores, each with one thread: threads inside one
+    small fit only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(limits=1):
+        found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
+            delayed(work)(*job) for job in jobs
+        )
+        results = list(tqdm(found, total=len(jobs), desc=what))
+    torch.set_num_threads(threads)
+    return results
+
+
+def settle_control(
+    task: Task, labels: np.ndarray, probing: ProbeArguments
+) -> dict[str, np.ndarray]:
+    """Labels of the control task by split, if it is asked for."""
+    if "control" not in probing.analyses:
+        return {}
+    types = {split: [text.lower() for text in texts] for split, texts in task.texts.items()}
+    return control_labels(types, labels, len(task.spec.names), probing.seed)
 
 
 def solve_paths(
     features: np.ndarray,
     places: list[tuple[int, int]],
     labels: np.ndarray,
+    *,
     spec: LabelSpec,
     solver: str,
 ) -> dict[tuple[int, int], list[Fit]]:
