@@ -328,8 +328,8 @@ def online_code_length(
     features: np.ndarray,
     labels: np.ndarray,
     num_labels: int,
-    strength: float,
     seed: int,
+    strengths: Sequence[float] = STRENGTHS,
     portions: Sequence[float] = PORTIONS,
     problem_type: str = "single_label",
 ) -> dict[str, float]:
@@ -337,57 +337,74 @@ def online_code_length(
 
     Labels are sent portion by portion: the first at log2(classes) bits each (of several labels: at
     one bit each), every other with the probabilities of a linear probe trained on all before it.
-    Features that make the labels easy to tell need few bits, and few rows.
+    Features that make the labels easy to tell need few bits, and few rows. The regularisation is
+    that which needs the fewest bits, and which one it is, is sent as well: accuracy on other rows
+    would often choose one that is sure of nothing, and costs many bits.
 
     Args:
         features: [n, features] and labels, [n] or 0/1 [n, num_labels], of the training rows, sent
             in a random order.
-        strength: of the probe's regularisation.
 
     Returns:
         bits; uniform_bits, of n labels without any features; compression, their ratio; model_bits,
-        those beyond the bits of a probe trained on all rows: what learning took.
+        those beyond the bits of a probe trained on all rows: what learning took; strength.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     x, y = np.asarray(features, dtype=np.float32)[order], np.asarray(labels)[order]
     ends = sorted({max(1, round(share * len(y))) for share in portions})
     each = np.log2(num_labels) if problem_type == "single_label" else num_labels
     code = {"single_label": _class_bits, "multi_label": _label_bits}[problem_type]
-    bits = ends[0] * each
+    ordered = sorted(strengths)
+    bits = np.full(len(ordered), ends[0] * each + np.log2(len(ordered)))
     for end, following in itertools.pairwise(ends):
-        bits += code(x[:end], y[:end], x[end:following], y[end:following], num_labels, strength)
-    whole = code(x, y, x, y, num_labels, strength)
+        bits += code(x[:end], y[:end], x[end:following], y[end:following], num_labels, ordered)
+    best = int(bits.argmin())
+    (whole,) = code(x, y, x, y, num_labels, [ordered[best]])
     uniform = len(y) * each
-    values = {"bits": bits, "uniform_bits": uniform, "compression": uniform / bits}
-    return {k: float(v) for k, v in (values | {"model_bits": bits - whole}).items()}
+    values = {"bits": bits[best], "uniform_bits": uniform, "compression": uniform / bits[best]}
+    values |= {"model_bits": bits[best] - whole, "strength": ordered[best]}
+    return {name: float(value) for name, value in values.items()}
 
 
 def _class_bits(
-    x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, classes: int, strength: float
-) -> float:
-    """-log2 of the probabilities of new labels after training on x, y.
+    x: np.ndarray,
+    y: np.ndarray,
+    new: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    strengths: Sequence[float],
+) -> np.ndarray:
+    """-log2 of the probabilities of new labels after training on x, y, by strength.
 
     A class not seen so far must cost something finite: each keeps a share of 1 / (rows + classes).
     """
     if len(np.unique(y)) < 2:
         p = np.zeros((len(new), classes))
         p[:, y[0]] = 1.0
+        found = [p] * len(strengths)
     else:
         standardise = Standardiser(x)
-        (fit,) = fit_multinomial(standardise(x), y, classes, [strength])
-        p = fit.predict(standardise(new))
-    p = (p * len(x) + 1.0) / (len(x) + classes)
-    return float(-np.log2(p[np.arange(len(truth)), truth]).sum())
+        fits = fit_multinomial(standardise(x), y, classes, strengths)
+        found = [fit.predict(standardise(new)) for fit in fits]
+    shares = [(p * len(x) + 1.0) / (len(x) + classes) for p in found]
+    return np.array([-np.log2(p[np.arange(len(truth)), truth]).sum() for p in shares])
 
 
 def _label_bits(
-    x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, labels: int, strength: float
-) -> float:
+    x: np.ndarray,
+    y: np.ndarray,
+    new: np.ndarray,
+    truth: np.ndarray,
+    labels: int,
+    strengths: Sequence[float],
+) -> np.ndarray:
     """The same for several labels, each yes or no."""
     standardise = Standardiser(x)
-    (fit,) = fit_one_versus_rest(standardise(x), y, labels, [strength])
-    p = (fit.predict(standardise(new)).astype(np.float64) * len(x) + 1.0) / (len(x) + 2)
-    return float(-np.log2(np.where(truth > 0.5, p, 1.0 - p)).sum())
+    bits = []
+    for fit in fit_one_versus_rest(standardise(x), y, labels, strengths):
+        p = (fit.predict(standardise(new)).astype(np.float64) * len(x) + 1.0) / (len(x) + 2)
+        bits.append(-np.log2(np.where(truth > 0.5, p, 1.0 - p)).sum())
+    return np.array(bits)
 
 
 # ---------------------------------------------------------------- linear fits

@@ -450,7 +450,7 @@ def add_probes(
         given = {"linear": {"path": paths.get((layer, pooling))}, "mlp": mlp}.get(probe, {})
         result, more = PROBES[probe](features, *labelled, **given), {}
         if probe == "linear" and "mdl" in probing.analyses:
-            more |= code_length(features["train"], board, result.setting["strength"], probing.seed)
+            more |= code_length(features["train"], board, probing.seed)
         if probe == "linear" and control:
             path = control_paths.get((layer, pooling))
             more |= selectivity(features, board, control, result, path)
@@ -504,13 +504,11 @@ def solve_paths(
     return dict(zip(places, paths, strict=True))
 
 
-def code_length(
-    features: np.ndarray, board: Scoreboard, strength: float, seed: int
-) -> dict[str, float]:
+def code_length(features: np.ndarray, board: Scoreboard, seed: int) -> dict[str, float]:
     """Minimum description length of the training labels, by names that stand in results.csv."""
     labels, spec = board.labels["train"], board.spec
     lengths = online_code_length(
-        features, labels, len(spec.names), strength, seed, problem_type=spec.problem_type
+        features, labels, len(spec.names), seed, problem_type=spec.problem_type
     )
     return {f"mdl_{name}": value for name, value in lengths.items()}
 

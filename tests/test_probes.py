@@ -198,24 +198,36 @@ def test_an_mlp_solves_what_no_line_separates():
 def test_code_length_by_hand_and_on_planted_features():
     """Constant features leave the frequencies: with add-one smoothing Laplace's rule, in blocks."""
     y = np.tile([0, 1], 64)
-    flat = online_code_length(np.ones((128, 3)), y, 2, 1.0, seed=0)
+    flat = online_code_length(np.ones((128, 3)), y, 2, 0, (1.0,))
     assert flat["uniform_bits"] == 128
     assert 0.85 < flat["compression"] <= 1.02
     rng = np.random.default_rng(0)
-    random = online_code_length(rng.normal(size=(128, 3)), y, 2, 1.0, seed=0)
-    planted = online_code_length(np.stack([y, -y], axis=1) + 0.01, y, 2, 1.0, seed=0)
+    random = online_code_length(rng.normal(size=(128, 3)), y, 2, 0, (1.0,))
+    planted = online_code_length(np.stack([y, -y], axis=1) + 0.01, y, 2, 0, (1.0,))
     assert planted["compression"] > 2 > 1.1 > random["compression"]
     assert planted["bits"] < random["bits"]
     assert 0 <= planted["model_bits"] <= planted["bits"]
-    one = online_code_length(np.ones((4, 1)), np.zeros(4, dtype=int), 2, 1.0, 0, (0.25, 1.0))
+    one = online_code_length(np.ones((4, 1)), np.zeros(4, dtype=int), 2, 0, (1.0,), (0.25, 1.0))
     # the first at 1 bit, then 3 with probability (1 + 1) / (1 + 2) each
     assert one["bits"] == pytest.approx(1 - 3 * np.log2(2 / 3))
+
+
+def test_the_code_takes_the_strength_of_fewest_bits_and_sends_which():
+    """On planted features weak regularisation needs few bits, on noise a strong one."""
+    y = np.tile([0, 1], 64)
+    rng = np.random.default_rng(0)
+    planted = y[:, None] + 0.1 * rng.normal(size=(128, 3))
+    for x, strongest in ((planted, False), (rng.normal(size=(128, 3)), True)):
+        alone = {c: online_code_length(x, y, 2, 0, (c,))["bits"] for c in (1e-4, 1.0)}
+        both = online_code_length(x, y, 2, 0, (1.0, 1e-4))
+        assert both["bits"] == pytest.approx(min(alone.values()) + 1, rel=0.01)  # 1 bit says which
+        assert (both["strength"] == 1e-4) == strongest == (alone[1e-4] < alone[1.0])
 
 
 def test_code_length_of_several_labels_by_hand_and_on_planted_features():
     y = np.stack([np.tile([0.0, 1.0], 64), np.zeros(128)], axis=1)
     code = lambda x, **more: online_code_length(  # noqa: E731
-        x, y, 2, 1.0, 0, problem_type="multi_label", **more
+        x, y, 2, 0, (1.0,), problem_type="multi_label", **more
     )
     assert code(np.ones((128, 3)))["uniform_bits"] == 256
     informed, blind = code(y[:, :1] + 0.01), code(np.ones((128, 3)))
@@ -223,7 +235,7 @@ def test_code_length_of_several_labels_by_hand_and_on_planted_features():
     assert 0 <= informed["model_bits"] <= informed["bits"]
     # labels never seen: 2 bits for the first row, then 3 rows at p = (1 + 1) / (1 + 2) each
     never = online_code_length(
-        np.ones((4, 1)), np.zeros((4, 2)), 2, 1.0, 0, (0.25, 1.0), problem_type="multi_label"
+        np.ones((4, 1)), np.zeros((4, 2)), 2, 0, (1.0,), (0.25, 1.0), problem_type="multi_label"
     )
     assert never["bits"] == pytest.approx(2 - 6 * np.log2(2 / 3), rel=1e-3)
 
