@@ -6,6 +6,7 @@ import socket
 
 _connect = socket.socket.connect
 _lookup = socket.getaddrinfo
+OWN_NAME = socket.gethostname()
 
 
 def _refuse(host: object) -> None:
@@ -15,7 +16,7 @@ def _refuse(host: object) -> None:
 
 
 def _is_local(host: object) -> bool:
-    return host in (None, "", "localhost", "::1") or str(host).startswith("127.")
+    return host in (None, "", "localhost", "::1", OWN_NAME) or str(host).startswith("127.")
 
 
 def connect(self, address):
