@@ -15,7 +15,7 @@ from scipy.optimize import linprog, nnls
 FEW_AXES = 40  # up to here least squares with non-negative weights is the fastest test
 FIRST = 150  # points of each hull that are looked at first, at least
 STEPS = 60  # Newton steps for one penalty
-PENALTIES = (1e-8, 1e-11)
+PENALTIES = (1e-8, 1e-11, 1e-13)
 MARGIN_PENALTIES = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # times the mean squared norm of a point
 
 
