@@ -146,6 +146,7 @@ def predict(folder: Path, long: bool) -> tuple[list[str], str]:
 
 
 def folds(folder: Path, long: bool) -> tuple[list[str], str]:
+    shutil.rmtree(folder / "folds", ignore_errors=True)  # models of other rows are not gone on with
     steps = {"num_folds": 2, "max_steps": 4, "per_device_eval_batch_size": 256}
     steps |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return finetune(folder, "rows.csv", "folds", **steps), "folds/predictions_oof.csv"
