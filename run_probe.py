@@ -672,9 +672,8 @@ def write_report(
     write_yaml(folder / "run_args.yaml", as_run)
     plain = headline.drop(columns="place").to_dict("records")
     summary = {"headline": plain, "models": facts}
-    write_json(
-        folder / "all_results.json", summary | {"seed": as_run["seed"], "versions": versions()}
-    )
+    how = {"seed": as_run["seed"], "device": find_device().type, "versions": versions()}
+    write_json(folder / "all_results.json", summary | how)
 
 
 if __name__ == "__main__":
