@@ -6,7 +6,8 @@ The model is a two-block BERT of 32 dimensions: what is measured is what the scr
 (reading, tokenizing, folds, batches, tables). Each measurement is a process of its own, whose peak
 memory is its VmHWM, mapped files included:
 
-    predict   run_finetune.py predicts all rows from a saved model
+    predict   run_finetune.py predicts all rows from a saved model, without labels
+    score     the same with labels, and scores them
     folds     run_finetune.py assigns all rows to 2 folds, trains 4 steps a fold, predicts all rows
     features  run_probe.py computes mean features of all layers of all rows
     itpt      run_itpt.py reads and tokenizes all rows, and trains 4 steps
@@ -78,10 +79,12 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- |")
         for rows in options.rows:
             write_rows(folder / "rows.csv", rows)
+            leave_labels_out(folder)
             for way in (way for way in options.ways if way in WAYS):
                 print(measure(way, rows, folder), flush=True)
         if "long" in options.ways:
             write_long_document(folder / "rows.csv")
+            leave_labels_out(folder)
             for way in ("predict", "features"):
                 print(measure(way, 10, folder, long=True), flush=True)
 
@@ -116,6 +119,11 @@ def write_rows(path: Path, rows: int) -> None:
     pd.DataFrame({"id": ids, "text": texts, "label": labels}).to_csv(path, index=False)
 
 
+def leave_labels_out(folder: Path) -> None:
+    table = pd.read_csv(folder / "rows.csv").drop(columns="label")
+    table.to_csv(folder / "unlabelled.csv", index=False)
+
+
 def write_long_document(path: Path) -> None:
     rng = random.Random(0)
     write_rows(path, 10)
@@ -137,12 +145,16 @@ def finetune(folder: Path, train: str, out: str, **arguments: object) -> list[st
     return [str(ROOT / "run_finetune.py"), *flags(**files, **common, **arguments)]
 
 
-def predict(folder: Path, long: bool) -> tuple[list[str], str]:
+def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[list[str], str]:
     model = folder / ("long" if long else "model")
-    arguments = {"model_name_or_path": model, "test_file": folder / "rows.csv"}
+    arguments = {"model_name_or_path": model, "test_file": folder / table}
     arguments |= {"id_column_name": "id", "per_device_eval_batch_size": 256, "disable_tqdm": True}
     arguments |= {"output_dir": folder / "out"}
     return [str(ROOT / "run_finetune.py"), *flags(**arguments)], "out/predictions_test.csv"
+
+
+def score(folder: Path, long: bool) -> tuple[list[str], str]:
+    return predict(folder, long, "rows.csv")
 
 
 def folds(folder: Path, long: bool) -> tuple[list[str], str]:
@@ -171,7 +183,7 @@ def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
     return [str(ROOT / "run_itpt.py"), *flags(**arguments)], "itpt/all_results.json"
 
 
-WAYS = {"predict": predict, "folds": folds, "features": features, "itpt": itpt}
+WAYS = {"predict": predict, "score": score, "folds": folds, "features": features, "itpt": itpt}
 
 
 def measure(way: str, rows: int, folder: Path, long: bool = False) -> str:
