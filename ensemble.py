@@ -110,7 +110,8 @@ def combine(
         results |= write_parts(folder, parts)
     if folds is not None:
         train = rows["train"]
-        own, probabilities = out_of_folds(folder, parts, spec, train["id"][:], folds)
+        ids = train["id"][:]
+        own, probabilities = out_of_folds(folder, parts, spec, ids, folds)
         truth = np.asarray(train["labels"][:])[own]
         results |= {"oof_rows": len(own), "train_rows": len(train)}
         results |= prefixed("oof", scores_of(probabilities, truth))
@@ -121,9 +122,9 @@ def combine(
         elif fit_thresholds:
             logger.warning("--fit_thresholds waits until all folds are trained")
         columns = {"fold": folds[own], **spec.label_columns(truth)}
-        ids = [train["id"][int(row)] for row in own]
         path = folder / "predictions_oof.csv"
-        write_predictions(path, spec, ids, probabilities, thresholds, **columns)
+        own_ids = [ids[row] for row in own]
+        write_predictions(path, spec, own_ids, probabilities, thresholds, **columns)
     write_thresholds(folder, thresholds)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split not in rows or (split == "validation" and folds is not None):
