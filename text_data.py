@@ -34,7 +34,13 @@ logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
 UNREADABLE = (
-    *(DatasetGenerationError, ValueError, OSError, EOFError, LookupError, csv.Error, zlib.error),
+    DatasetGenerationError,
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    csv.Error,
+    zlib.error,
 )
 
 
