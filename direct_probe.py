@@ -27,6 +27,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from scipy.spatial.distance import cdist, pdist, squareform
 
+from distances import largest_and_mean, nearest_distances
 from hulls import hull_distance
 from merging import Groups, Problem, find_conflicts
 
@@ -167,12 +168,9 @@ def _warnings(x: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
 
 def spread(points: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Largest and mean distance of two points of a cluster [clusters]; 0 for single points."""
-    largest, mean = [], []
-    for number in range(int(clusters.max()) + 1):
-        within = pdist(np.asarray(points[clusters == number], dtype=np.float64))
-        largest.append(within.max() if len(within) else 0.0)
-        mean.append(within.mean() if len(within) else 0.0)
-    return np.array(largest), np.array(mean)
+    within = [largest_and_mean(points[clusters == k]) for k in range(int(clusters.max()) + 1)]
+    largest, mean = np.array(within).T
+    return largest, mean
 
 
 def centroids(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -263,7 +261,7 @@ def predict(
         rows = np.flatnonzero((chosen == k).any(axis=1))
         if len(rows):
             lower[rows, k] = _hull_beyond(new[rows], part, means[k])
-            upper[rows, k] = np.minimum(to_means[rows, k], cdist(new[rows], part).min(axis=1))
+            upper[rows, k] = np.minimum(to_means[rows, k], nearest_distances(new[rows], part))
     return np.array(
         [
             found.label_of[_nearest_hull(new[i], parts, lower[i], upper[i], accuracy)]

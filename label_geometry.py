@@ -24,6 +24,7 @@ from direct_probe import (
     hull_distances,
     predict,
     spatial_similarity,
+    spread,
 )
 from geometry import effective_rank
 from outputs import replacing
@@ -135,6 +136,7 @@ def _probe(
     numbers = np.searchsorted(found.names, y)
     distances = hull_distances(x, numbers, accuracy=1e-2, skip=found.conflicts)
     pairs = distances[np.triu_indices(len(distances), 1)]
+    largest, mean = spread(x, found.clusters)
     row = {
         "rows": len(x),
         "labels": len(found.names),
@@ -142,6 +144,8 @@ def _probe(
         "linear": "yes" if found.linear else "no",
         "label pairs that meet": int(found.conflicts.sum()) // 2,
         "mean distance of labels": float(pairs.mean()) if len(pairs) else float("nan"),
+        "largest distance within a cluster": float(largest.max()),
+        "mean distance within clusters": float(mean.mean()),
         "accuracy of nearest cluster": float((predict(new, x, found) == truth).mean()),
         "rows with another label's twin": found.mixed_points,
     }

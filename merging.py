@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.optimize import minimize
 
+from distances import squared_distances
 from hulls import do_meet
 
 COARSEST = 5000  # clusters of a state that is tested as a whole
@@ -170,12 +171,7 @@ class _Tree:
     """
 
     def __init__(self, x: np.ndarray):
-        square = (x**2).sum(axis=1)
-        d = x @ x.T
-        d *= -2
-        d += square[:, None]
-        d += square[None]
-        d[d < 1e-13 * max(float(square.max()), 1e-300)] = 0.0  # rounding of equal points
+        d = squared_distances(x)
         np.fill_diagonal(d, np.inf)
         self.d = d
         self.size = np.ones(len(x))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 import label_geometry
 from direct_probe import centroid_distances
@@ -42,6 +43,12 @@ def test_clusters_of_layers_that_know_and_do_not_know(tmp_path):
     assert nothing["label pairs that meet"] == 15 and nothing["mean distance of labels"] == 0
     assert nothing["accuracy of nearest cluster"] < 0.4
     assert "clusters of shuffled labels" not in table  # 240 rows, 8 dimensions
+    x = layers["base"]["train"][:, 1]
+    within = [pdist(x[LABELS["train"] == label]) for label in range(6)]
+    assert known["largest distance within a cluster"] == pytest.approx(np.concatenate(within).max())
+    means = [own.mean() for own in within]
+    assert known["mean distance within clusters"] == pytest.approx(np.mean(means))
+    assert nothing["mean distance within clusters"] < nothing["largest distance within a cluster"]
 
 
 def test_pairs_of_labels_stand_with_their_distances(tmp_path):

@@ -1,0 +1,63 @@
+"""Distances by products of matrices: against distances point by point, and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist, pdist, squareform
+
+import distances
+from distances import largest_and_mean, nearest_distances, squared_distances
+
+
+@pytest.fixture(params=[7, 1024], ids=["blocks", "one block"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", request.param)
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(40, 5)) + 100.0
+
+
+def test_distances_are_those_point_by_point(block, points):
+    found = squared_distances(points)
+    np.testing.assert_allclose(found, squareform(pdist(points)) ** 2, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found, found.T)
+    apart = pdist(points)
+    assert largest_and_mean(points) == pytest.approx((apart.max(), apart.mean()), rel=1e-9)
+    new = np.random.default_rng(1).normal(size=(20, 5)) + 100.0
+    found = nearest_distances(new, points)
+    np.testing.assert_allclose(found, cdist(new, points).min(axis=1), rtol=1e-9)
+
+
+def test_whole_numbers_stay_whole_so_that_ties_are_ties(block):
+    grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), axis=-1).reshape(-1, 2) + 1e6
+    np.testing.assert_array_equal(
+        squared_distances(grid), ((grid[:, None] - grid[None]) ** 2).sum(axis=2)
+    )
+
+
+def test_equal_points_have_no_distance(block):
+    rng = np.random.default_rng(2)
+    x = np.repeat(rng.normal(size=(6, 300)) * 1e3, 3, axis=0)
+    found = squared_distances(x)
+    same = np.repeat(np.arange(6), 3)
+    np.testing.assert_array_equal(found == 0, same[:, None] == same[None])
+    np.testing.assert_array_equal(nearest_distances(x[::3], x), np.zeros(6))
+
+
+def test_one_point_and_float32():
+    x = np.array([[3.0, 4.0]], dtype=np.float32)
+    assert squared_distances(x).tolist() == [[0.0]]
+    assert largest_and_mean(x) == (0.0, 0.0)
+    assert nearest_distances(np.zeros((1, 2)), x).tolist() == [5.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_finds_what_the_cpu_finds(block, points):
+    one, other = (squared_distances(points, device) for device in ("cuda", "cpu"))
+    np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+    one, other = (nearest_distances(points[:9] + 1, points, d) for d in ("cuda", "cpu"))
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert largest_and_mean(points, "cuda") == pytest.approx(largest_and_mean(points, "cpu"))
