@@ -11,7 +11,7 @@ from conftest import ROOT, make_rows
 
 import fingerprint
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2"}
 
 
 def command(*arguments, cwd, launcher=(sys.executable,)):

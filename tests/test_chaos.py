@@ -19,7 +19,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.slow
 MOMENTS = int(os.environ.get("CHAOS_MOMENTS", "2"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TRAINING = ["--use_cpu", "true", "--save_strategy", "steps", "--save_steps", "4"]
 
 

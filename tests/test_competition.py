@@ -404,7 +404,7 @@ def test_the_time_that_prediction_will_take_is_kept_free():
 # ---------------------------------------------------------------- killed, and two processes
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(tiny_bert, files, out, sample, **arguments):

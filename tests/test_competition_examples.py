@@ -20,7 +20,7 @@ import blend
 from command_line import InputError
 from labels import LabelSpec
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2"}
 SINGLE = LabelSpec("single_label", ("a", "b"), ())
 NUMBER = LabelSpec("regression", ("y",), (), None, (0.0,), (1.0,))
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 PORT = 31000 + os.getpid() % 500

@@ -15,7 +15,7 @@ TRAINING = ("--num_train_epochs", "1", "--use_cpu", "true", "--learning_rate", "
 
 
 def run(*line: object, **environment: str) -> tuple[int, str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(
         [sys.executable, *map(str, line)], env=environment, capture_output=True, text=True
     )
