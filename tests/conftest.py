@@ -133,6 +133,12 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture
+def asks_the_hub(monkeypatch, tmp_path) -> None:
+    """For tests that name something on the hub: a guarded run must not count what they try."""
+    monkeypatch.setenv("NETWORK_ATTEMPTS", str(tmp_path / "asked_on_purpose"))
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     return {

@@ -299,8 +299,7 @@ def test_leak_detection_finds_exactly_the_planted_documents(tmp_path, caplog):
     }
 
 
-def test_without_a_fingerprint_nothing_is_claimed(tmp_path):
+def test_without_a_fingerprint_nothing_is_claimed(tmp_path, asks_the_hub):
     assert find_seen(Dataset.from_dict({"text": ["a"]}), str(tmp_path)) == {}
-    assert read_fingerprint("some/hub-model") is None  # not asked for over the network
-    assert read_fingerprint("no/such/folder") is None  # that it is not there, loading says
+    assert read_fingerprint("no/such/model") is None  # that it is not there, loading says
     assert find_seen(None, str(tmp_path)) == {}

@@ -147,13 +147,12 @@ def test_a_changed_file_is_read_anew(tmp_path):
     assert read_table(str(path))["text"][:] == ["after!"]
 
 
-def test_data_sets_by_name(tmp_path, monkeypatch):
+def test_data_sets_by_name(tmp_path, asks_the_hub):
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
     assert read_hub_table(str(tmp_path), None, "train")["text"][:] == ["a"]
     assert read_hub_table(str(tmp_path), None, "test") is None
     files = dict.fromkeys(("train", "validation", "test"))
     assert list(read_splits(files, dataset_name=str(tmp_path))) == ["train"]
-    monkeypatch.setenv("NETWORK_ATTEMPTS", str(tmp_path / "asked"))  # a guarded run: on purpose
     with pytest.raises(InputError, match="--dataset_name no/such"):
         read_hub_table("no/such", None, "train")
 
