@@ -12,7 +12,11 @@ memory is its VmHWM, mapped files included:
     features  run_probe.py computes mean features of all layers of all rows
     itpt      run_itpt.py reads and tokenizes all rows, and trains 4 steps
 
-and predict and features of one document of 100,000 words, in windows, among 9 short ones.
+and predict and features of one document of 100,000 words, in windows, among 9 short ones. Versions
+of the scripts are compared by turns, in the same run:
+
+    git worktree add ../before e44b124
+    python benchmarks/many_rows.py --tokenizer MODEL --rows 100000 --roots ../before . --turns 3
 """
 
 import argparse
@@ -71,6 +75,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--ways", nargs="+", default=[*WAYS, "long"], choices=[*WAYS, "long"])
+    parser.add_argument(
+        "--roots", type=Path, nargs="+", default=[ROOT], help="where the scripts are"
+    )
+    parser.add_argument("--turns", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,12 +89,13 @@ def main() -> None:
             write_rows(folder / "rows.csv", rows)
             leave_labels_out(folder)
             for way in (way for way in options.ways if way in WAYS):
-                print(measure(way, rows, folder), flush=True)
+                for root in options.roots * options.turns:
+                    print(measure(way, rows, folder, root), flush=True)
         if "long" in options.ways:
             write_long_document(folder / "rows.csv")
             leave_labels_out(folder)
             for way in ("predict", "features"):
-                print(measure(way, 10, folder, long=True), flush=True)
+                print(measure(way, 10, folder, options.roots[0], long=True), flush=True)
 
 
 # ---------------------------------------------------------------- what is there before
@@ -105,7 +114,7 @@ def make_models(folder: Path, tokenizer: str) -> None:
     write_rows(folder / "train.csv", 300)
     for name, truncation in (("model", "head"), ("long", "hierarchical")):
         line = finetune(folder, "train.csv", name, num_train_epochs=1, truncation=truncation)
-        subprocess.run([sys.executable, *line], check=True, capture_output=True)
+        subprocess.run([sys.executable, ROOT / line[0], *line[1:]], check=True, capture_output=True)
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -142,7 +151,7 @@ def flags(**arguments: object) -> list[str]:
 def finetune(folder: Path, train: str, out: str, **arguments: object) -> list[str]:
     files = {"model_name_or_path": folder / "start", "train_file": folder / train}
     common = {"id_column_name": "id", "disable_tqdm": True, "output_dir": folder / out}
-    return [str(ROOT / "run_finetune.py"), *flags(**files, **common, **arguments)]
+    return ["run_finetune.py", *flags(**files, **common, **arguments)]
 
 
 def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[list[str], str]:
@@ -150,7 +159,7 @@ def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[li
     arguments = {"model_name_or_path": model, "test_file": folder / table}
     arguments |= {"id_column_name": "id", "per_device_eval_batch_size": 256, "disable_tqdm": True}
     arguments |= {"output_dir": folder / "out"}
-    return [str(ROOT / "run_finetune.py"), *flags(**arguments)], "out/predictions_test.csv"
+    return ["run_finetune.py", *flags(**arguments)], "out/predictions_test.csv"
 
 
 def score(folder: Path, long: bool) -> tuple[list[str], str]:
@@ -172,7 +181,7 @@ def features(folder: Path, long: bool) -> tuple[list[str], str]:
     shutil.rmtree(out, ignore_errors=True)  # stored features would be read again
     arguments |= {"token_pooling": "mean", "output_dir": out}
     arguments |= {"truncation": "hierarchical"} if long else {}
-    return [str(ROOT / "run_probe.py"), *flags(**arguments)], f"{out.name}/features"
+    return ["run_probe.py", *flags(**arguments)], f"{out.name}/features"
 
 
 def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
@@ -180,18 +189,20 @@ def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
     arguments |= {"max_steps": 4, "save_strategy": "no", "load_best_model_at_end": False}
     arguments |= {"deduplicate": False, "validation_split": 0.002, "disable_tqdm": True}
     arguments |= {"output_dir": folder / "itpt"}
-    return [str(ROOT / "run_itpt.py"), *flags(**arguments)], "itpt/all_results.json"
+    return ["run_itpt.py", *flags(**arguments)], "itpt/all_results.json"
 
 
 WAYS = {"predict": predict, "score": score, "folds": folds, "features": features, "itpt": itpt}
 
 
-def measure(way: str, rows: int, folder: Path, long: bool = False) -> str:
+def measure(way: str, rows: int, folder: Path, root: Path, long: bool = False) -> str:
     """A row of the table. Raises SystemExit with what a process said that failed or lost rows."""
     line, written = WAYS[way](folder, long)
     started, peak = time.monotonic(), 0
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, *line], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, root.resolve() / line[0], *line[1:]], stdout=log, stderr=log
+        )
         while process.poll() is None:
             peak = max(peak, high_water_mark(process.pid))
             time.sleep(0.2)
@@ -202,8 +213,9 @@ def measure(way: str, rows: int, folder: Path, long: bool = False) -> str:
     if found != rows:
         raise SystemExit(f"{way}: {rows} rows went in, {found} came out")
     what = f"{way}, a document of {LONG_DOCUMENT:,} words" if long else way
+    what += "" if root.resolve() == ROOT else f" ({root})"
     memory = f"{peak / 2**20:.2f} GiB"
-    return f"| {what} | {rows:,} | {memory} | {seconds:.0f} | {1000 * seconds / rows:.2f} |"
+    return f"| {what} | {rows:,} | {memory} | {seconds:.1f} | {1000 * seconds / rows:.2f} |"
 
 
 def count_rows(path: Path, way: str) -> int:
