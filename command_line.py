@@ -289,6 +289,10 @@ def run_script(main: Callable[[], Any]) -> None:
 
 
 def fail(message: str) -> NoReturn:
+    """One line, after whatever a progress bar still has to say."""
+    bars = sys.modules.get("tqdm.std")
+    for bar in list(getattr(bars and bars.tqdm, "_instances", ())):
+        bar.close()
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from batches import DocumentCollator, longest_first
 from command_line import InputError
 from modeling import encode_layers, num_blocks
-from outputs import versions
+from outputs import replacing, versions
 from pooling import TOKEN_POOLINGS, mean_items
 from processes import is_main_process, rank_and_size, wait_for_all
 from targets import offsets_of
@@ -93,9 +94,8 @@ class FeatureStore:
         """An empty file, and one mark a batch; those of a run that was killed stay as they are."""
         if unfinished.is_file() and marks.is_file():
             return
-        open_memmap = np.lib.format.open_memmap
-        open_memmap(unfinished, mode="w+", dtype=DTYPES[self.dtype], shape=shape).flush()
-        open_memmap(marks, mode="w+", dtype=bool, shape=(batches,)).flush()
+        _allocate(unfinished, DTYPES[self.dtype], shape)
+        _allocate(marks, np.dtype(bool), (batches,))
 
     def _compute_all(
         self,
@@ -228,6 +228,16 @@ class TargetStore(FeatureStore):
             sums = vectors.new_zeros(slots, vectors.shape[-1]).index_add_(0, index, vectors)
             found.append((sums / counts).view(slots // self.slots, -1))  # [targets, slots * hidden]
         return self._stored(torch.stack(found, dim=1).unsqueeze(2))
+
+
+def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """An array of zeros on disk. Its room is taken at once: without it the first write into the
+    memory map that finds no place would kill the process."""
+    with replacing(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:

@@ -1,8 +1,10 @@
 """What a run leaves behind: files never half written, what made them, model cards, curves."""
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +28,37 @@ PACKAGES = (
     "numpy",
     "pandas",
 )
+TORCH_WRITER = "PytorchStreamWriter|unexpected pos|file write failed|iostream error"
+SPARE = 2**20  # bytes: with less left a disk is full
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Let what goes wrong with the disk in this block be an OSError that names `path`.
+
+    safetensors and torch have errors of their own for it, and a full disk is often without a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:
+        number = _failed_write(error, path)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _failed_write(error: Exception, path: str | os.PathLike) -> int | None:
+    """The errno behind an error of safetensors or of torch's writer; None: it is another."""
+    known = re.search(r"\(os error (\d+)\)", str(error))
+    if known:
+        return int(known[1])
+    if not re.search(TORCH_WRITER, str(error)):
+        return None
+    return errno.ENOSPC if shutil.disk_usage(Path(path)).free < SPARE else errno.EIO
 
 
 @contextmanager
@@ -40,7 +73,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
@@ -56,7 +90,8 @@ def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
-        yield temporary
+        with writing(folder):
+            yield temporary
         for source in sorted(temporary.rglob("*")):
             target = folder / source.relative_to(temporary)
             if source.is_dir():

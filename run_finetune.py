@@ -143,6 +143,7 @@ from outputs import (
     write_csv,
     write_json,
     write_yaml,
+    writing,
 )
 from plan import check_plan, digest_of, is_done, make_plan, read_parts, write_plan
 from prediction import predict, read_predictions
@@ -551,7 +552,8 @@ def run_part(
     # c. Train, and keep the best
     results: dict[str, Any] = {}
     if trains:
-        results |= trainer.train(resume_from_checkpoint=resume_from).metrics
+        with writing(trainer.args.output_dir):
+            results |= trainer.train(resume_from_checkpoint=resume_from).metrics
         results["train_rows"] = len(labels)
         results |= {} if pseudo is None else {"pseudo_labelled_rows": len(pseudo.ids)}
         if callbacks:

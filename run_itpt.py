@@ -241,6 +241,7 @@ from outputs import (
     write_json,
     write_text,
     write_yaml,
+    writing,
 )
 from streams import DocumentStream
 from text_data import all_text
@@ -310,7 +311,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 6. Train, and keep the best
     facts = {"untrained_weights": len(untrained), "new_tokens": len(new_tokens)}
     results = {**counts, **facts, "transductive": corpus.include_test_text}
-    results |= trainer.train(resume_from_checkpoint=resume_from).metrics
+    with writing(training.output_dir):
+        results |= trainer.train(resume_from_checkpoint=resume_from).metrics
 
     # 7. Measure on held-out documents
     results |= trainer.evaluate()

@@ -132,6 +132,7 @@ from outputs import (
     write_csv,
     write_json,
     write_yaml,
+    writing,
 )
 from prediction import predict
 from run_finetune import ClassifierTrainer, device_precision, early_stopping
@@ -210,7 +211,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     )
 
     # 6. Train, and keep what is best over all tasks
-    results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
+    with writing(training.output_dir):
+        results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
 
     # 7. Predict validation and test of each task
     folder = Path(training.output_dir)

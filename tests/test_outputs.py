@@ -1,9 +1,12 @@
+import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from outputs import (
     evaluation_history,
@@ -15,6 +18,7 @@ from outputs import (
     versions,
     write_csv,
     write_json,
+    writing,
 )
 
 
@@ -41,6 +45,33 @@ def test_a_crash_while_writing_a_folder_leaves_the_old_files(tmp_path):
         (temporary / "sub" / "b").write_text("new")
     assert (tmp_path / "sub" / "b").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["a", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+        (SafetensorError("Error while serializing: I/O error: (os error 28)"), errno.ENOSPC),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), None),
+        (RuntimeError("basic_ios::clear: iostream error"), None),
+        (RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"), None),
+    ],
+)
+def test_what_goes_wrong_with_the_disk_has_one_name(error, number, tmp_path, monkeypatch):
+    for free, expected in ((0, errno.ENOSPC), (2**30, errno.EIO)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr("outputs.shutil.disk_usage", lambda path, usage=usage: usage)
+        with pytest.raises(OSError) as caught, writing(tmp_path):
+            raise error
+        assert caught.value.errno == (number or expected)
+        assert caught.value.filename == str(tmp_path)
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    for error in (RuntimeError("CUDA out of memory"), ValueError("no"), OSError(2, "no", "x")):
+        with pytest.raises(type(error)) as caught, writing(tmp_path):
+            raise error
+        assert caught.value is error
 
 
 def test_undefined_metrics_become_null(tmp_path):
