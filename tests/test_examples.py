@@ -368,3 +368,10 @@ def test_a_ratio_above_one_is_better():
     speed = run_all.row(by_part["finetune"], found)
     assert speed.endswith("| 30 tokens/s | 10 tokens/s | 3.00 | 2.00 to 6.00 |")
     assert run_all.row(by_part["start"], found).endswith("| 1.5 s | 4 s | 3.00 | 2.00 to 4.00 |")
+
+
+def test_the_readme_shows_the_ratios_that_were_measured():
+    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in measured if line.startswith("|")]
+    assert len(rows) > 10
+    assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
