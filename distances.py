@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 BLOCK = 1024  # points whose distances to all others are computed at once
+MANY = 1_000_000  # distances from which on a GPU is worth asking
 SAME = 1e-13  # of the largest squared norm: what rounding leaves between equal points
 
 
 def squared_distances(x: np.ndarray, device: torch.device | str | None = None) -> np.ndarray:
     """Between all pairs of points [n, d] -> [n, n]: exactly symmetric, and 0 between equal ones."""
-    points = _on_device(x, x[0], device)
+    points = _on_device(x, x[0], device or best_device(len(x) ** 2))
     found = np.empty((len(x), len(x)))
     for start, block in _blocks(points):
         rows = slice(start, start + len(block))
@@ -30,7 +31,7 @@ def largest_and_mean(
     count, largest, total = len(x), 0.0, 0.0
     if count < 2:
         return 0.0, 0.0
-    points = _on_device(x, x[0], device)
+    points = _on_device(x, x[0], device or best_device(count**2))
     for _, block in _blocks(points):
         distances = block.sqrt()
         largest = max(largest, float(distances.max()))
@@ -42,17 +43,19 @@ def nearest_distances(
     new: np.ndarray, x: np.ndarray, device: torch.device | str | None = None
 ) -> np.ndarray:
     """How far each new point [m, d] is from the nearest of the points [n, d] -> [m]."""
+    device = device or best_device(len(new) * len(x))
     mine, others = (_on_device(own, x[0], device) for own in (new, x))
     found = [_between(own, others).amin(dim=1).sqrt() for own in mine.split(BLOCK)]
     return torch.cat(found).cpu().numpy()
 
 
-def _on_device(
-    x: np.ndarray, origin: np.ndarray, device: torch.device | str | None
-) -> torch.Tensor:
+def best_device(count: int) -> str:
+    """For so many distances."""
+    return "cuda" if count >= MANY and torch.cuda.is_available() else "cpu"
+
+
+def _on_device(x: np.ndarray, origin: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """Points seen from one of them: what all have in common would cost digits."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.from_numpy(np.asarray(x - origin, dtype=np.float64)).to(device)
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist, pdist, squareform
 
 import distances
-from distances import largest_and_mean, nearest_distances, squared_distances
+from distances import best_device, largest_and_mean, nearest_distances, squared_distances
 
 
 @pytest.fixture(params=[7, 1024], ids=["blocks", "one block"])
@@ -51,6 +51,12 @@ def test_one_point_and_float32():
     assert squared_distances(x).tolist() == [[0.0]]
     assert largest_and_mean(x) == (0.0, 0.0)
     assert nearest_distances(np.zeros((1, 2)), x).tolist() == [5.0]
+
+
+def test_a_gpu_is_asked_where_there_is_one_and_much_to_do(monkeypatch):
+    assert best_device(10**9) == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_device(999_999) == "cpu" and best_device(1_000_000) == "cuda"
 
 
 @pytest.mark.gpu
