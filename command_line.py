@@ -311,5 +311,5 @@ OWN_MODULES = (
     *("modeling", "outputs", "probes", "metrics", "corpus", "streams", "fingerprint", "masked_lm"),
     *("run_multitask", "start", "folds", "submission", "thresholds", "ensemble", "plan"),
     *("labelled", "prediction", "checkpoints", "targets", "features", "time_budget"),
-    *("label_geometry",),
+    *("label_geometry", "claims"),
 )

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from batches import DocumentCollator, longest_first
+from claims import one_at_a_time
 from command_line import InputError
 from modeling import encode_layers, num_blocks
 from outputs import replacing, versions
 from pooling import TOKEN_POOLINGS, mean_items
-from processes import is_main_process, rank_and_size, wait_for_all
+from processes import agreed, is_main_process, rank_and_size, wait_for_all
 from targets import offsets_of
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,25 @@ class FeatureStore:
     ) -> np.ndarray:
         """Features of every row, memory-mapped; computed as far as they are not there."""
         path = self.folder / f"{self.key(dataset, poolings)}.npy"
-        if path.is_file():
+        if agreed(path.is_file()):
             logger.info("%s: features read from %s", what, path)
             return np.load(path, mmap_mode="r")
-        start = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path, what):
+            if not agreed(path.is_file()):  # another run may have made it meanwhile
+                self._make(path, dataset, poolings, tokens_per_batch, what)
+        return np.load(path, mmap_mode="r")
+
+    def _make(
+        self,
+        path: Path,
+        dataset: Dataset,
+        poolings: Sequence[str],
+        tokens_per_batch: int,
+        what: str,
+    ) -> None:
+        """The file of features, by all processes; what a killed run left is gone on with."""
+        start = time.perf_counter()
         batches = list(token_batches(dataset["length"][:], tokens_per_batch))
         unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
         marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
@@ -79,7 +94,6 @@ class FeatureStore:
         wait_for_all()
         seconds = time.perf_counter() - start
         logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
-        return np.load(path, mmap_mode="r")
 
     def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
         config = self.encoder.config

@@ -296,6 +296,7 @@ def is_missing(value: Any) -> bool:
 
 
 def require_labels(values: list[Any], source: str) -> None:
+    refuse_objects(values, source)
     if not values:
         raise InputError(f"{source}: no rows")
     missing = [row for row, value in enumerate(values, 1) if is_missing(value)]
@@ -304,6 +305,15 @@ def require_labels(values: list[Any], source: str) -> None:
             f"{source}, row {missing[0]}: the label is missing "
             f"({len(missing)} of {len(values)} rows); fill it in or drop the row"
         )
+
+
+def refuse_objects(values: list[Any], source: str) -> None:
+    for row, value in enumerate(values):
+        if any(
+            isinstance(v, dict | bytes) for v in (value if isinstance(value, list) else [value])
+        ):
+            kind = "bytes" if isinstance(value, bytes) else "an object"
+            raise InputError(f"{source}, row {row + 1}: the label is {kind}, not text or a number")
 
 
 def to_number(value: Any) -> float | None:

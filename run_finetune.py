@@ -123,6 +123,7 @@ from batches import (
     to_windows,
 )
 from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
+from claims import claim, frees_claims
 from ensemble import combine, read_thresholds
 from fingerprint import find_seen
 from folds import Part, plan_parts, rows_of_part, settle_folds
@@ -185,6 +186,7 @@ class Arguments(NamedTuple):
     as_run: dict[str, Any]  # every argument that is not None, to repeat the run
 
 
+@frees_claims
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the script. Args: flags, a dict of arguments, or None for the command line.
 
@@ -237,6 +239,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 4. Which models: one, or one for each fold and seed
     parts = trained or plan_parts(folds, args.folds.wanted, args.folds.seeds, seed)
     pseudo = read_pseudo(args.folds.pseudo_label_file, spec, rows, folds)
+    claim(folder)
     scratch = settle_folders(folder, parts, folds, rows, args)
 
     # 5. Each model: train it, predict with it, write it; those that are done stay as they are

@@ -210,6 +210,7 @@ from transformers import (
 from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
 from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
 from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, remove_checkpoints
+from claims import claim, frees_claims
 from corpus import (
     Source,
     check_test_text,
@@ -251,6 +252,7 @@ from words import SEGMENTERS
 logger = logging.getLogger(__name__)
 
 
+@frees_claims
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the script. Args: flags, a dict of arguments, or None for the command line.
 
@@ -293,6 +295,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         counts |= count_rows(rows, held_out)
 
     # 5. Trainer
+    claim(training.output_dir)
     trainer = MaskedLMTrainer(
         block=block,
         weights=weights,

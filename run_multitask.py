@@ -115,6 +115,7 @@ from batches import (
     to_windows,
 )
 from checkpoints import find_checkpoint, remove_checkpoints
+from claims import claim, frees_claims
 from command_line import as_input_error, changed, refuse_data_parallel, refuse_fp16
 from fingerprint import find_seen, read_fingerprint, write_fingerprint
 from labelled import read_labelled
@@ -143,6 +144,7 @@ from text_data import hold_out_validation
 logger = logging.getLogger(__name__)
 
 
+@frees_claims
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the script. Args: flags, a dict of arguments, or None for the command line.
 
@@ -194,6 +196,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         freeze(model, rates.freeze)
 
     # 5. Trainer
+    claim(training.output_dir)
     batch = training.train_batch_size * training.world_size
     trainer = MultiTaskTrainer(
         specs=specs,

@@ -145,6 +145,7 @@ from batches import (
     to_windows,
 )
 from checkpoints import whole_checkpoints
+from claims import claim, frees_claims
 from comparison import Place, Scoreboard, chosen_layers, gains, movement
 from describe import describe_checkpoint
 from features import FeatureStore, TargetStore, token_batches
@@ -185,6 +186,7 @@ from text_data import Table, all_text, hold_out_validation, label_documents, rea
 logger = logging.getLogger(__name__)
 
 
+@frees_claims
 def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     """Run the script. Args: flags, a dict of arguments, or None for the command line.
 
@@ -219,6 +221,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     check_analyses(probing.analyses, task.spec.problem_type)
 
     # 3. Features of all layers of each model, each process its share
+    claim(probing.output_dir)
     probed = {name: extract(name, path, task, window, probing) for name, path in models.items()}
     leave_processes()
     if not is_main_process():

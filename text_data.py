@@ -287,11 +287,13 @@ def to_documents(
         columns = {name: [document[name] for document in documents] for name in documents[0]}
         return {"id": [str(i) for i in ids], **columns}
 
+    written = ("text", "text_pair") if pair else ("text",)
     documents = table.map(
         convert,
         batched=True,
         with_indices=True,
         remove_columns=table.column_names,
+        features=Features({name: Value("string") for name in ("id", *written)}),
         load_from_cache_file=False,  # a cache does not notice changed code
         desc=f"Reading {Path(source).name}",
     )
@@ -324,6 +326,8 @@ def _check_texts(values: Sequence[Any], numbers: Sequence[int], source: str, nam
         if isinstance(value, dict | list):
             kind = "an object" if isinstance(value, dict) else "a list"
             wrong = f"{kind}, not text; name columns of text"
+        elif isinstance(value, bytes):
+            wrong = "bytes, not text; store the column as strings"
         elif isinstance(value, str) and "\0" in value:
             wrong = "a NUL character; is the file UTF-16? Save it as UTF-8"
         else:

@@ -1,9 +1,13 @@
 # ruff: noqa: E501
 """What users get wrong, through the real command line of the three scripts: one line that names the
-thing and what to do, exit code 2, no traceback, and nothing written."""
+thing and what to do, exit code 2, no traceback, and nothing written.
+
+BAD_INPUT_TABLE=benchmarks/BAD_INPUT.md python -m pytest -n 0 tests/test_bad_input.py   # writes the table
+"""
 
 import gzip
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -57,6 +61,14 @@ def raw(content: str | bytes, name: str = "train.csv", **flags):
     return lambda folder, model: {"train_file": write_text(folder, name, content), **flags}
 
 
+def as_parquet(rows: pd.DataFrame):
+    def make(folder: Path, model: str) -> dict:
+        rows.to_parquet(folder / "train.parquet", index=False)
+        return {"train_file": str(folder / "train.parquet")}
+
+    return make
+
+
 def binary_arguments(folder: Path, model: str) -> dict:
     return {"": write_text(folder, "args.yaml", b"\x80\xff: 1")}
 
@@ -86,6 +98,13 @@ def edit_json(name: str, **changes):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return make
+
+
+def no_mask_token(model: Path, folder: Path) -> None:
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["mask_token"]
+    path.write_text(json.dumps(settings))
 
 
 def cut_weights(model: Path, folder: Path) -> None:
@@ -157,6 +176,8 @@ CASES = [
     Case("not json", TUNE, raw('{"text": "a"\n{', "train.jsonl"), ("train.jsonl",)),
     Case("nested json", TUNE, raw('{"text": {"a": 1}, "label": "x"}\n{"text": {"a": 2}, "label": "y"}\n' * 3, "train.jsonl"), ("row 1", "text", "object")),
     Case("not parquet", TUNE, raw(b"PAR1 no", "train.parquet"), ("train.parquet",)),
+    Case("bytes for text", TUNE, as_parquet(changed(text=[b"\xff\xfe"] * 12)), ("row 1", "'text'", "bytes")),
+    Case("mixed types in a column", TUNE, raw("".join(json.dumps({"text": "a cat", "label": value}) + "\n" for value in ("a", 1.5, {"c": 1})), "train.jsonl"), ("row 3", "label", "object")),
     Case("no text column", TUNE, flags(text_column_names="body"), ("body", "text")),
     Case("a lone surrogate", TUNE, raw('{"text": "\\ud800 cat", "label": "a"}\n' * 4, "train.jsonl"), ("surrogate",)),
     # ---------------------------------------------------------------- rows and labels
@@ -213,6 +234,7 @@ CASES = [
     Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
     Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),
     Case("no model at all", PRE, flags(model_name_or_path=None), ("model_name_or_path",)),
+    Case("no mask token", PRE, other_folder(no_mask_token, validation_split=0.3), ("mask token",)),
     Case("empty texts", PRE, table(changed(text="")), ("text",)),
     # ---------------------------------------------------------------- probing
     Case("no models", PROBE, flags(models=None), ("models",)),
@@ -251,8 +273,24 @@ def run(case: Case, folder: Path, model: str, monkeypatch, capfd) -> tuple[int, 
     return code, capfd.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def messages():
+    """By case; written as a table where BAD_INPUT_TABLE says."""
+    found: dict[Case, str] = {}
+    yield found
+    if "BAD_INPUT_TABLE" in os.environ:
+        lines = [
+            "# What is said of bad input",
+            "",
+            "| script | what is wrong | message |",
+            "| --- | --- | --- |",
+        ]
+        lines += [f"| {case.script} | {case.name} | {said} |" for case, said in found.items()]
+        Path(os.environ["BAD_INPUT_TABLE"]).write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_one_line_and_nothing_written(case, tiny_bert, tmp_path, monkeypatch, capfd):
+def test_one_line_and_nothing_written(case, tiny_bert, tmp_path, monkeypatch, capfd, messages):
     code, said = run(case, tmp_path, tiny_bert, monkeypatch, capfd)
     last = [line for line in said.splitlines() if ": error: " in line]
     assert code == 2 and len(last) == 1, said[-2000:]
@@ -263,6 +301,10 @@ def test_one_line_and_nothing_written(case, tiny_bert, tmp_path, monkeypatch, ca
         [p for p in (tmp_path / "o").rglob("*") if p.is_file()] if (tmp_path / "o").is_dir() else []
     )
     assert not written, written
+    message = (
+        last[0].partition(": error: ")[2].replace(str(tmp_path), "DIR").replace(tiny_bert, "MODEL")
+    )
+    messages[case] = message.replace("|", "\\|")
 
 
 def test_there_are_sixty_cases_of_all_three_scripts():

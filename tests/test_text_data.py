@@ -157,6 +157,14 @@ def test_data_sets_by_name(tmp_path, asks_the_hub):
         read_hub_table("no/such", None, "train")
 
 
+def test_numbers_among_texts_are_read_as_text(tmp_path):
+    """What `datasets` reads as a column of JSON values."""
+    path = write(tmp_path / "a.jsonl", '{"text": 7}\n{"text": "a cat"}\n{"text": null}\n')
+    documents = to_documents(read_table(path), path, ["text"])
+    assert documents["text"][:] == ["7", "a cat", ""]
+    assert documents.features["text"].dtype == "string"
+
+
 def test_limits_take_the_first_rows(tmp_path):
     """Labels are settled by the whole training table, so that a sample has the same classes."""
     path = write(tmp_path / "a.csv", "text,label\na,x\nb,y\nc,z\n")

@@ -1,0 +1,83 @@
+"""One run at a time in a folder: what two wrote there at once would be neither's.
+
+A lock ends with its process, however that ends.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from command_line import InputError
+from processes import is_main_process
+
+logger = logging.getLogger(__name__)
+
+NAME = ".in_use.lock"
+PATIENCE = 10  # seconds: workers of a run that was killed may outlive it for a while
+_held: list[FileLock] = []
+
+
+def claim(folder: str | Path) -> None:
+    """Let no other run into this folder until a function under `frees_claims` ends.
+
+    Raises:
+        InputError: where another run has it.
+    """
+    if not is_main_process():
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / NAME)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise InputError(
+            f"--output_dir {folder} is in use by another run; wait for it, or name another folder"
+        ) from error
+    except NotImplementedError:  # some network file systems
+        logger.warning("%s: no locks there; let no other run write into it", folder)
+        return
+    _held.append(lock)
+
+
+def frees_claims(main: Callable) -> Callable:
+    """Give back at its end what was claimed in it."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        finally:
+            while _held:
+                _give_back(_held.pop())
+
+    return wrapped
+
+
+@contextmanager
+def one_at_a_time(path: Path, what: str) -> Iterator[None]:
+    """Wait in this block's stead while another run makes this file."""
+    if not is_main_process():
+        yield
+        return
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("%s: another run is at it; waiting", what)
+        lock.acquire()
+    except NotImplementedError:
+        logger.warning("%s: no locks there; let no other run write into it", path.parent)
+    try:
+        yield
+    finally:
+        _give_back(lock)
+
+
+def _give_back(lock: FileLock) -> None:
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
