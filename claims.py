@@ -6,7 +6,7 @@ A lock ends with its process, however that ends.
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 NAME = ".in_use.lock"
 PATIENCE = 10  # seconds: workers of a run that was killed may outlive it for a while
-_held: list[FileLock] = []
+_held: list[tuple[FileLock, bool]] = []  # locks, and whether their folder is new
 
 
 def claim(folder: str | Path) -> None:
@@ -30,6 +30,7 @@ def claim(folder: str | Path) -> None:
     """
     if not is_main_process():
         return
+    new = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder) / NAME)
     try:
@@ -41,7 +42,7 @@ def claim(folder: str | Path) -> None:
     except NotImplementedError:  # some network file systems
         logger.warning("%s: no locks there; let no other run write into it", folder)
         return
-    _held.append(lock)
+    _held.append((lock, new))
 
 
 def frees_claims(main: Callable) -> Callable:
@@ -53,7 +54,11 @@ def frees_claims(main: Callable) -> Callable:
             return main(*args, **kwargs)
         finally:
             while _held:
-                _give_back(_held.pop())
+                lock, new = _held.pop()
+                _give_back(lock)
+                if new:
+                    with suppress(OSError):  # unless something was written
+                        Path(lock.lock_file).parent.rmdir()
 
     return wrapped
 

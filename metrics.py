@@ -15,6 +15,8 @@ from command_line import as_input_error
 from labels import LabelSpec
 from modeling import DocumentClassifierConfig, document_loss, without_padding
 
+evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a metric in a local file is nobody's business
+
 # The score that picks the best checkpoint and the best layer, and whether more is better.
 MAIN_METRIC = {
     "single_label": ("accuracy", True),

@@ -290,6 +290,7 @@ def messages():
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.usefixtures("asks_the_hub")
 def test_one_line_and_nothing_written(case, tiny_bert, tmp_path, monkeypatch, capfd, messages):
     code, said = run(case, tmp_path, tiny_bert, monkeypatch, capfd)
     last = [line for line in said.splitlines() if ": error: " in line]

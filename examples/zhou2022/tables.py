@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from command_line import InputError, run_script
 from figures import as_png
@@ -290,6 +291,7 @@ def epochs_figure(epochs: pd.DataFrame) -> Figure:
     for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
         axis.plot(range(len(epochs)), epochs[name], marker="o", ms=4)
         axis.set(xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(name, fontsize="small")
         axis.grid(alpha=0.3)
     return figure
