@@ -336,6 +336,10 @@ def test_extra_metrics_by_path(tiny_bert, topic_files, tmp_path):
     results = run(tiny_bert, topic_files, tmp_path / "o", num_train_epochs=1, extra_metrics=[extra])
     rows = len(pd.read_csv(tmp_path / "o" / "predictions_validation.csv"))
     assert results["eval_hits"] == pytest.approx(10 * results["eval_accuracy"] * rows)
+
+
+@pytest.mark.usefixtures("asks_the_hub")
+def test_a_metric_that_is_nowhere(tiny_bert, topic_files, tmp_path):
     with pytest.raises(InputError, match="--extra_metrics no_such_metric"):
         run(tiny_bert, topic_files, tmp_path / "p", extra_metrics=["no_such_metric"])
 
