@@ -52,6 +52,7 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     Args:
         kwargs: for `AutoTokenizer.from_pretrained`, such as `revision`, `trust_remote_code`.
     """
+    kwargs = {"trust_remote_code": False} | kwargs  # unsaid, it would be asked for
     with as_input_error(f"tokenizer of {name}"), quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     if Path(name).is_dir() and not _has_files(tokenizer, Path(name)):
