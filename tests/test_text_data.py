@@ -2,6 +2,7 @@ import gzip
 import json
 import logging
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -157,8 +158,9 @@ def test_data_sets_by_name(tmp_path, asks_the_hub):
         read_hub_table("no/such", None, "train")
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="older: refused with one line")
 def test_numbers_among_texts_are_read_as_text(tmp_path):
-    """What `datasets` reads as a column of JSON values."""
+    """What newer `datasets` read as a column of JSON values."""
     path = write(tmp_path / "a.jsonl", '{"text": 7}\n{"text": "a cat"}\n{"text": null}\n')
     documents = to_documents(read_table(path), path, ["text"])
     assert documents["text"][:] == ["7", "a cat", ""]
