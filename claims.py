@@ -34,14 +34,11 @@ def claim(folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder) / NAME)
     try:
-        lock.acquire(timeout=PATIENCE)
+        _acquire(lock, PATIENCE)
     except Timeout as error:
         raise InputError(
             f"--output_dir {folder} is in use by another run; wait for it, or name another folder"
         ) from error
-    except NotImplementedError:  # some network file systems
-        logger.warning("%s: no locks there; let no other run write into it", folder)
-        return
     _held.append((lock, new))
 
 
@@ -65,22 +62,29 @@ def frees_claims(main: Callable) -> Callable:
 
 @contextmanager
 def one_at_a_time(path: Path, what: str) -> Iterator[None]:
-    """Wait in this block's stead while another run makes this file."""
+    """Enter this block when no other run is in its own for the same file."""
     if not is_main_process():
         yield
         return
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, 0)
     except Timeout:
         logger.info("%s: another run is at it; waiting", what)
         lock.acquire()
-    except NotImplementedError:
-        logger.warning("%s: no locks there; let no other run write into it", path.parent)
     try:
         yield
     finally:
         _give_back(lock)
+
+
+def _acquire(lock: FileLock, timeout: float) -> None:
+    """Raises Timeout. Some network file systems have no locks, which is said."""
+    try:
+        lock.acquire(timeout=timeout)
+    except NotImplementedError:
+        folder = Path(lock.lock_file).parent
+        logger.warning("%s: no locks there; let no other run write into it", folder)
 
 
 def _give_back(lock: FileLock) -> None:

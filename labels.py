@@ -308,12 +308,11 @@ def require_labels(values: list[Any], source: str) -> None:
 
 
 def refuse_objects(values: list[Any], source: str) -> None:
-    for row, value in enumerate(values):
-        if any(
-            isinstance(v, dict | bytes) for v in (value if isinstance(value, list) else [value])
-        ):
-            kind = "bytes" if isinstance(value, bytes) else "an object"
-            raise InputError(f"{source}, row {row + 1}: the label is {kind}, not text or a number")
+    for row, value in enumerate(values, 1):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict | bytes):
+                kind = "bytes" if isinstance(item, bytes) else "an object"
+                raise InputError(f"{source}, row {row}: the label is {kind}, not text or a number")
 
 
 def to_number(value: Any) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from safetensors import SafetensorError
 
 PACKAGES = (
     "torch",
@@ -44,7 +45,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    except Exception as error:
+    except (RuntimeError, SafetensorError) as error:
         number = _failed_write(error, path)
         if number is None:
             raise

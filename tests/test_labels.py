@@ -3,7 +3,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from command_line import InputError
-from labels import LabelSpec
+from labels import LabelSpec, require_labels
 from modeling import DocumentClassifierConfig
 
 
@@ -114,3 +114,13 @@ def test_prediction_tables():
     assert list(table["prediction"]) == ["a", "b"]
     table = infer({"x": [0.5, 1.5], "y": [0.1, 0.2]}, ("x", "y")).prediction_table(ids, p)
     assert list(table.columns) == ["id", "prediction_x", "prediction_y"]
+
+
+def test_labels_that_are_objects_or_bytes_are_refused():
+    for values, said in (
+        (["a", 1.5, {"c": 1}], "x.jsonl, row 3: the label is an object"),
+        ([["a"], ["b", {"c": 1}]], "x.jsonl, row 2: the label is an object"),
+        ([b"a", b"b"], "x.jsonl, row 1: the label is bytes"),
+    ):
+        with pytest.raises(InputError, match=said):
+            require_labels(values, "x.jsonl")
