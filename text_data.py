@@ -87,7 +87,7 @@ def _reason(error: BaseException, encoding: str) -> str:
     if isinstance(error, UnicodeDecodeError):
         byte = f"{error.object[error.start]:#04x}"
         return f"not {encoding.removesuffix('-sig')} text (byte {byte}); name another --encoding"
-    if isinstance(error, LookupError):
+    if type(error) is LookupError:  # not a KeyError
         return f"--encoding {encoding} is not known"
     if "corresponds to no data" in str(error):
         return "no rows"
@@ -194,10 +194,13 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
 
     Many such files hold no quoting at all, and a stray mark would then swallow rows up to the next
     one. That is so when every line has the right number of tabs but reading with quotes gives fewer
-    rows.
+    rows. A header with marks around its names says that they are quoting.
     """
     if delimiter != "\t":
         return False
+    with open_text(path, encoding) as lines:
+        if any(name.startswith('"') for name in next(lines, "").split("\t")):
+            return False
     with open_text(path, encoding) as lines:
         widths = Counter(line.count("\t") for line in lines if line.strip("\r\n"))
     if len(widths) != 1:

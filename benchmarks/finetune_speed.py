@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from turns import take_turns
+from turns import take_turns, watch_steps
 
 WAYS = ("max", "best", "ours")
 
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Train an epoch, then predict the same rows. Returns real tokens per second of both."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
-    from transformers import AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
+    from transformers import AutoTokenizer, TrainingArguments, set_seed
 
     torch.set_num_threads(options.threads)
     set_seed(0)
@@ -90,22 +90,8 @@ def measure(options: argparse.Namespace) -> dict:
     fields["remove_unused_columns"] = False
     build = our_trainer if options.worker == "ours" else plain_trainer
     trainer, rows = build(options, tokenizer, TrainingArguments(**fields))
-    tokens: list[int] = []
-    times: list[float] = []
     collate = trainer.data_collator
-
-    def counting(batch: list) -> dict:
-        tokens.append(sum(row["length"] for row in batch))
-        return collate(batch)
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter())
-
-    trainer.data_collator = counting
-    trainer.add_callback(Clock())
+    tokens, times = watch_steps(trainer, lambda row: row["length"])
     trainer.train()
     trained = sum(tokens[2 : len(times)]) / (times[-1] - times[1])
     trainer.data_collator = collate

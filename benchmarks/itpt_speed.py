@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from turns import take_turns
+from turns import take_turns, watch_steps
 
 WAYS = ("usual", "document", "packed")
 
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Train some steps. Returns tokens per second and peak memory in MiB."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
-    from transformers import AutoTokenizer, TrainerCallback, TrainingArguments, set_seed
+    from transformers import AutoTokenizer, TrainingArguments, set_seed
 
     torch.set_num_threads(options.threads)
     set_seed(0)
@@ -85,22 +85,7 @@ def measure(options: argparse.Namespace) -> dict:
     )
     build = usual_trainer if options.worker == "usual" else our_trainer
     trainer = build(options, load(options, tokenizer), tokenizer, texts, args)
-    tokens: list[int] = []
-    times: list[float] = []
-    collate = trainer.data_collator
-
-    def counting(rows: list) -> dict:
-        tokens.append(sum(len(row["input_ids"]) for row in rows))
-        return collate(rows)
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter())
-
-    trainer.data_collator = counting
-    trainer.add_callback(Clock())
+    tokens, times = watch_steps(trainer, lambda row: len(row["input_ids"]))
     memory = Memory(torch)
     trainer.train()
     return {

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 
 def take_turns(script: str, ways: Sequence[str], turns: int) -> list[dict]:
@@ -27,3 +28,31 @@ def run_worker(script: str, way: str, arguments: Sequence[str]) -> dict:
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def watch_steps(trainer: object, length: Callable[[dict], int]) -> tuple[list[int], list[float]]:
+    """Real tokens of each batch and the time at each step's end, filled while `trainer` trains.
+
+    Args:
+        length: tokens of a row.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    tokens: list[int] = []
+    times: list[float] = []
+    collate = trainer.data_collator
+
+    def counting(rows: list[dict]) -> dict:
+        tokens.append(sum(map(length, rows)))
+        return collate(rows)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    trainer.data_collator = counting
+    trainer.add_callback(Clock())
+    return tokens, times

@@ -1,10 +1,14 @@
 """Tables, labels, windows and arguments that nobody would think of: rows in are rows out, or one
-line says why not."""
+line says why not.
+
+The same examples every time; `FUZZ_EXAMPLES=2000 python -m pytest tests/test_fuzz.py` tries others.
+"""
 
 import csv
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -25,10 +29,14 @@ from targets import read_targets
 from text_data import Table, label_documents, read_table, to_documents
 from windows import TRUNCATIONS, SpecialTokens, WindowSpec, cut_spans, cut_windows, kept_tokens
 
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 FEW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-MANY = settings(FEW, max_examples=100)
+MANY = settings(FEW, max_examples=4 * EXAMPLES)
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet")
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 cells = st.text(characters, max_size=12)

@@ -92,6 +92,12 @@ def test_stray_quotes_in_tab_separated_text_swallow_no_row(tmp_path, caplog):
     assert "quotation marks are read as plain text" in caplog.text
 
 
+def test_a_quoted_header_says_that_marks_are_quoting(tmp_path):
+    for header in ('"text"\t"label"', 'text\t"label"'):
+        path = write(tmp_path / "a.tsv", header + '\n""\t"\r\t"\n')
+        assert read_table(str(path)).to_list() == [{"text": "", "label": "\r\t"}]
+
+
 def test_empty_lines_of_a_one_column_csv_are_empty_documents(tmp_path):
     assert len(read_table(write(tmp_path / "a.csv", "text\none\n\ntwo\n"))) == 3
 
