@@ -97,11 +97,21 @@ class LabelSpec:
         )
 
     def fitted_to(self, labels: Sequence[Any]) -> "LabelSpec":
-        """With the mean and scale of regression targets taken from these rows alone."""
+        """With the mean and scale of regression targets taken from these rows alone.
+
+        Raises:
+            InputError: for values whose squares are beyond what a number can hold.
+        """
         if self.problem_type != "regression":
             return self
         targets = np.asarray(labels, dtype=float)
-        scale = targets.std(axis=0)
+        with np.errstate(over="ignore"):
+            scale = targets.std(axis=0)
+        if not np.isfinite(scale).all():
+            raise InputError(
+                f"--label_column_name {' '.join(self.columns)}: values as large as "
+                f"{np.abs(targets).max():.0e} cannot be standardised; divide them first"
+            )
         scale[scale == 0] = 1.0
         return replace(
             self,

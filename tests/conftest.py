@@ -3,10 +3,13 @@
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # also for processes that tests start; before torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -135,8 +138,10 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def asks_the_hub(monkeypatch, tmp_path) -> None:
-    """For tests that name something on the hub: a guarded run must not count what they try."""
+    """For tests that name something on the hub: a guarded run must not count what they try, and
+    nobody waits between one try and the next."""
     monkeypatch.setenv("NETWORK_ATTEMPTS", str(tmp_path / "asked_on_purpose"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,10 @@ from conftest import ROOT, make_rows
 
 import fingerprint
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2"}
-
 
 def command(*arguments, cwd, launcher=(sys.executable,)):
     line = [*launcher, *map(str, arguments)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

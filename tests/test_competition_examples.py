@@ -1,7 +1,6 @@
 """The examples around folds: blending, the recipe of a whole competition, the notebook."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -20,14 +19,13 @@ import blend
 from command_line import InputError
 from labels import LabelSpec
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "2"}
 SINGLE = LabelSpec("single_label", ("a", "b"), ())
 NUMBER = LabelSpec("regression", ("y",), (), None, (0.0,), (1.0,))
 
 
 def call(*words, cwd):
     line = [sys.executable, *map(str, words)]
-    return subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

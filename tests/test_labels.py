@@ -124,3 +124,8 @@ def test_labels_that_are_objects_or_bytes_are_refused():
     ):
         with pytest.raises(InputError, match=said):
             require_labels(values, "x.jsonl")
+
+
+def test_values_too_large_to_standardise_are_refused():
+    with pytest.raises(InputError, match="--label_column_name y: values as large as 1e.200"):
+        infer({"y": [1e200, -1e200, 0.0]}, ("y",))

@@ -34,23 +34,29 @@ def test_the_guard_sees_an_attempt(run):
 
 def test_the_chain_tries_no_connection(run, tiny_bert, topic_files, tmp_path):
     itpt, tuned = str(tmp_path / "itpt"), str(tmp_path / "tuned")
-    data = ["--train_file", topic_files["train"]]
-    training = ["--num_train_epochs", "1", "--use_cpu", "true"]
-    for line in (
-        ["run_itpt.py", "--model_name_or_path", tiny_bert, *data, *training, "--output_dir", itpt],
-        ["run_finetune.py", "--model_name_or_path", itpt, *data, *training, "--output_dir", tuned],
-        ["run_probe.py", "--models", itpt, tuned, *data, "--output_dir", str(tmp_path / "probed")],
-        ["run_probe.py", "--describe", tuned],
-    ):
-        code, said, attempts = run(str(ROOT / line[0]), *line[1:])
-        assert code == 0, said[-2000:]
-        assert attempts == ""
+    data = {"train_file": topic_files["train"]}
+    training = data | {"num_train_epochs": 1, "use_cpu": True}
+    chain = {
+        "run_itpt": {"model_name_or_path": tiny_bert, "output_dir": itpt} | training,
+        "run_finetune": {"model_name_or_path": itpt, "output_dir": tuned} | training,
+        "run_probe": {"models": [itpt, tuned], "output_dir": str(tmp_path / "probed")} | data,
+    }
+    steps = "".join(f"import {name}; {name}.main({given!r})\n" for name, given in chain.items())
+    code, said, attempts = run("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{steps}")
+    assert code == 0, said[-2000:]
+    assert attempts == "" and (tmp_path / "probed" / "results.csv").is_file()
+    code, said, attempts = run(str(ROOT / "run_probe.py"), "--describe", tuned)
+    assert code == 0 and attempts == "", said[-2000:]
 
 
 def test_a_name_of_the_hub_without_network_is_one_line(run, topic_files, tmp_path):
-    line = ["run_finetune.py", "--model_name_or_path", "google/nothing-like-this"]
+    line = [str(ROOT / "run_finetune.py"), "--model_name_or_path", "google/nothing-like-this"]
     line += ["--train_file", topic_files["train"], "--output_dir", str(tmp_path / "o")]
-    code, said, attempts = run(str(ROOT / line[0]), *line[1:])
+    without_waiting = (  # between one try and the next
+        f"import runpy, sys, time; time.sleep = lambda seconds: None; sys.argv = {line}; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    code, said, attempts = run("-c", without_waiting)
     assert code == 2 and "Traceback" not in said and attempts
     assert "google/nothing-like-this" in said.splitlines()[-1]
     assert not (tmp_path / "o").exists()
