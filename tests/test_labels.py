@@ -127,5 +127,5 @@ def test_labels_that_are_objects_or_bytes_are_refused():
 
 
 def test_values_too_large_to_standardise_are_refused():
-    with pytest.raises(InputError, match="--label_column_name y: values as large as 1e.200"):
-        infer({"y": [1e200, -1e200, 0.0]}, ("y",))
+    with pytest.raises(InputError, match="y: values as large as"):
+        infer({"y": [1e200, -1e200, 0.5]}, ("y",))
