@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+
+import run_finetune
+import run_itpt
+import run_probe
+from command_line import InputError
 
 SECRET = "hf_noBodyMayReadThis"
 TRAINING = ("--num_train_epochs", "1", "--use_cpu", "true", "--learning_rate", "3e-3")
@@ -24,15 +30,17 @@ def run(*line: object, **environment: str) -> tuple[int, str]:
 
 def test_tokens_and_the_environment_stay_out_of_files_and_logs(tiny_bert, topic_files, tmp_path):
     line = ["--model_name_or_path", tiny_bert, "--train_file", topic_files["train"], *TRAINING]
-    line += ["--hub_token", SECRET]
-    for script in ("run_itpt.py", "run_finetune.py"):
-        out = tmp_path / script
-        code, said = run(
-            *(ROOT / script, *line, "--output_dir", out), HF_TOKEN=SECRET, MY_PASSWORD=SECRET
-        )
-        assert code == 0, said[-2000:]
-        assert SECRET not in said
-        files = [path for path in out.rglob("*") if path.is_file()]
+    line += ["--hub_token", SECRET, "--output_dir"]
+    both = "".join(
+        f"import {script}; {script}.main({[*line, str(tmp_path / script)]!r}); "
+        for script in ("run_itpt", "run_finetune")
+    )
+    secrets = {"HF_TOKEN": SECRET, "MY_PASSWORD": SECRET, "PYTHONPATH": str(ROOT)}
+    code, said = run("-c", both, **secrets)
+    assert code == 0, said[-2000:]
+    assert SECRET not in said
+    for script in ("run_itpt", "run_finetune"):
+        files = [path for path in (tmp_path / script).rglob("*") if path.is_file()]
         assert len(files) > 5
         assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
@@ -40,7 +48,7 @@ def test_tokens_and_the_environment_stay_out_of_files_and_logs(tiny_bert, topic_
 EVIL = "from pathlib import Path\nPath({mark!r}).write_text('run')\n"
 
 
-@pytest.mark.parametrize("script", ["run_itpt.py", "run_finetune.py", "run_probe.py"])
+@pytest.mark.parametrize("script", [run_itpt, run_finetune, run_probe])
 def test_code_beside_a_checkpoint_is_not_run(script, tiny_bert, topic_files, tmp_path):
     """A model that brings code is refused in one line; a pickle beside it is not opened."""
     model, mark = tmp_path / "model", tmp_path / "mark"
@@ -55,11 +63,11 @@ def test_code_beside_a_checkpoint_is_not_run(script, tiny_bert, topic_files, tmp
     (model / "training_args.bin").write_bytes(
         b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
     )
-    given = ["--models", model] if script == "run_probe.py" else ["--model_name_or_path", model]
-    training = () if script == "run_probe.py" else TRAINING
+    given = ["--models", model] if script is run_probe else ["--model_name_or_path", model]
+    training = () if script is run_probe else TRAINING
     line = [*given, "--train_file", topic_files["train"], *training, "--output_dir", tmp_path / "o"]
-    code, said = run(ROOT / script, *line)
-    assert code == 2 and "Traceback" not in said and str(model) in said, said[-2000:]
+    with pytest.raises(InputError, match=re.escape(str(model))):
+        script.main([*map(str, line)])
     assert not mark.exists()
 
 
@@ -77,11 +85,10 @@ def test_names_from_data_make_no_paths(tiny_bert, topic_files, tmp_path):
     probed = ["--models", f"../../escaped={tiny_bert}", *data, "--output_dir", away / "probed"]
     probed += ["--analyses", "change", "directprobe", "--directprobe_points", "60"]
     pretrained = ["--model_name_or_path", tiny_bert, *TRAINING, "--output_dir", away / "itpt"]
-    pretrained += ["--train_file", f"../../escaped={away / 'train.csv'}"]
-    for script, line in (("finetune", tuned), ("probe", probed), ("itpt", pretrained)):
-        code, said = run(ROOT / f"run_{script}.py", *line)
-        assert code in (0, 2) and "Traceback" not in said, said[-2000:]
-        assert code == 0 or script == "itpt", said[-2000:]
+    pretrained += ["--corpora", json.dumps({"../../escaped": str(away / "train.csv")})]
+    run_finetune.main([*map(str, tuned)])
+    run_probe.main([*map(str, probed)])
+    run_itpt.main([*map(str, pretrained)])
     outside = [p for p in tmp_path.rglob("*") if away not in p.parents and p != away]
     assert {p.name for p in outside} == {"a", "b"}
     assert not [*tmp_path.parent.glob("*escaped*")]
