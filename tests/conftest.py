@@ -64,6 +64,15 @@ TOPICS = {  # the words that give a class away
     "places": ["river", "mountain", "forest", "city", "house"],
     "moods": ["happy", "sad", "angry", "calm", "bright"],
 }
+BASICS = {  # of fine-tuning the tiny model on the easy task
+    "per_device_train_batch_size": 16,
+    "learning_rate": 3e-3,
+    "num_train_epochs": 4,
+    "token_pooling": "mean",
+    "id_column_name": "id",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

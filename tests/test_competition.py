@@ -12,22 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, WORDS, make_rows
+from conftest import BASICS, ROOT, WORDS, make_rows
 
 import prediction
 import run_finetune
 from command_line import InputError
 from time_budget import StopInTime, TimeBudget
-
-BASICS = {
-    "per_device_train_batch_size": 16,
-    "learning_rate": 3e-3,
-    "num_train_epochs": 4,
-    "token_pooling": "mean",
-    "id_column_name": "id",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
 
 
 def run(tiny_bert, files, out, **arguments):

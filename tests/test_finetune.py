@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_rows
+from conftest import BASICS, ROOT, make_rows
 from one_step import one_step
 from torch import nn
 
@@ -21,17 +21,6 @@ from modeling import load_classifier
 from start import start_at_frequencies
 
 # ---------------------------------------------------------------- the script
-
-
-BASICS = {
-    "per_device_train_batch_size": 16,
-    "learning_rate": 3e-3,
-    "num_train_epochs": 4,
-    "token_pooling": "mean",
-    "id_column_name": "id",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
 
 
 def run(tiny_bert, files, out, **arguments):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_rows
+from conftest import BASICS, ROOT, make_rows
 from one_step import dataset_for, one_step
 from test_layers import classifier
 from test_modeling import ARCHITECTURES, tiny_encoder
@@ -22,16 +22,6 @@ from layers import HEAD, room_of
 from modeling import load_classifier, load_encoder
 from regularisers import Adversary, WeightAverage
 from text_data import choose_subset
-
-BASICS = {
-    "per_device_train_batch_size": 16,
-    "learning_rate": 3e-3,
-    "num_train_epochs": 4,
-    "token_pooling": "mean",
-    "id_column_name": "id",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
 
 
 @pytest.fixture
