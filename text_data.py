@@ -11,6 +11,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,10 +200,11 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
     if delimiter != "\t":
         return False
     with open_text(path, encoding) as lines:
-        if any(name.startswith('"') for name in next(lines, "").split("\t")):
+        header = next(lines, "")
+        if any(name.startswith('"') for name in header.split("\t")):
             return False
-    with open_text(path, encoding) as lines:
-        widths = Counter(line.count("\t") for line in lines if line.strip("\r\n"))
+        every = chain([header], lines)
+        widths = Counter(line.count("\t") for line in every if line.strip("\r\n"))
     if len(widths) != 1:
         return False
     with open_text(path, encoding) as lines:

@@ -143,8 +143,11 @@ def test_two_processes_extract_the_features_of_one(folder):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
+        ("run_finetune.py", ["--train_file", "none.tsv"], "none.tsv: no such file"),
         ("run_finetune.py", ["--train_file", "train.tsv", "--label_column_name", "topic"],
          "train.tsv: no column 'topic' (--label_column_name); there are: id, text, label, title"),
+        ("run_finetune.py", ["--train_flie", "x"],
+         "unknown argument --train_flie (did you mean train_file?)"),
         ("run_itpt.py", ["--train_file", "train.tsv", "--mlm_probability", "2"],
          "--mlm_probability 2.0 must lie between 0 and 1"),
         ("run_probe.py", ["--models", "model"], "no data: give --train_file"),

@@ -10,9 +10,6 @@ import pytest
 from conftest import ROOT
 
 import claims
-import run_finetune
-import run_itpt
-import run_probe
 from claims import NAME, claim, frees_claims, one_at_a_time
 from command_line import InputError
 
@@ -54,15 +51,24 @@ def test_a_folder_in_use_is_refused_until_the_other_run_ends(other_run, tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_the_scripts_say_so(other_run, tiny_bert, topic_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+def test_the_scripts_say_so(other_run, tiny_bert, topic_files, tmp_path):
     other_run(tmp_path / NAME)
     line = ["--train_file", topic_files["train"], "--output_dir", str(tmp_path)]
     model = ["--model_name_or_path", tiny_bert, "--use_cpu", "true"]
-    probed = ["--models", tiny_bert]
-    for script, more in ((run_finetune, model), (run_itpt, model), (run_probe, probed)):
-        with pytest.raises(InputError, match=f"--output_dir {tmp_path} is in use by another run"):
-            script.main([*more, *line])
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / script), *more, *line], stderr=subprocess.PIPE, text=True
+        )
+        for script, more in (
+            ("run_finetune.py", model),
+            ("run_itpt.py", model),
+            ("run_probe.py", ["--models", tiny_bert]),
+        )
+    ]
+    for run in runs:
+        said = run.communicate()[1].strip().splitlines()[-1]
+        assert run.returncode == 2
+        assert f"--output_dir {tmp_path} is in use by another run" in said
     assert os.listdir(tmp_path) == [NAME]
 
 

@@ -109,13 +109,13 @@ def command(*arguments, cwd=ROOT):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, tiny_bert, topic_files):
-    """A run of run_itpt.py that kept a step."""
+    """A run of run_itpt.py that kept two steps."""
     folder = tmp_path_factory.mktemp("steps")
     arguments = {
         "model_name_or_path": tiny_bert,
         "train_file": [topic_files["train"]],
         "max_steps": 4,
-        "save_at_steps": [4],
+        "save_at_steps": [2, 4],
         "output_dir": str(folder / "itpt"),
         "use_cpu": True,
         "disable_tqdm": True,
@@ -132,7 +132,9 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     done = command(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     scores = pd.read_csv(out / "curve.csv")
-    assert scores[["step", "seed"]].to_numpy().tolist() == [[s, i] for s in (0, 4) for i in (1, 2)]
+    assert scores[["step", "seed"]].to_numpy().tolist() == [
+        [s, i] for s in (0, 2, 4) for i in (1, 2)
+    ]
     summary = pd.DataFrame(json.loads((out / "all_results.json").read_text())["summary"])
     table = scores.pivot(index="seed", columns="step", values="test_accuracy")
     difference = table[4] - table[0]
@@ -143,9 +145,9 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
         out / "curve.md"
     ).read_text()
     assert not list(out.rglob("*.safetensors"))  # results stay, weights do not
-    before = (out / "runs" / "step-4-seed-1" / "done.json").stat().st_mtime_ns
+    before = (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns
     assert command(*line, cwd=tmp_path).returncode == 0
-    assert (out / "runs" / "step-4-seed-1" / "done.json").stat().st_mtime_ns == before
+    assert (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns == before
     done = command(line[0], "--itpt", steps, cwd=tmp_path)
     assert done.returncode == 2 and "as --base" in done.stderr
     done = command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
