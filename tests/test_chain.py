@@ -2,19 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 from conftest import ROOT, make_rows
+from forking import run_command
 
 import fingerprint
-
-
-def command(*arguments, cwd, launcher=(sys.executable,)):
-    line = [*launcher, *map(str, arguments)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +23,13 @@ def folder(tmp_path_factory, tiny_bert):
     return folder
 
 
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCHER = ["-m", "accelerate.commands.launch", "--config_file"]
 LAUNCHER += [str(ROOT / "examples" / "accelerate" / "two_processes.yaml")]
 TEXT = ["--text_column_names", "title", "text", "--id_column_name", "id"]
 
 
 def test_the_chain(folder):
-    done = command(
+    done = run_command(
         ROOT / "run_itpt.py", "--model_name_or_path", "model", "--train_file", "unlabelled.tsv",
         "train.tsv", *TEXT[:3], "--output_dir", "itpt", "--num_train_epochs", 4,
         "--learning_rate", "3e-3", cwd=folder,
@@ -45,7 +39,7 @@ def test_the_chain(folder):
     history = pd.read_csv(folder / "itpt" / "history.csv")
     assert itpt["eval_loss"] < history["eval_loss"][0] - 0.5
 
-    done = command(
+    done = run_command(
         ROOT / "run_finetune.py", "--model_name_or_path", "itpt", "--train_file", "train.tsv",
         "--test_file", "test.tsv", *TEXT, "--token_pooling", "mean", "--learning_rate", "3e-3",
         "--num_train_epochs", 3, "--output_dir", "finetuned", cwd=folder,
@@ -60,7 +54,7 @@ def test_the_chain(folder):
     hits = (predictions["prediction"] == truth["label"]).mean()
     assert hits == pytest.approx(finetuned["test_accuracy"])
 
-    done = command(
+    done = run_command(
         ROOT / "run_probe.py", "--models", "base=model", "itpt=itpt", "tuned=finetuned",
         "--train_file", "train.tsv", "--test_file", "test.tsv", *TEXT, "--output_dir", "probed",
         cwd=folder,
@@ -76,11 +70,11 @@ def test_the_chain(folder):
 def test_two_processes_by_accelerate_launch(folder):
     """Both launchers start the same script; rows come back once, in order."""
     launch = [*LAUNCHER, "--main_process_port", str(29000 + os.getpid() % 400)]
-    done = command(
-        ROOT / "run_finetune.py", "--model_name_or_path", "model", "--train_file", "train.tsv",
-        "--test_file", "test.tsv", *TEXT, "--token_pooling", "mean", "--learning_rate", "3e-3",
-        "--num_train_epochs", 3, "--per_device_train_batch_size", 8, "--output_dir", "two",
-        "--use_cpu", cwd=folder, launcher=launch,
+    done = run_command(
+        *launch, ROOT / "run_finetune.py", "--model_name_or_path", "model", "--train_file",
+        "train.tsv", "--test_file", "test.tsv", *TEXT, "--token_pooling", "mean", "--learning_rate",
+        "3e-3", "--num_train_epochs", 3, "--per_device_train_batch_size", 8, "--output_dir", "two",
+        "--use_cpu", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / "two" / "all_results.json").read_text())
@@ -101,11 +95,11 @@ def test_further_pretraining_in_two_processes(folder, stream):
     """Rows are shared out, the loss is one, and the fingerprint holds what both have seen."""
     out = f"itpt_two_{stream}"
     more = ["--streaming", "--max_steps", 12] if stream else ["--num_train_epochs", 2]
-    done = command(
+    done = run_command(
+        *LAUNCHER, "--main_process_port", 29400 + os.getpid() % 400 + stream,
         ROOT / "run_itpt.py", "--model_name_or_path", "model", "--train_file", "train.tsv",
         *TEXT[:3], "--per_device_train_batch_size", 8, "--use_cpu", "--validation_split", 0.2,
         "--learning_rate", "3e-3", "--output_dir", out, *more, cwd=folder,
-        launcher=[*LAUNCHER, "--main_process_port", str(29400 + os.getpid() % 400 + stream)],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / out / "all_results.json").read_text())
@@ -128,8 +122,8 @@ def test_two_processes_extract_the_features_of_one(folder):
         "test.tsv", *TEXT, "--tokens_per_batch", 200, "--output_dir",
     ]  # fmt: skip
     launch = [*LAUNCHER, "--main_process_port", str(28700 + os.getpid() % 250)]
-    assert command(*common, "probed_one", cwd=folder).returncode == 0
-    done = command(*common, "probed_two", cwd=folder, launcher=launch)
+    assert run_command(*common, "probed_one", cwd=folder).returncode == 0
+    done = run_command(*launch, *common, "probed_two", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [pd.read_csv(folder / f"probed_{n}" / "results.csv") for n in ("one", "two")]
     pd.testing.assert_frame_equal(*results)
@@ -156,7 +150,7 @@ def test_two_processes_extract_the_features_of_one(folder):
 def test_mistakes_are_one_line_and_exit_code_2(folder, script, arguments, message):
     model = [] if script == "run_probe.py" else ["--model_name_or_path", "model"]
     before = sorted(os.listdir(folder))
-    done = command(ROOT / script, *model, *arguments, cwd=folder)
+    done = run_command(ROOT / script, *model, *arguments, cwd=folder)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith(f"{script}: error: {message}")
     assert "Traceback" not in done.stderr and sorted(os.listdir(folder)) == before

@@ -9,17 +9,16 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forking import Command, start_command
 
 pytestmark = pytest.mark.slow
 MOMENTS = int(os.environ.get("CHAOS_MOMENTS", "2"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TRAINING = ["--use_cpu", "true", "--save_strategy", "steps", "--save_steps", "4"]
 
 
@@ -56,11 +55,8 @@ SCRIPTS = {
 }
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    line = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    return subprocess.Popen(
-        line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def start(arguments: list[str]) -> Command | subprocess.Popen:
+    return start_command(ROOT / arguments[0], *arguments[1:])
 
 
 def run_and_signal(line: list[str], which: signal.Signals, seconds: float) -> int:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from forking import start_command
 
 import claims
 from claims import NAME, claim, frees_claims, one_at_a_time
@@ -56,9 +57,7 @@ def test_the_scripts_say_so(other_run, tiny_bert, topic_files, tmp_path):
     line = ["--train_file", topic_files["train"], "--output_dir", str(tmp_path)]
     model = ["--model_name_or_path", tiny_bert, "--use_cpu", "true"]
     runs = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / script), *more, *line], stderr=subprocess.PIPE, text=True
-        )
+        start_command(ROOT / script, *more, *line)
         for script, more in (
             ("run_finetune.py", model),
             ("run_itpt.py", model),
@@ -94,18 +93,9 @@ def test_what_another_run_makes_is_waited_for(tmp_path):
 
 
 def test_two_probes_share_a_folder_of_features(tiny_bert, topic_files, tmp_path):
-    line = [sys.executable, str(ROOT / "run_probe.py"), "--models", f"b={tiny_bert}"]
+    line = [ROOT / "run_probe.py", "--models", f"b={tiny_bert}"]
     line += ["--train_file", topic_files["train"], "--features_dir", str(tmp_path / "features")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [*line, "--output_dir", str(tmp_path / out)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for out in "ab"
-    ]
+    runs = [start_command(*line, "--output_dir", tmp_path / out) for out in "ab"]
     for run in runs:
         said = run.communicate()[1]
         assert run.returncode == 0, said[-2000:]

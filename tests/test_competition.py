@@ -394,9 +394,6 @@ def test_the_time_that_prediction_will_take_is_kept_free():
 # ---------------------------------------------------------------- killed, and two processes
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def command(tiny_bert, files, out, sample, **arguments):
     fields = {
         **{
@@ -409,7 +406,7 @@ def command(tiny_bert, files, out, sample, **arguments):
     }
     path = out.parent / f"{out.name}.yaml"
     path.write_text(yaml.safe_dump({**BASICS, **fields, **arguments}))
-    return [sys.executable, str(ROOT / "run_finetune.py"), str(path)]
+    return [ROOT / "run_finetune.py", path]
 
 
 OUTPUTS = ("predictions_oof.csv", "predictions_test.csv", "submission.csv", "folds.csv")
@@ -417,7 +414,7 @@ OUTPUTS = ("predictions_oof.csv", "predictions_test.csv", "submission.csv", "fol
 
 def test_killed_at_any_moment_the_same_command_ends_alike(tiny_bert, topic_files, sample, tmp_path):
     whole = command(tiny_bert, topic_files, tmp_path / "whole", sample)
-    assert subprocess.run(whole, env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert run_command(*whole).returncode == 0
     scratch = tmp_path / "scratch"
     line = command(tiny_bert, topic_files, tmp_path / "killed", sample, checkpoint_dir=str(scratch))
     moments = [  # each waited for in a new process, which then is killed
@@ -426,14 +423,14 @@ def test_killed_at_any_moment_the_same_command_ends_alike(tiny_bert, topic_files
         lambda: [*scratch.glob("*/fold-2/checkpoint-*/whole")],
     ]
     for reached in moments:
-        process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        process = start_command(*line)
         while not reached():
             assert process.poll() is None, "it ended before the moment came"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "killed" / "submission.csv").exists()
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+    done = run_command(*line)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "done before: fold-0, fold-1" in done.stderr
     for name in OUTPUTS:
@@ -447,14 +444,14 @@ def test_two_processes_give_the_predictions_of_one(tiny_bert, topic_files, sampl
     plain |= {"save_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 2}
     plain |= {"max_train_samples": 147}  # 73 and 74 rows: 4 steps of 16, and 9 or 10 left over
     one = command(tiny_bert, topic_files, tmp_path / "one", sample, **plain)
-    assert subprocess.run(one, env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert run_command(*one).returncode == 0
     two = command(
         tiny_bert, topic_files, tmp_path / "two", sample, per_device_train_batch_size=8, **plain
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file"]
     launch += [str(ROOT / "examples" / "accelerate" / "two_processes.yaml")]
     launch += ["--main_process_port", str(29800 + os.getpid() % 150)]
-    done = subprocess.run([*launch, *two[1:]], env=ENVIRONMENT, capture_output=True, text=True)
+    done = run_command(*launch, *two)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in OUTPUTS[:3]:
         a, b = (read(tmp_path / f / name) for f in ("one", "two"))

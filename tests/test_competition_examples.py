@@ -1,7 +1,6 @@
 """The examples around folds: blending, the recipe of a whole competition, the notebook."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, make_rows
+from forking import run_command, stand_in_path
 
 import run_finetune
 from prediction import read_table_of
@@ -21,11 +21,6 @@ from labels import LabelSpec
 
 SINGLE = LabelSpec("single_label", ("a", "b"), ())
 NUMBER = LabelSpec("regression", ("y",), (), None, (0.0,), (1.0,))
-
-
-def call(*words, cwd):
-    line = [sys.executable, *map(str, words)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +70,7 @@ def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
     table = pd.read_csv(shuffled)
     table.sample(frac=1, random_state=0).to_csv(shuffled, index=False)  # by id, not by place
     sample = competition / "sample_submission.csv"
-    done = call(
+    done = run_command(
         *(ROOT / "examples" / "blend.py", "long", "short", "--output_dir", "blend"),
         *("--sample_submission", sample),
         cwd=tmp_path,
@@ -117,7 +112,7 @@ def test_the_recipe_of_a_competition(competition, tmp_path):
     words += ["length=32", "epochs=3", "rate=3e-3", "head_rate=3e-3", "pooling=mean"]
     words += ["itpt_epochs=1"]
     script = ROOT / "examples" / "recipe.py"
-    done = call(script, recipe, *words, cwd=tmp_path)
+    done = run_command(script, recipe, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "work" / "finetuned"
     results = json.loads((folder / "all_results.json").read_text())
@@ -128,7 +123,7 @@ def test_the_recipe_of_a_competition(competition, tmp_path):
     assert list(submission["id"]) == list(sample["id"])
     arguments = yaml.safe_load((folder / "run_args.yaml").read_text())
     assert arguments["layers"] == "last4" and arguments["layer_lr_decay"] == 0.95
-    again = call(script, recipe, *words, cwd=tmp_path)
+    again = run_command(script, recipe, *words, cwd=tmp_path)
     assert again.stdout.count(": done") == 2
 
 
@@ -138,9 +133,9 @@ def test_recipes_that_cannot_be(tmp_path):
     (tmp_path / "c.yaml").write_text("step: []")
     script = ROOT / "examples" / "recipe.py"
     for name, message in (("a", "'nowhere'"), ("b", "needs a script"), ("c", "not step")):
-        done = call(script, f"{name}.yaml", cwd=tmp_path)
+        done = run_command(script, f"{name}.yaml", cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
-    assert call(script, "a.yaml", "nowhere", cwd=tmp_path).returncode == 2
+    assert run_command(script, "a.yaml", "nowhere", cwd=tmp_path).returncode == 2
 
 
 # ---------------------------------------------------------------- the notebook
@@ -149,7 +144,7 @@ def test_recipes_that_cannot_be(tmp_path):
 def test_the_notebook_runs_offline(competition, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)
-    launch = f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
+    launch = f"{stand_in_path()} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --cpu"
     ours = {
         **{"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)},

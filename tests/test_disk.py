@@ -7,20 +7,19 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forking import ONE_THREAD, run_command, stand_in_path, start_command
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 COMMON = ["--use_cpu", "true", "--num_train_epochs", "2", "--save_strategy", "epoch"]
 SPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 
 
 def in_namespace(commands: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*SPACE, commands], env=ENVIRONMENT, capture_output=True, text=True)
+    return subprocess.run([*SPACE, commands], env=os.environ | ONE_THREAD, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def lines_of(model: str, files: dict[str, str], out: Path) -> dict[str, list[str
 
 
 def shell(line: list[str]) -> str:
-    return shlex.join([sys.executable, str(ROOT / line[0]), *line[1:]])
+    return shlex.join([stand_in_path(), str(ROOT / line[0]), *line[1:]])
 
 
 @pytest.mark.parametrize(
@@ -92,8 +91,7 @@ def test_a_model_that_vanishes_between_folds(tiny_bert, topic_files, tmp_path):
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(tiny_bert, model)
     line = lines_of(str(model), topic_files, out)["finetune"]
-    whole = [sys.executable, str(ROOT / line[0]), *line[1:]]
-    process = subprocess.Popen(whole, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = start_command(ROOT / line[0], *line[1:])
     while process.poll() is None and not [*out.glob("fold-0/checkpoint-*")]:
         time.sleep(0.02)
     shutil.rmtree(model)
@@ -102,7 +100,7 @@ def test_a_model_that_vanishes_between_folds(tiny_bert, topic_files, tmp_path):
     assert str(model) in said.strip().splitlines()[-1]
     first = (out / "fold-0" / "model.safetensors").read_bytes()
     shutil.copytree(tiny_bert, model)
-    again = subprocess.run(whole, env=ENVIRONMENT, capture_output=True, text=True)
+    again = run_command(ROOT / line[0], *line[1:])
     assert again.returncode == 0, again.stderr[-2000:]
     assert (out / "fold-0" / "model.safetensors").read_bytes() == first
     assert (out / "predictions_oof.csv").is_file()

@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
+from forking import run_bare, run_command
 from transformers import AutoTokenizer
 
 import run_itpt
@@ -90,8 +90,7 @@ def test_files(example, tmp_path, capsys):
 
 
 def test_the_packaged_model_is_found_or_said_how_to_get():
-    script = ROOT / "examples" / "find_minilm.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    done = run_bare(ROOT / "examples" / "find_minilm.py")
     if done.returncode == 0:
         assert done.stdout.strip().endswith("model")
     else:
@@ -100,11 +99,6 @@ def test_the_packaged_model_is_found_or_said_how_to_get():
 
 
 # ---------------------------------------------------------------- further pretraining
-
-
-def command(*arguments, cwd=ROOT):
-    line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +123,7 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     line = [ROOT / "examples" / "itpt_curve.py", "--base", tiny_bert, "--itpt", steps]
     line += ["--seeds", 1, 2, "--output_dir", out, "--", "--train_file", topic_files["train"]]
     line += ["--test_file", topic_files["test_labels"], "--max_steps", 3, "--use_cpu"]
-    done = command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     scores = pd.read_csv(out / "curve.csv")
     assert scores[["step", "seed"]].to_numpy().tolist() == [
@@ -146,11 +140,11 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     ).read_text()
     assert not list(out.rglob("*.safetensors"))  # results stay, weights do not
     before = (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns
-    assert command(*line, cwd=tmp_path).returncode == 0
+    assert run_command(*line, cwd=tmp_path).returncode == 0
     assert (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns == before
-    done = command(line[0], "--itpt", steps, cwd=tmp_path)
+    done = run_command(line[0], "--itpt", steps, cwd=tmp_path)
     assert done.returncode == 2 and "as --base" in done.stderr
-    done = command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
+    done = run_command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
     assert done.returncode == 2 and "no run of run_itpt.py ended there" in done.stderr
 
 
@@ -158,7 +152,7 @@ def test_a_vocabulary_from_scratch(tmp_path):
     text = "".join(f"北京大学的学生 likes graphene {i}\n" for i in range(60))
     (tmp_path / "zh.txt").write_text(text, encoding="utf-8")
     script, out = ROOT / "examples" / "make_vocabulary.py", tmp_path / "zh"
-    done = command(
+    done = run_command(
         script, "--train_file", tmp_path / "zh.txt", "--vocab_size", 90, "--hidden_size", 64,
         "--num_hidden_layers", 2, "--output_dir", out,
     )  # fmt: skip
@@ -182,7 +176,7 @@ def test_a_vocabulary_from_scratch(tmp_path):
 
 @pytest.mark.slow
 def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path):
-    done = command(
+    done = run_command(
         ROOT / "benchmarks" / "itpt_speed.py", "--model", tiny_bert, "--train_file",
         topic_files["train"], "--max_seq_length", 32, "--rows", 4, "--steps", 1, "--turns", 1,
         "--output_dir", tmp_path,
@@ -217,7 +211,7 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     grid = {"learning_rate": [1e-4, 1e-2]}
     line = [ROOT / "examples" / "sweep.py"]
     line += [sweep_file(tmp_path, tiny_bert, topic_files, grid=grid, parallel=2)]
-    done = command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "sweep"
     table = pd.read_csv(out / "sweep.csv")
@@ -243,7 +237,7 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     stamps = {f: f.stat().st_mtime_ns for f in out.rglob("done.json")}
     first = next(iter(stamps))
     first.unlink()  # as if it had been interrupted
-    assert command(*line, cwd=tmp_path).returncode == 0
+    assert run_command(*line, cwd=tmp_path).returncode == 0
     after = {f: f.stat().st_mtime_ns for f in out.rglob("done.json")}
     assert [f for f in stamps if after[f] != stamps[f]] == [first]
 
@@ -277,7 +271,7 @@ def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
     line += ["--finetuning_rate", 3e-3, "--head_rate", 3e-2, "--", "--train_file"]
     line += [topic_files["train"], "--test_file", topic_files["test_labels"], "--use_cpu"]
     line += ["--id_column_name", "id", "--num_train_epochs", 4]
-    done = command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(out / "scores.csv").set_index("what")["test roc_auc"]
     assert len(table) == 4

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import BASICS, ROOT, make_rows
+from forking import run_command
 from one_step import one_step
 from torch import nn
 
@@ -194,14 +195,9 @@ torch.distributed.destroy_process_group()
 def test_loss_and_gradients_are_the_same_for_1_and_2_processes(problem_type, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(29500 + os.getpid() % 500), str(script)]
-    done = subprocess.run(
-        [*launch, problem_type, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = run_command(*launch, problem_type, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two, loss_of_two = torch.load(tmp_path / "two.pt", weights_only=True)
     one, loss, _ = one_step(problem_type, tmp_path, 24, 1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import ROOT, tiny_bert_config
+from forking import run_command
 from datasets import Dataset
 from test_modeling import ARCHITECTURES, tiny_encoder
 from torch import nn
@@ -339,10 +340,9 @@ torch.distributed.destroy_process_group()
 def test_loss_and_gradients_are_the_same_for_1_and_2_processes(tokenizers, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(30000 + os.getpid() % 500), str(script), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    done = run_command(*launch)
     assert done.returncode == 0, done.stderr[-3000:]
     two, loss_of_two, evaluated = torch.load(tmp_path / "two.pt", weights_only=True)
     one, loss, start = one_step(tokenizers["bert"], tmp_path, 24, 1)
@@ -379,9 +379,8 @@ def test_the_sparse_head_works_on_a_sharded_model(tmp_path):
     """FSDP 2, two processes: parameters are gathered block by block around the hook."""
     script = tmp_path / "sharded.py"
     script.write_text(FULLY_SHARDED.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(30500 + os.getpid() % 500), str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment)
+    done = run_command(*launch)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BASICS, ROOT, make_rows
+from forking import run_command
 from one_step import dataset_for, one_step
 from test_layers import classifier
 from test_modeling import ARCHITECTURES, tiny_encoder
@@ -561,7 +562,7 @@ def test_compile_and_activation_checkpointing_give_the_same_model(run):
 def test_two_processes_train_with_everything_on(tiny_bert, topic_files, tmp_path):
     config = tmp_path / "two.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--main_process_port", "29871", str(ROOT / "run_finetune.py"), "--use_cpu"]
     command += ["--model_name_or_path", tiny_bert, "--train_file", topic_files["train"]]
     command += ["--test_file", topic_files["test_labels"], "--id_column_name", "id"]
@@ -569,7 +570,7 @@ def test_two_processes_train_with_everything_on(tiny_bert, topic_files, tmp_path
     command += ["--rdrop_alpha", "0.3", "--unfreeze_every", "0.1", "--class_weights", "balanced"]
     command += ["--dropout_samples", "2", "--output_dir", str(tmp_path / "o")]
     command += ["--token_pooling", "mean", "--num_train_epochs", "6"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "o" / "all_results.json").read_text())
     assert results["test_accuracy"] > 0.8

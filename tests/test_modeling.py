@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, tiny_bert_config
+from forking import run_command
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel, pipeline
 
@@ -384,9 +385,7 @@ classify = pipeline("text-classification", model="saved", trust_remote_code=True
 (scores,) = classify([{text!r}])
 print(*[s["score"] for s in sorted(scores, key=lambda s: s["label"])])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_command("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     scores = [float(s) for s in done.stdout.strip().splitlines()[-1].split()]
     np.testing.assert_allclose(scores, expected, atol=1e-6)

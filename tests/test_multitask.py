@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, make_rows
+from forking import run_command
 from test_layers import classifier
 from transformers import AutoModel
 
@@ -210,9 +211,9 @@ def test_two_processes(task_files, tiny_bert, tmp_path):
     file.write_text(yaml.safe_dump(arguments))
     config = tmp_path / "two.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--main_process_port", "29873", str(ROOT / "run_multitask.py"), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "o" / "all_results.json").read_text())
     assert results["test_topics_accuracy"] > 0.8

@@ -1,14 +1,12 @@
 """What a user's files and surroundings must not do: run code, leave the output folder, leak."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import ROOT
+from forking import run_command
 
 import run_finetune
 import run_itpt
@@ -19,21 +17,18 @@ TRAINING = ("--num_train_epochs", "1", "--use_cpu", "true", "--learning_rate", "
 
 
 def run(*line: object, **environment: str) -> tuple[int, str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(
-        [sys.executable, *map(str, line)], env=environment, capture_output=True, text=True
-    )
+    done = run_command(*line, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 
 def test_tokens_and_the_environment_stay_out_of_files_and_logs(tiny_bert, topic_files, tmp_path):
     line = ["--model_name_or_path", tiny_bert, "--train_file", topic_files["train"], *TRAINING]
     line += ["--hub_token", SECRET, "--output_dir"]
-    both = "".join(
+    both = f"import sys; sys.path.insert(0, {str(ROOT)!r}); " + "".join(
         f"import {script}; {script}.main({[*line, str(tmp_path / script)]!r}); "
         for script in ("run_itpt", "run_finetune")
     )
-    secrets = {"HF_TOKEN": SECRET, "MY_PASSWORD": SECRET, "PYTHONPATH": str(ROOT)}
+    secrets = {"HF_TOKEN": SECRET, "MY_PASSWORD": SECRET}
     code, said = run("-c", both, **secrets)
     assert code == 0, said[-2000:]
     assert SECRET not in said
