@@ -1,5 +1,6 @@
 """Tiny tokenizers and models, built from a config and a local vocabulary: no network."""
 
+import gc
 import os
 import random
 import sys
@@ -16,9 +17,11 @@ sys.path.insert(0, str(ROOT))
 import pandas as pd
 import pytest
 import torch
+from forking import stand_in_path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+gc.freeze()  # each Trainer collects garbage; what was imported is none
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 WORDS = [
@@ -151,6 +154,13 @@ def asks_the_hub(monkeypatch, tmp_path) -> None:
     nobody waits between one try and the next."""
     monkeypatch.setenv("NETWORK_ATTEMPTS", str(tmp_path / "asked_on_purpose"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch) -> None:
+    """What a benchmark or an example starts from within the test's own process is forked."""
+    monkeypatch.setattr(sys, "executable", stand_in_path())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

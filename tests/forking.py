@@ -1,4 +1,4 @@
-"""Run commands in processes that need not import torch and transformers first: forks of one that did.
+"""Run commands in forks of a process that has imported torch and transformers already.
 
     done = run_command(ROOT / "run_finetune.py", "--train_file", "train.csv", cwd=folder)
     process = start_command(...); process.send_signal(signal.SIGTERM); process.wait()
@@ -10,9 +10,9 @@ request makes it fork twice: a monitor, which reports how the command ended, and
 which takes over the arguments, folder, environment, standard streams and namespaces of the asker,
 runs the file as `__main__` and leaves through the interpreter's own end.
 
-A command is started in a fresh interpreter where a fork could differ: where an environment variable
-has another value that the imports have looked up, or that C code reads at start. What all forks of a
-server share and fresh interpreters do not is the seed of string hashes.
+A command is started in a fresh interpreter where a fork could differ: where an environment
+variable has another value that the imports have looked up, or that C code reads at start. What all
+forks of a server share and fresh interpreters do not is the seed of string hashes.
 
 `stand_in_path()` is a program that stands in for the interpreter in shells and as `sys.executable`
 of the forks, so that the commands which they start are forks, too.
@@ -37,7 +37,7 @@ import time
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -47,7 +47,7 @@ NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of pyarrow, 
 READ_BY_C = ("PYTHON", "OMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "LD_", "MALLOC_")
 READ_BY_C += ("ARROW_", "TZ", "LANG", "LC_", "GLIBC_", "CUDA_")
 SET_BY_IMPORTS: dict[str, str] = {}
-OF_SHELLS = ("_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")  # change all the time
+OF_THE_MOMENT = ("_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
 INHERITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)  # where ignored
 MODELS = ("bert", "auto")  # what transformers imports when a model is loaded
@@ -98,17 +98,16 @@ def preload() -> list[str]:
     """
     looked_up: set[str] = set()
     before = dict(os.environ)
+    copied: list[str] = []  # names still to come where all are asked for, which tells nothing
 
     class Watched(type(os.environ)):
-        copied: list[str] = []  # names still to come where all are asked for, which tells nothing
-
         def __iter__(self) -> Iterator[str]:
-            Watched.copied = list(super().__iter__())
-            return iter(Watched.copied[:])
+            copied[:] = super().__iter__()
+            return iter(copied[:])
 
         def __getitem__(self, name: str) -> str:
-            if Watched.copied[:1] == [name]:
-                Watched.copied.pop(0)
+            if copied[:1] == [name]:
+                copied.pop(0)
             else:
                 looked_up.add(name)
             return super().__getitem__(name)
@@ -123,7 +122,7 @@ def preload() -> list[str]:
         importlib.import_module(f"transformers.models.{model}.modeling_{model}")
     os.environ.__class__ = plain
     SET_BY_IMPORTS.update({k: v for k, v in os.environ.items() if before.get(k) != v})
-    return sorted(looked_up - {*SET_BY_IMPORTS, *OF_SHELLS})
+    return sorted(looked_up - {*SET_BY_IMPORTS, *OF_THE_MOMENT})
 
 
 def imports_of_the_project() -> set[tuple[str, str]]:
@@ -201,7 +200,7 @@ def join_namespaces(asker: int) -> None:
 
 
 def run_as_main(line: list[str]) -> None:
-    """Run `script.py ...`, `-m module ...` or `-c code ...` as the interpreter does; -u may come first."""
+    """Run `[-u] script.py ...`, `-m module ...` or `-c code ...` as the interpreter does."""
     import runpy
 
     if line[0] == "-u":
@@ -276,7 +275,7 @@ class Command:
 
     def __init__(self, address: str, request: Request, streams: list[int]):
         self.returncode: int | None = None
-        self.captured: tuple[IO[str] | None, ...] = (None, None)
+        self.captured: tuple[IO[str], ...] = ()
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(address)
         content = json.dumps(request).encode()
@@ -310,11 +309,12 @@ class Command:
             self.connection.close()
         return self.returncode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str | None, ...]:
+    def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
+        """Standard output and error, once the command has ended."""
         self.wait(timeout)
-        for file in filter(None, self.captured):
+        for file in self.captured:
             file.seek(0)
-        return tuple(file and file.read() for file in self.captured)
+        return tuple(file.read() for file in self.captured)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -328,24 +328,27 @@ def start_command(
     *line: object,
     cwd: str | Path | None = None,
     env: dict[str, str] | None = None,
-    capture: bool = True,
 ) -> Command | subprocess.Popen:
     """Start `script.py ...` (or -m, -c). What it prints is kept for `communicate`.
 
     Args:
-        env: changes to the environment; OMP_NUM_THREADS is 1 without one.
+        env: changes to the environment. OMP_NUM_THREADS is 1 unless it says otherwise.
     """
     words = [*map(str, line)]
     environment = os.environ | ONE_THREAD | (env or {})
     if not (SUPPORTED and server().would_import_alike(environment)):
-        return start_bare(*words, cwd=cwd, env=environment)
+        return start_bare(*words, cwd=cwd, env=env)
     request = ask(words, str(cwd or os.getcwd()), environment, server().python)
-    files = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2 if capture else 0)]
-    with open(os.devnull, "r+b") as nothing:
-        streams = [nothing.fileno(), *[f.fileno() for f in files or (nothing, nothing)]]
+    files = (_new_file(), _new_file())
+    with open(os.devnull, "rb") as nothing:
+        streams = [file.fileno() for file in (nothing, *files)]
         command = Command(server().address, request, streams)
-    command.captured = tuple(files) or command.captured
+    command.captured = files
     return command
+
+
+def _new_file() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
 def ask(words: list[str], folder: str, environment: dict[str, str], python: str) -> Request:
@@ -371,13 +374,20 @@ def run_bare(
     *line: object, cwd: str | Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """The same in a fresh interpreter."""
-    return _finish(start_bare(*line, cwd=cwd, env=os.environ | ONE_THREAD | (env or {})), line)
+    return _finish(start_bare(*line, cwd=cwd, env=env), line)
 
 
-def start_bare(*line: object, cwd: Any = None, env: dict[str, str]) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    words = [sys.executable, *map(str, line)]
-    return subprocess.Popen(words, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True)
+def start_bare(
+    *line: object, cwd: str | Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, line)],
+        cwd=cwd,
+        env=os.environ | ONE_THREAD | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _finish(process: Command | subprocess.Popen, line: tuple) -> subprocess.CompletedProcess:
@@ -398,10 +408,11 @@ def stand_in(fixed: str) -> None:
     address, python, looked_up, agreed = json.loads(fixed)
     words = sys.argv[1:]
     what = words[1:] if words[:1] == ["-u"] else words
-    is_script = bool(what) and (what[0].endswith(".py") or what[0] == "-m" and what[1] in LAUNCHERS)
+    is_script = what[:1] != [] and what[0].endswith(".py")
+    is_launcher = what[:1] == ["-m"] and what[1] in LAUNCHERS
     listed = {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2}
     inherits = any(os.path.exists(f"/proc/self/fd/{number}") for number in listed)
-    if not is_script or inherits or relevant(os.environ, looked_up) != agreed:
+    if not (is_script or is_launcher) or inherits or relevant(os.environ, looked_up) != agreed:
         os.execv(python, [python, *words])
     request = ask(words, os.getcwd(), dict(os.environ), sys.argv[0])
     command = Command(address, request, [0, 1, 2])

@@ -19,7 +19,9 @@ SPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 
 
 def in_namespace(commands: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*SPACE, commands], env=os.environ | ONE_THREAD, capture_output=True, text=True)
+    return subprocess.run(
+        [*SPACE, commands], env=os.environ | ONE_THREAD, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")

@@ -242,7 +242,9 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     assert [f for f in stamps if after[f] != stamps[f]] == [first]
 
 
-def test_a_sweep_of_named_points_and_its_mistakes(tiny_bert, topic_files, tmp_path, monkeypatch):
+def test_a_sweep_of_named_points_and_its_mistakes(
+    tiny_bert, topic_files, tmp_path, monkeypatch, forked_workers
+):
     points = [{"name": "plain"}, {"name": "no such", "layers": "99"}]
     sweep = load_example("sweep")
 
@@ -334,7 +336,7 @@ def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
     assert found["probes"]["objective"] == pytest.approx(found["sklearn"]["objective"], rel=1e-3)
 
 
-def test_all_ratios_in_one_run(tiny_bert, topic_files, tmp_path, monkeypatch):
+def test_all_ratios_in_one_run(tiny_bert, topic_files, tmp_path, monkeypatch, forked_workers):
     """The two parts that need no peer's package; both ways of DirectProbe find the same."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     run_all = load_example("../benchmarks/run_all")

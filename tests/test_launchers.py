@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from forking import Command, run_command, start_bare, start_command
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ACCELERATE = ["-m", "accelerate.commands.launch"]
+TORCHRUN = ["-m", "torch.distributed.run"]
 PORT = 31000 + os.getpid() % 500
 OUTPUTS = ("predictions_test.csv", "predictions_validation.csv", "model.safetensors")
 
@@ -27,17 +26,10 @@ def line(tiny_bert, topic_files):
     return line
 
 
-def wait(*processes: subprocess.Popen) -> None:
+def wait(*processes: subprocess.Popen | Command) -> None:
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-3000:]
-
-
-def start(launcher: list[str], line: list[str]) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*launcher, *line], env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True
-    )
 
 
 def contents(out) -> list[bytes]:
@@ -46,28 +38,29 @@ def contents(out) -> list[bytes]:
 
 def test_one_process_is_the_same_by_every_launcher(line, tmp_path):
     launchers = {
-        "python": [sys.executable],
+        "python": [],
         "accelerate": [*ACCELERATE, "--num_processes", "1", "--num_machines", "1"],
         "torchrun": [*TORCHRUN, "--nproc_per_node", "1", "--master_port", str(PORT)],
     }
     for name, launcher in launchers.items():
-        wait(start(launcher, line(tmp_path / name)))
+        wait(start_bare(*launcher, *line(tmp_path / name)))
         assert contents(tmp_path / name) == contents(tmp_path / "python"), name
 
 
 def test_two_processes_are_the_same_on_one_machine_and_on_two(line, tmp_path):
-    """Two machines: two agents that know each other by address and rank alone."""
+    """Two machines: two agents that know each other by address and rank alone. (Their processes
+    are forks, those on one machine are not.)"""
     config = str(ROOT / "examples" / "accelerate" / "two_processes.yaml")
     launcher = [*ACCELERATE, "--config_file", config, "--main_process_port", str(PORT + 1)]
-    wait(start(launcher, line(tmp_path / "accelerate")))
+    wait(start_bare(*launcher, *line(tmp_path / "accelerate")))
     place = ["--master_addr", "127.0.0.1", "--master_port", str(PORT + 2)]
     each = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", *place, "--node_rank"]
-    wait(*(start([*each, rank], line(tmp_path / "torchrun")) for rank in ("0", "1")))
+    wait(*(start_command(*each, rank, *line(tmp_path / "torchrun")) for rank in "01"))
     config = str(ROOT / "examples" / "accelerate" / "two_machines.yaml")
     place = ["--num_processes", "2", "--main_process_port", str(PORT + 3)]
     each = [*ACCELERATE, "--config_file", config, *place, "--mixed_precision", "no"]
     each.append("--machine_rank")
-    wait(*(start([*each, rank], line(tmp_path / "machines")) for rank in ("0", "1")))
+    wait(*(start_command(*each, rank, *line(tmp_path / "machines")) for rank in "01"))
     for name in ("torchrun", "machines"):
         assert contents(tmp_path / name) == contents(tmp_path / "accelerate"), name
 
@@ -113,7 +106,6 @@ def test_layer_wise_rates_work_on_a_sharded_model(tmp_path):
     script = tmp_path / "sharded.py"
     script.write_text(FULLY_SHARDED.format(root=str(ROOT), tests=str(ROOT / "tests")))
     launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", str(PORT + 5)]
-    process = start(launcher, [str(script)])
-    said, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    assert said.count("equal") == 2
+    done = run_command(*launcher, script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal") == 2

@@ -1,8 +1,6 @@
 """The sparse head against the dense one, packed rows against single ones, one loss for all."""
 
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +9,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import ROOT, tiny_bert_config
-from forking import run_command
 from datasets import Dataset
+from forking import run_command
 from test_modeling import ARCHITECTURES, tiny_encoder
 from torch import nn
 from transformers import AutoModelForMaskedLM, TrainingArguments

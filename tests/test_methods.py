@@ -2,7 +2,6 @@
 
 import copy
 import json
-import subprocess
 import sys
 
 import numpy as np

@@ -1,8 +1,5 @@
 """Layers -> tokens -> segments -> head against plain loops; what is saved and loaded."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch

@@ -1,8 +1,6 @@
 """Several tasks on one encoder: turns, shared weights, what is saved, going on with one task."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
