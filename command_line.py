@@ -12,15 +12,18 @@ import logging
 import os
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
 
 from processes import is_main_process, leave_processes
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
 
 SECRETS = ("hub_token",)  # never written to disk
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
@@ -78,14 +81,15 @@ def nearest(word: str, words: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------- parsing
 
 
-class Parser(HfArgumentParser):
-    """HfArgumentParser without abbreviations, whose errors are one line."""
+def make_parser(dataclass_types: Sequence[type], **kwargs: Any) -> "HfArgumentParser":
+    """Make a HfArgumentParser without abbreviations, whose errors are one line."""
+    from transformers import HfArgumentParser  # takes longer than a user should wait for a sign
 
-    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(" ".join(message.split()))
 
-    def error(self, message: str) -> None:
-        raise InputError(" ".join(message.split()))
+    return Parser(dataclass_types, allow_abbrev=False, **kwargs)
 
 
 def parse(
@@ -107,7 +111,7 @@ def parse(
         InputError: for an unknown or malformed argument.
     """
     argv = as_flags(argv)
-    parser = Parser(dataclass_types)
+    parser = make_parser(dataclass_types)
     parser.set_defaults(**(defaults or {}))
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -184,7 +188,7 @@ def flags_of(arguments: dict[str, Any]) -> list[str]:
     return flags
 
 
-def describe_unknown(unknown: list[str], parser: Parser) -> str:
+def describe_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> str:
     word = unknown[0]
     if not word.startswith("--"):
         return f"{word!r} belongs to no argument; a flag starts with --"
@@ -207,8 +211,19 @@ def changed(as_run: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str
     return {k: v for k, v in as_run.items() if v != defaults.get(k)}
 
 
-def wants_help(argv: Sequence[str]) -> bool:
-    return any(word in ("-h", "--help") for word in argv)
+def start_script(
+    description: str, dataclass_types: Sequence[type], defaults: dict[str, Any] | None = None
+) -> None:
+    """Answer --help and exit, or say what the next seconds go to: heavy imports come after this.
+
+    Args: as for `print_help`.
+    """
+    if any(word in ("-h", "--help") for word in sys.argv[1:]):
+        print_help(description, dataclass_types, defaults)
+        sys.exit()
+    if is_main_process():
+        now = time.strftime("%H:%M:%S")
+        print(now, "Loading torch, transformers and datasets", file=sys.stderr, flush=True)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -231,7 +246,7 @@ def print_help(
             + " ".join(f"{k}={v}" for k, v in defaults.items())
         )
         epilog = textwrap.fill(epilog, 78, break_on_hyphens=False)
-    parser = Parser(
+    parser = make_parser(
         dataclass_types,
         description=description.strip(),
         usage="%(prog)s [arguments.yaml] [--argument value ...]",

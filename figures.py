@@ -1,13 +1,25 @@
 """The pictures of the probing report. Tables and matrices in, matplotlib figures out."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 1000  # in a scatter plot
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, in inches."""
+    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def layers_figure(
@@ -20,7 +32,7 @@ def layers_figure(
     """
     scores = results[(results["metric"] == metric) & (results["split"] == split)]
     probes = scores[scores["probe"] == "linear"]
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = new_figure(8, 4.6)
     axis = figure.subplots()
     colours = {model: f"C{i}" for i, model in enumerate(probes["model"].unique())}
     styles = dict(zip(probes["token_pooling"].unique(), ("-", "--", "-.", ":"), strict=False))
@@ -48,7 +60,7 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
     """Gain of each later model on the first by layer, with intervals; a panel for each pooling."""
     (value,) = (name for name in gains if " against " in name)
     poolings = list(gains["token pooling"].unique())
-    figure = Figure(figsize=(4.4 * len(poolings), 3.6), layout="constrained")
+    figure = new_figure(4.4 * len(poolings), 3.6)
     axes = figure.subplots(1, len(poolings), sharey=True, squeeze=False)[0]
     for axis, pooling in zip(axes, poolings, strict=True):
         rows = gains[gains["token pooling"] == pooling]
@@ -74,7 +86,7 @@ def movement_figure(movement: pd.DataFrame) -> Figure | None:
     )
     if not len(later):
         return None
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    figure = new_figure(8.4, 3.4)
     left, right = figure.subplots(1, 2)
     for i, (model, rows) in enumerate(later.groupby("model", sort=False), 1):
         style = {"marker": "o", "ms": 4, "color": f"C{i}", "label": model}
@@ -114,7 +126,7 @@ def _lines(
     table: pd.DataFrame, columns: Sequence[str], intervals: dict[str, str] | None = None
 ) -> Figure:
     """A panel for each column: by layer, a line for each model; of one layer, by model."""
-    figure = Figure(figsize=(4.2 * len(columns), 3.6), layout="constrained")
+    figure = new_figure(4.2 * len(columns), 3.6)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     one_layer = table["layer"].nunique() == 1 and table["model"].nunique() > 1
     groups = [("", table)] if one_layer else list(table.groupby("model", sort=False))
@@ -150,7 +162,7 @@ def pca_figure(
     drawn = np.linspace(0, len(labels) - 1, min(MOST_POINTS, len(labels))).astype(int)
     columns = min(4, len(features))
     lines = -(-len(features) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.9 * lines + 0.5), layout="constrained")
+    figure = new_figure(2.9 * columns, 2.9 * lines + 0.5)
     axes = figure.subplots(lines, columns, squeeze=False).reshape(-1)
     for axis, (name, x) in zip(axes, features.items(), strict=False):
         points = PCA(2, random_state=0).fit_transform(np.asarray(x, dtype=np.float32))[drawn]
@@ -174,7 +186,7 @@ def confusion_figure(
 ) -> Figure:
     """Shares of each true class by predicted class, a panel for each entry of `predicted` [n]."""
     size = len(names)
-    figure = Figure(figsize=(4.2 * len(predicted), 4.2), layout="constrained")
+    figure = new_figure(4.2 * len(predicted), 4.2)
     axes = figure.subplots(1, len(predicted), squeeze=False)[0]
     for axis, (name, classes) in zip(axes, predicted.items(), strict=True):
         table = np.bincount(truth * size + classes, minlength=size * size).reshape(size, size)

@@ -9,12 +9,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import (
-    GroupKFold,
-    KFold,
-    StratifiedGroupKFold,
-    StratifiedKFold,
-)
 
 from command_line import InputError
 from competition_arguments import FoldArguments
@@ -124,6 +118,8 @@ def assign_folds(
     Raises:
         InputError: if there are fewer rows or groups than folds, or the strategy does not fit.
     """
+    from sklearn import model_selection as selection
+
     rows = len(labels)
     if num_folds > rows:
         raise InputError(f"--num_folds {num_folds}: there are {rows} training rows only")
@@ -143,11 +139,11 @@ def assign_folds(
         )
     options = {"n_splits": num_folds, "shuffle": True, "random_state": seed}
     makers = {
-        "stratified": lambda: StratifiedKFold(**options),
-        "group": lambda: GroupKFold(n_splits=num_folds),
-        "stratified_group": lambda: StratifiedGroupKFold(**options),
+        "stratified": lambda: selection.StratifiedKFold(**options),
+        "group": lambda: selection.GroupKFold(n_splits=num_folds),
+        "stratified_group": lambda: selection.StratifiedGroupKFold(**options),
         "multilabel": lambda: _multilabel_folds(**options),
-        "random": lambda: KFold(**options),
+        "random": lambda: selection.KFold(**options),
     }
     targets = np.asarray(labels, dtype=int) if strategy == "multilabel" else strata
     folds = np.full(rows, -1)

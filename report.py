@@ -1,17 +1,21 @@
 """A report as sections -> report.md with pictures beside it, and one self-contained report.html."""
 
+from __future__ import annotations
+
 import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from figures import as_png, as_svg
 from outputs import markdown_table, replacing, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)

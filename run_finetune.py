@@ -34,12 +34,11 @@ from command_line import (
     exclude,
     is_given,
     parse,
-    print_help,
     refuse_data_parallel,
     refuse_fp16,
     run_script,
     start_logging,
-    wants_help,
+    start_script,
 )
 from competition_arguments import FoldArguments, SubmissionArguments
 from method_arguments import (
@@ -87,9 +86,8 @@ OWN_ARGUMENTS = (
     RunArguments,
 )
 
-if __name__ == "__main__" and wants_help(sys.argv[1:]):
-    print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
-    sys.exit()
+if __name__ == "__main__":
+    start_script(__doc__, OWN_ARGUMENTS, DEFAULTS)
 
 import copy
 from pathlib import Path

@@ -24,13 +24,12 @@ from command_line import (
     changed,
     one_of,
     parse,
-    print_help,
     refuse_data_parallel,
     refuse_fp16,
     run_script,
     share,
     start_logging,
-    wants_help,
+    start_script,
 )
 
 # What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, 5.1.
@@ -181,9 +180,8 @@ OWN_ARGUMENTS = (
     RunArguments,
 )
 
-if __name__ == "__main__" and wants_help(sys.argv[1:]):
-    print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
-    sys.exit()
+if __name__ == "__main__":
+    start_script(__doc__, OWN_ARGUMENTS, DEFAULTS)
 
 import itertools
 from collections.abc import Callable, Sequence

@@ -35,11 +35,10 @@ from command_line import (
     at_least,
     flags_of,
     parse,
-    print_help,
     read_arguments,
     run_script,
     start_logging,
-    wants_help,
+    start_script,
 )
 from method_arguments import ModelArguments, RateArguments, RegulariserArguments
 
@@ -88,9 +87,8 @@ OWN_ARGUMENTS = (
     RegulariserArguments,
 )
 
-if __name__ == "__main__" and wants_help(sys.argv[1:]):
-    print_help(__doc__, OWN_ARGUMENTS, DEFAULTS)
-    sys.exit()
+if __name__ == "__main__":
+    start_script(__doc__, OWN_ARGUMENTS, DEFAULTS)
 
 import logging
 import re

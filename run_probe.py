@@ -35,12 +35,11 @@ from command_line import (
     is_given,
     one_of,
     parse,
-    print_help,
     read_arguments,
     run_script,
     start_logging,
+    start_script,
     value_of,
-    wants_help,
 )
 
 OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
@@ -117,9 +116,8 @@ OWN_ARGUMENTS = (
     ProbeArguments,
 )
 
-if __name__ == "__main__" and wants_help(sys.argv[1:]):
-    print_help(__doc__, OWN_ARGUMENTS)
-    sys.exit()
+if __name__ == "__main__":
+    start_script(__doc__, OWN_ARGUMENTS)
 
 import itertools
 from collections.abc import Callable, Sequence

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sk
 
 from command_line import InputError
 
@@ -91,6 +90,8 @@ def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
 
 def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
     """F1 (micro for `global`, macro for `per_label`) or quadratic weighted kappa."""
+    from sklearn import metrics as sk
+
     if kind == "ordinal":
         return float(
             sk.cohen_kappa_score(

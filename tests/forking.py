@@ -408,8 +408,8 @@ def stand_in(fixed: str) -> None:
     address, python, looked_up, agreed = json.loads(fixed)
     words = sys.argv[1:]
     what = words[1:] if words[:1] == ["-u"] else words
-    is_script = what[:1] != [] and what[0].endswith(".py")
-    is_launcher = what[:1] == ["-m"] and what[1] in LAUNCHERS
+    is_script = bool(what) and what[0].endswith(".py")
+    is_launcher = what[:1] == ["-m"] and what[1:2] in ([name] for name in LAUNCHERS)
     listed = {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2}
     inherits = any(os.path.exists(f"/proc/self/fd/{number}") for number in listed)
     if not (is_script or is_launcher) or inherits or relevant(os.environ, looked_up) != agreed:

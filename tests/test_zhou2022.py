@@ -16,15 +16,15 @@ from transformers import TrainingArguments
 
 import run_finetune
 import run_probe
-from command_line import InputError, Parser
+from command_line import InputError, make_parser
 
 
 def test_every_flag_of_the_study_is_known():
     steps = recipe.read_steps([str(ROOT / "examples" / "zhou2022" / "study.yaml"), "out=o"])
     assert len(steps) == 16 and len({folder for _, folder in steps}) == 16
     known = {
-        "run_finetune.py": Parser((*run_finetune.OWN_ARGUMENTS, TrainingArguments)),
-        "run_probe.py": Parser(run_probe.OWN_ARGUMENTS),
+        "run_finetune.py": make_parser((*run_finetune.OWN_ARGUMENTS, TrainingArguments)),
+        "run_probe.py": make_parser(run_probe.OWN_ARGUMENTS),
     }
     for (script, *flags), _ in steps:
         _, unknown = known[script].parse_known_args(flags)
