@@ -206,7 +206,7 @@ def count_clusters(way: str) -> dict[str, float]:
             started = time.perf_counter()
             owner = cluster(x, y).clusters
         else:
-            sys.path.insert(0, str(ROOT / "tests"))
+            sys.path.insert(0, str(ROOT / "tests" / "directprobe"))
             from test_direct_probe import slow_clusters
 
             started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import numpy as np
 from datasets import Dataset
-from test_layers import classifier
+from tiny_models import classifier
 from torch import nn
 from transformers import TrainingArguments
 

@@ -1,11 +1,10 @@
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 from conftest import ROOT
+from forking import run_bare, run_command
 
 from arguments import (
     LabelArguments,
@@ -96,10 +95,34 @@ def test_help_is_grouped_and_imports_nothing_heavy(script, tmp_path):
         "assert 'torch' not in sys.modules and 'datasets' not in sys.modules"
     )
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = run_bare("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for line in ("text:", "--text_column_names", "--model"):
         assert line in done.stdout
     assert time.perf_counter() - start < 60  # a hang; the time itself depends on the machine
+
+
+SCRIPTS = ["run_itpt.py", "run_finetune.py", "run_probe.py", "run_multitask.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_first_line_comes_before_anything_heavy_is_imported(script, tmp_path):
+    """What it says it loads cannot be loaded here, and the line is there all the same, once."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'pandas']))\n"
+        f"sys.argv = [{script!r}]; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    for rank in ("0", "1"):
+        done = run_command("-c", code, cwd=tmp_path, env={"RANK": rank})
+        first = done.stderr.splitlines()[0]
+        assert first.endswith("Loading torch, transformers and datasets") == (rank == "0")
+        assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr
+
+
+def test_what_a_script_does_not_need_at_first_is_not_imported():
+    """scikit-learn scores and splits, matplotlib draws: further pretraining waits for neither."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run_itpt, command_line\n"
+    code += "print(sorted({'sklearn', 'matplotlib', 'evaluate', 'joblib'} & {*sys.modules}))\n"
+    code += "import run_probe; print('matplotlib' in sys.modules)"
+    assert run_bare("-c", code).stdout == "[]\nFalse\n"

@@ -18,6 +18,8 @@ from features import FeatureStore, hash_encoder, token_batches
 from modeling import load_encoder
 from run_probe import named_models
 
+pytestmark = pytest.mark.versions
+
 POOLINGS = ["cls", "mean", "max", "last"]
 
 

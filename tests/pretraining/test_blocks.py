@@ -11,6 +11,8 @@ from masking import IGNORE, LABEL, SPECIAL, Masker
 from windows import WindowSpec, find_special_tokens
 from words import word_spans
 
+pytestmark = pytest.mark.versions
+
 KINDS = ["bert", "roberta", "unigram"]
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import ROOT, make_rows
 from forking import run_command
-from test_layers import classifier
+from tiny_models import classifier
 from transformers import AutoModel
 
 import run_finetune

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_modeling import ARCHITECTURES, tiny_encoder
+from tiny_models import ARCHITECTURES, classifier, tiny_encoder
 from torch import nn
 
 from command_line import InputError
@@ -18,14 +18,9 @@ from layers import (
     room_of,
     unfrozen_from,
 )
-from modeling import DocumentClassifier, DocumentClassifierConfig, encode_layers, strip_encoder
+from modeling import encode_layers
 
-
-def classifier(kind: str, **config) -> DocumentClassifier:
-    encoder = strip_encoder(tiny_encoder(kind))
-    fields = dict(layers=[4], problem_type="single_label_classification", num_labels=3)
-    config = DocumentClassifierConfig(encoder_config=encoder.config, **fields | config)
-    return DocumentClassifier(config, encoder)
+pytestmark = pytest.mark.versions
 
 
 def decayed(model):

@@ -11,8 +11,7 @@ import torch
 from conftest import BASICS, ROOT, make_rows
 from forking import run_command
 from one_step import dataset_for, one_step
-from test_layers import classifier
-from test_modeling import ARCHITECTURES, tiny_encoder
+from tiny_models import ARCHITECTURES, classifier, tiny_encoder
 from torch import nn
 from transformers import AutoModel
 

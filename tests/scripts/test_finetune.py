@@ -19,6 +19,8 @@ from layers import room_of
 from modeling import load_classifier
 from start import start_at_frequencies
 
+pytestmark = pytest.mark.versions
+
 # ---------------------------------------------------------------- the script
 
 

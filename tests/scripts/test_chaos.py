@@ -1,7 +1,7 @@
 """Each script killed at random moments: what it writes in the end is that of a run left alone.
 
-python -m pytest -m slow -n 0 tests/test_chaos.py                   # 2 moments a signal
-CHAOS_MOMENTS=20 python -m pytest -m slow -n 0 -s tests/test_chaos.py   # prints the table
+python -m pytest -m slow -n 0 tests/scripts/test_chaos.py                   # 2 moments a signal
+CHAOS_MOMENTS=20 python -m pytest -m slow -n 0 -s tests/scripts/test_chaos.py   # prints the table
 """
 
 import os

@@ -13,6 +13,8 @@ from labels import LabelSpec
 from losses import TrainingLoss, settle_weights
 from modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
 
+pytestmark = pytest.mark.versions
+
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 3.0]])
 LABELS = torch.tensor([0, 2, 2])
 MULTI = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])

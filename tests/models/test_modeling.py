@@ -6,8 +6,9 @@ import torch
 import transformers
 from conftest import ROOT, tiny_bert_config
 from forking import run_command
+from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, BertModel, pipeline
+from transformers import AutoModelForSequenceClassification, BertModel, pipeline
 
 import modeling
 from modeling import (
@@ -30,6 +31,8 @@ from pooling import (
     resolve_layers,
 )
 from windows import SpecialTokens, WindowSpec
+
+pytestmark = pytest.mark.versions
 
 SPECIAL = SpecialTokens(prefix=(2,), suffix=(3,), blank=0)
 
@@ -215,40 +218,6 @@ def test_layer_names():
     for wrong in ("7", "-8", "lats", "", "6 -1"):
         with pytest.raises(ValueError, match="--layers"):
             resolve_layers(wrong, 6)
-
-
-ARCHITECTURES = {
-    "bert": {},
-    "roberta": {"max_position_embeddings": 40},
-    "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 64},
-    "electra": {"embedding_size": 16},
-    "albert": {"embedding_size": 16},
-    "deberta-v2": {"pos_att_type": ["p2c", "c2p"], "relative_attention": True},
-    "mpnet": {"max_position_embeddings": 40},
-    "xlm-roberta": {"max_position_embeddings": 40},
-    "modernbert": {"global_attn_every_n_layers": 2, "pad_token_id": 0, "eos_token_id": 1},
-    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 40},
-    "qwen2": {"num_key_value_heads": 2},
-}
-IDS = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2, "eos_token_id": 2}
-
-
-def tiny_encoder(kind: str):
-    fields = dict(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        pad_token_id=0,
-    )
-    if kind in ("distilbert", "gpt2"):
-        fields = {"vocab_size": 60, "pad_token_id": 0}
-    if kind in ("modernbert", "gpt2", "qwen2"):
-        fields |= IDS
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **fields | ARCHITECTURES[kind])
-    return AutoModel.from_config(config)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

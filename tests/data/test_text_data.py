@@ -20,6 +20,8 @@ from text_data import (
     to_documents,
 )
 
+pytestmark = pytest.mark.versions
+
 ROWS = [
     {"id": "007", "text": 'a "quoted", text', "label": "NA"},
     {"id": "1e5", "text": "second\nline", "label": "null"},

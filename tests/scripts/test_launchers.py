@@ -70,7 +70,7 @@ import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from test_layers import classifier
+from tiny_models import classifier
 from layers import layer_groups, layer_rates
 
 def steps(shard):

@@ -11,7 +11,7 @@ import transformers
 from conftest import ROOT, tiny_bert_config
 from datasets import Dataset
 from forking import run_command
-from test_modeling import ARCHITECTURES, tiny_encoder
+from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
@@ -20,6 +20,8 @@ from command_line import InputError
 from masked_lm import MaskedLMScores, SparseHead, check_packing
 from modeling import first_position
 from run_itpt import BlockArguments, MaskedLMTrainer
+
+pytestmark = pytest.mark.versions
 
 MASKED_LMS = [kind for kind in ARCHITECTURES if kind not in ("gpt2", "qwen2")]
 
@@ -322,9 +324,9 @@ def test_loss_and_gradients_are_the_same_for_accumulation_1_and_4(
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
 
 
+PATHS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "pretraining")]
 TWO_PROCESSES = """
-import os, sys, torch
-sys.path[:0] = [{root!r}, {tests!r}]
+import os, torch
 from conftest import bert_tokenizer
 from test_masked_lm import one_step
 gradients, loss, start = one_step(bert_tokenizer(), sys.argv[1], 12, 1)
@@ -337,7 +339,7 @@ torch.distributed.destroy_process_group()
 
 def test_loss_and_gradients_are_the_same_for_1_and_2_processes(tokenizers, tmp_path):
     script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    script.write_text(f"import sys; sys.path[:0] = {PATHS}\n" + TWO_PROCESSES)
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(30000 + os.getpid() % 500), str(script), str(tmp_path)]
     done = run_command(*launch)
@@ -351,8 +353,7 @@ def test_loss_and_gradients_are_the_same_for_1_and_2_processes(tokenizers, tmp_p
 
 
 FULLY_SHARDED = """
-import sys, torch
-sys.path[:0] = [{root!r}, {tests!r}]
+import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from test_masked_lm import batch_of, gradients_of, masked_lm
@@ -376,7 +377,7 @@ print("equal")
 def test_the_sparse_head_works_on_a_sharded_model(tmp_path):
     """FSDP 2, two processes: parameters are gathered block by block around the hook."""
     script = tmp_path / "sharded.py"
-    script.write_text(FULLY_SHARDED.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    script.write_text(f"import sys; sys.path[:0] = {PATHS}\n" + FULLY_SHARDED)
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(30500 + os.getpid() % 500), str(script)]
     done = run_command(*launch)

@@ -10,6 +10,8 @@ from forking import run_command
 
 import fingerprint
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_bert):

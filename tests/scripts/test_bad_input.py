@@ -2,7 +2,7 @@
 """What users get wrong, through the real command line of the three scripts: one line that names the
 thing and what to do, exit code 2, no traceback, and nothing written.
 
-BAD_INPUT_TABLE=benchmarks/BAD_INPUT.md python -m pytest -n 0 tests/test_bad_input.py   # writes the table
+BAD_INPUT_TABLE=benchmarks/BAD_INPUT.md python -m pytest -n 0 tests/scripts/test_bad_input.py   # writes the table
 """
 
 import gzip
@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
-from conftest import tiny_bert_config
+from conftest import ROOT, tiny_bert_config
 from transformers import BertModel
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.versions
+
 ROWS = pd.DataFrame(
     {
         "id": [f"r{i}" for i in range(12)],

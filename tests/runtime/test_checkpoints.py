@@ -10,6 +10,8 @@ import run_finetune
 from checkpoints import WHOLE, checkpoints_in, find_checkpoint, go_on_from
 from command_line import InputError
 
+pytestmark = pytest.mark.versions
+
 
 def make(folder, *steps, whole=True):
     for step in steps:

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-GUARD = Path(__file__).resolve().parent / "guard"
+GUARD = ROOT / "tests" / "guard"
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from windows import (
     kept_tokens,
 )
 
+pytestmark = pytest.mark.versions
+
 SPECIAL = SpecialTokens(
     prefix=(101,),
     suffix=(102,),

@@ -13,13 +13,15 @@ import torch
 import transformers
 import yaml
 from conftest import make_rows, tiny_bert_config
-from test_modeling import tiny_encoder
+from tiny_models import tiny_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import fingerprint
 import run_finetune
 import run_itpt
 from command_line import InputError
+
+pytestmark = pytest.mark.versions
 
 # ---------------------------------------------------------------- the script
 

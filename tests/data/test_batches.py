@@ -13,6 +13,8 @@ from batches import (
 from command_line import InputError
 from windows import WindowSpec, find_special_tokens
 
+pytestmark = pytest.mark.versions
+
 
 def documents(*texts, **columns):
     return Dataset.from_dict({"id": [str(i) for i in range(len(texts))], "text": texts} | columns)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import ROOT, tiny_bert_config
-from test_layers import classifier
+from tiny_models import classifier
 from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
@@ -16,6 +16,8 @@ from transformers import (
 import run_probe
 from command_line import InputError, value_of
 from describe import describe_checkpoint
+
+pytestmark = pytest.mark.versions
 
 
 def lines_of(model, folder, capsys=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from conftest import tiny_bert_config
-from test_modeling import tiny_encoder
+from tiny_models import tiny_encoder
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from command_line import InputError
