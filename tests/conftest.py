@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,6 @@ from forking import stand_in_path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-gc.freeze()  # each Trainer collects garbage; what was imported is none
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 WORDS = [
@@ -154,6 +154,20 @@ def asks_the_hub(monkeypatch, tmp_path) -> None:
     nobody waits between one try and the next."""
     monkeypatch.setenv("NETWORK_ATTEMPTS", str(tmp_path / "asked_on_purpose"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def pytest_collection_finish() -> None:
+    """Each Trainer collects garbage, for a third of a second if it looks at all that is imported."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def interrupts_arrive():
+    """What is started in the background ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

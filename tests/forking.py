@@ -35,6 +35,7 @@ import sys
 import tempfile
 import time
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -46,6 +47,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two a worker are slower, and may add up
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of pyarrow, in the server
 READ_BY_C = ("PYTHON", "OMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "LD_", "MALLOC_")
 READ_BY_C += ("ARROW_", "TZ", "LANG", "LC_", "GLIBC_", "CUDA_")
+AT_FIRST = dict(os.environ)  # before any test changes it
 SET_BY_IMPORTS: dict[str, str] = {}
 OF_THE_MOMENT = ("_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
@@ -227,7 +229,7 @@ class Server:
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
         self.address = str(Path(self.folder.name) / "socket")
-        self.environment = os.environ | ONE_THREAD
+        self.environment = AT_FIRST | ONE_THREAD
         self.process = subprocess.Popen(
             [sys.executable, __file__, self.address],
             env=self.environment | NO_THREADS,
@@ -249,9 +251,10 @@ class Server:
         path.chmod(0o755)
         return str(path)
 
-    def would_import_alike(self, environment: dict[str, str]) -> bool:
-        mine = relevant(self.environment, self.looked_up)
-        return relevant(environment, self.looked_up) == mine
+    def differences(self, environment: dict[str, str]) -> list[str]:
+        """Names of the variables because of which a fork would not do."""
+        mine, theirs = (relevant(e, self.looked_up) for e in (self.environment, environment))
+        return sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
 
     def stop(self) -> None:
         self.process.stdin.close()
@@ -336,7 +339,10 @@ def start_command(
     """
     words = [*map(str, line)]
     environment = os.environ | ONE_THREAD | (env or {})
-    if not (SUPPORTED and server().would_import_alike(environment)):
+    if not SUPPORTED:
+        return start_bare(*words, cwd=cwd, env=env)
+    if differences := server().differences(environment):
+        warnings.warn(f"a fresh interpreter because of {', '.join(differences)}", stacklevel=2)
         return start_bare(*words, cwd=cwd, env=env)
     request = ask(words, str(cwd or os.getcwd()), environment, server().python)
     files = (_new_file(), _new_file())

@@ -97,7 +97,7 @@ def test_commands_end_as_they_do(code, expected):
     assert ("ZeroDivisionError" in done.stderr) == ("/" in code)
 
 
-def test_signals_reach_a_fork(tmp_path):
+def test_signals_reach_a_fork(tmp_path, interrupts_arrive):
     code = f"import pathlib, time; pathlib.Path({str(tmp_path / 'on')!r}).touch(); time.sleep(60)"
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         codes = []
@@ -127,12 +127,11 @@ def wait_for(reached) -> None:
 def test_another_environment_of_the_imports_means_a_fresh_interpreter():
     code = "import huggingface_hub.constants as c; print(c.HF_HUB_OFFLINE, hash('a'))"
     other = "0" if os.environ["HF_HUB_OFFLINE"] == "1" else "1"
-    done = run_command("-c", code, env={"HF_HUB_OFFLINE": other, "PYTHONHASHSEED": "7"})
+    with pytest.warns(match="HF_HUB_OFFLINE, PYTHONHASHSEED"):
+        done = run_command("-c", code, env={"HF_HUB_OFFLINE": other, "PYTHONHASHSEED": "7"})
     again = run_bare("-c", code, env={"HF_HUB_OFFLINE": other, "PYTHONHASHSEED": "7"})
     assert done.stdout == again.stdout and done.stdout.startswith(str(other == "1"))
-    assert not server().would_import_alike(server().environment | {"PYTHONHASHSEED": "7"})
-    assert not server().would_import_alike(server().environment | {"HF_HUB_OFFLINE": other})
-    assert server().would_import_alike(server().environment | {"RANK": "1", "WORLD_SIZE": "2"})
+    assert server().differences(server().environment | {"RANK": "1", "WORLD_SIZE": "2"}) == []
 
 
 def test_the_stand_in_for_shells(tmp_path):
@@ -167,7 +166,7 @@ TIMES = re.compile(r"^\d\d:\d\d:\d\d|(?<=runtime.: |_second.: )['\d.]+|in [\d.]+
 
 def without_times(text: str) -> str:
     lines = re.split(r"[\n\r]", TIMES.sub("", text))
-    bar = re.compile(r"it/s|s/it|examples/s|^\s*$")
+    bar = re.compile(r"it/s|s/it|examples/s|^\s*(\x1b\[A)?$")
     return "\n".join(line for line in lines if not bar.search(line))
 
 

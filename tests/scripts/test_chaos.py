@@ -78,16 +78,8 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(autouse=True)
-def interrupts_arrive():
-    """What is started in the background ignores SIGINT, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_at_random_moments(script, tiny_bert, topic_files, tmp_path):
+def test_killed_at_random_moments(script, tiny_bert, topic_files, tmp_path, interrupts_arrive):
     arguments, names = SCRIPTS[script]
     began = time.monotonic()
     process = start(arguments(tiny_bert, topic_files, tmp_path / "whole"))

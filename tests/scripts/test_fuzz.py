@@ -1,7 +1,9 @@
 """Tables, labels, windows and arguments that nobody would think of: rows in are rows out, or one
 line says why not.
 
-The same examples every time; others: `FUZZ_EXAMPLES=2000 python -m pytest tests/scripts/test_fuzz.py`.
+The same examples every time. For others:
+
+    FUZZ_EXAMPLES=2000 python -m pytest tests/scripts/test_fuzz.py
 """
 
 import csv
