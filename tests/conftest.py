@@ -157,7 +157,7 @@ def asks_the_hub(monkeypatch, tmp_path) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Each Trainer collects garbage, for a third of a second if it looks at all that is imported."""
+    """Each Trainer collects garbage: a third of a second, were all imports looked at again."""
     gc.collect()
     gc.freeze()
 
