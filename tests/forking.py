@@ -44,7 +44,10 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 SUPPORTED = hasattr(os, "pidfd_open") and sys.platform == "linux"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two a worker are slower, and may add up in another order
-NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # of pyarrow, in the server
+OF_THE_SERVER = {  # while it imports: pyarrow starts no thread, and nobody initialises CUDA
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
 READ_BY_C = ("PYTHON", "OMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "LD_", "MALLOC_")
 READ_BY_C += ("ARROW_", "TZ", "LANG", "LC_", "GLIBC_", "CUDA_")
 AT_FIRST = dict(os.environ)  # before any test changes it
@@ -69,7 +72,7 @@ class Request(NamedTuple):
 # ---------------------------------------------------------------- the server
 
 
-def serve(address: str) -> tuple[Request, int]:
+def serve(address: str) -> Request:
     """Answer requests until standard input ends. Returns in forks only: what to run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for pytest
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # monitors leave no zombies
@@ -93,7 +96,7 @@ def serve(address: str) -> tuple[Request, int]:
 
 
 def preload() -> list[str]:
-    """Import what the project imports at the top of its modules.
+    """Import what the project imports.
 
     Returns:
         the environment variables that were looked up meanwhile, and not set.
@@ -128,12 +131,12 @@ def preload() -> list[str]:
 
 
 def imports_of_the_project() -> set[tuple[str, str]]:
-    """(module, name in it or "") of every import at the top of a module that is not our own."""
+    """Find every import of a module that is not our own: (module, name in it or "")."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     own = {path.stem for path in files}
     found: set[tuple[str, str]] = set()
     for path in files:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {(alias.name, "") for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -141,7 +144,7 @@ def imports_of_the_project() -> set[tuple[str, str]]:
     return {(module, name) for module, name in found if module.split(".")[0] not in own}
 
 
-def monitor(connection: socket.socket) -> tuple[Request, int]:
+def monitor(connection: socket.socket) -> Request:
     """Fork the command and tell its asker the process id, then how it ended.
 
     Where the asker goes away the command is killed. Returns in the command alone.
@@ -232,12 +235,15 @@ class Server:
         self.environment = AT_FIRST | ONE_THREAD
         self.process = subprocess.Popen(
             [sys.executable, __file__, self.address],
-            env=self.environment | NO_THREADS,
+            env=self.environment | OF_THE_SERVER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         atexit.register(self.stop)
-        said = json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the server of forks did not start; what it said is above")
+        said = json.loads(line)
         self.looked_up, self.threads = said["looked_up"], said["threads"]
         self.python = self.write_stand_in()
 

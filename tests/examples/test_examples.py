@@ -174,7 +174,6 @@ def test_a_vocabulary_from_scratch(tmp_path):
     assert results["eval_perplexity"] > 1
 
 
-@pytest.mark.slow
 def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path):
     done = run_command(
         ROOT / "benchmarks" / "itpt_speed.py", "--model", tiny_bert, "--train_file",

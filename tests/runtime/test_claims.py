@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from conftest import ROOT
@@ -74,8 +73,10 @@ def test_the_scripts_say_so(other_run, tiny_bert, topic_files, tmp_path):
     assert os.listdir(tmp_path) == [NAME]
 
 
-def test_what_another_run_makes_is_waited_for(tmp_path):
+def test_what_another_run_makes_is_waited_for(tmp_path, monkeypatch):
     path, order = tmp_path / "a.npy", []
+    inside, waiting = threading.Event(), threading.Event()
+    monkeypatch.setattr(claims.logger, "info", lambda *_: waiting.set())  # it says that it waits
 
     def make(who: str) -> None:
         with one_at_a_time(path, who):
@@ -83,13 +84,14 @@ def test_what_another_run_makes_is_waited_for(tmp_path):
                 order.append(f"{who} reads")
                 return
             order.append(f"{who} makes")
-            time.sleep(0.3)
+            inside.set()
+            assert waiting.wait(30)
             path.write_text("x")
 
     threads = [threading.Thread(target=make, args=(who,)) for who in "ab"]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.1)
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
     for thread in threads:
         thread.join()
     assert order == ["a makes", "b reads"] and os.listdir(tmp_path) == ["a.npy"]
