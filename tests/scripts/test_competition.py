@@ -336,10 +336,11 @@ def test_training_ends_in_time(tiny_bert, topic_files, tmp_path):
     """A budget that 200 epochs do not fit into; what has been trained predicts."""
     started = time.monotonic()
     results = run(
-        tiny_bert, topic_files, tmp_path / "o", num_train_epochs=2000, time_budget="16s",
+        tiny_bert, topic_files, tmp_path / "o", num_train_epochs=2000, time_budget="18s",
         num_folds=2, eval_strategy="steps", save_strategy="steps", eval_steps=20, save_steps=20,
+        warmup_steps=0,  # or how far it learns is a matter of the machine's speed
     )  # fmt: skip
-    assert time.monotonic() - started < 31
+    assert time.monotonic() - started < 33
     assert results["oof_rows"] == 150 and results["oof_accuracy"] > 0.5
     parts = [
         json.loads((tmp_path / "o" / f"fold-{k}" / "all_results.json").read_text()) for k in (0, 1)
