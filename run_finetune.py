@@ -20,7 +20,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from arguments import (
+from bertchain.arguments.common import (
     DataArguments,
     EncoderArguments,
     LabelArguments,
@@ -28,10 +28,18 @@ from arguments import (
     TextArguments,
     WindowArguments,
 )
-from command_line import (
-    InputError,
+from bertchain.arguments.finetuning import (
+    AdapterArguments,
+    FoldArguments,
+    LossArguments,
+    ModelArguments,
+    RateArguments,
+    RegulariserArguments,
+    RunArguments,
+    SubmissionArguments,
+)
+from bertchain.cli import (
     changed,
-    exclude,
     is_given,
     parse,
     refuse_data_parallel,
@@ -40,15 +48,7 @@ from command_line import (
     start_logging,
     start_script,
 )
-from competition_arguments import FoldArguments, SubmissionArguments
-from method_arguments import (
-    AdapterArguments,
-    LossArguments,
-    ModelArguments,
-    RateArguments,
-    RegulariserArguments,
-    RunArguments,
-)
+from bertchain.errors import InputError, exclude
 
 # What is set here and not left to transformers.TrainingArguments. Rates: Sun et al. 2019, section
 # 5.2, 5.3.
@@ -108,59 +108,56 @@ from transformers import (
     set_seed,
 )
 
-from adapters import merge_lora
-from batches import (
-    GroupedByLength,
-    SharedOut,
+from bertchain.competition.ensemble import combine, read_thresholds
+from bertchain.competition.pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
+from bertchain.competition.run_folder import (
+    Part,
+    check_plan,
+    digest_of,
+    is_done,
+    make_plan,
+    plan_parts,
+    read_parts,
+    rows_of_part,
+    write_plan,
+)
+from bertchain.competition.submission import SampleSubmission
+from bertchain.competition.thresholds import check_kind
+from bertchain.data.batching import GroupedByLength, SharedOut, keep_all_columns, refuse_other_order
+from bertchain.data.contamination import find_seen
+from bertchain.data.labels import LabelSpec
+from bertchain.data.spans import collator_for, cut_targets
+from bertchain.data.splits import choose_subset, hold_out_validation, settle_folds
+from bertchain.data.task import read_labelled, read_words
+from bertchain.data.tokenization import (
     check_vocabulary,
-    keep_all_columns,
     load_tokenizer,
     pad_id,
-    refuse_other_order,
     settle_windows,
     to_windows,
 )
-from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, go_on_from, remove_checkpoints
-from claims import claim, frees_claims
-from ensemble import combine, read_thresholds
-from fingerprint import find_seen
-from folds import Part, plan_parts, rows_of_part, settle_folds
-from labelled import read_labelled, read_words
-from labels import LabelSpec
-from layers import group_table, layer_groups, layer_rates, unfrozen_from
-from losses import TrainingLoss, settle_loss
-from metrics import LESS_IS_BETTER, MAIN_METRIC, metric_function, score_function
-from modeling import (
-    IGNORED,
-    num_blocks,
-    without_padding,
+from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, metric_function, score_function
+from bertchain.models.layers import group_table, layer_groups, layer_rates, unfrozen_from
+from bertchain.models.modeling import IGNORED, num_blocks, without_padding
+from bertchain.runtime.checkpoints import (
+    LeaveOnSignal,
+    MarkWhole,
+    TimeBudget,
+    find_checkpoint,
+    go_on_from,
+    remove_checkpoints,
 )
-from outputs import (
-    evaluation_history,
-    plot_history,
-    versions,
-    write_csv,
-    write_json,
-    write_yaml,
-    writing,
-)
-from plan import check_plan, digest_of, is_done, make_plan, read_parts, write_plan
-from prediction import predict, read_predictions
-from processes import agreed, is_main_process, wait_for_all
-from pseudo_labels import PseudoLabels, add_pseudo_labels, read_pseudo_labels
-from regularisers import Adversary, AveragingTrainer
-from saving import write_model
-from start import build_model, load_start, prepare_training
-from submission import SampleSubmission
-from targets import (
-    collator_for,
-    cut_targets,
-)
-from text_data import choose_subset, hold_out_validation
-from thresholds import check_kind
-from time_budget import TimeBudget
+from bertchain.runtime.distributed import agreed, is_main_process, wait_for_all
+from bertchain.runtime.files import write_csv, write_json, write_yaml, writing
+from bertchain.runtime.locks import claim, frees_claims
+from bertchain.runtime.records import evaluation_history, plot_history, versions
+from bertchain.training.initialization import build_model, load_start, merge_lora, prepare_training
+from bertchain.training.losses import TrainingLoss, settle_loss
+from bertchain.training.prediction import predict, read_predictions
+from bertchain.training.regularisers import Adversary, AveragingTrainer
+from bertchain.training.saving import write_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bertchain")
 
 
 class Arguments(NamedTuple):

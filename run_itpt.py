@@ -13,24 +13,28 @@ section 5.4. Loss and perplexity are measured on held-out documents, before the 
 import logging
 import os
 import sys
-from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from arguments import EncoderArguments, TextArguments, arg
-from command_line import (
-    InputError,
-    at_least,
+from bertchain.arguments.common import TextArguments
+from bertchain.arguments.pretraining import (
+    BlockArguments,
+    CorpusArguments,
+    MaskArguments,
+    RunArguments,
+    StartArguments,
+)
+from bertchain.cli import (
     changed,
-    one_of,
     parse,
     refuse_data_parallel,
     refuse_fp16,
     run_script,
-    share,
     start_logging,
     start_script,
 )
+from bertchain.errors import InputError
+from bertchain.pretraining.trainer import KeepSteps, MaskedLMTrainer
 
 # What is set here and not left to transformers.TrainingArguments. Rate: Sun et al. 2019, 5.1.
 DEFAULTS = {
@@ -51,126 +55,6 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class CorpusArguments:
-    _argument_group_name = "corpora"
-
-    train_file: list[str] = arg(
-        [], "path or name=path ...: .csv .tsv .txt .json .jsonl .parquet (.gz). No name: task."
-    )
-    dataset_name: str | None = arg(None, "Hub data set (its train split), corpus task.")
-    dataset_config_name: str | None = arg(None, "Its configuration.")
-    corpora: str | None = arg(
-        None, "YAML file, name: {file or dataset_name, text_column_names ...}, for own columns."
-    )
-    corpus_weights: list[str] = arg(
-        [], "name=2: twice an epoch, name=0.5: a random half. --streaming: odds of being drawn."
-    )
-    test_file: list[str] = arg([], "Test text: is taken out of the corpora, or see next.")
-    include_test_text: bool = arg(False, "Train on text of the test set too (transductive).")
-    deduplicate: bool = arg(True, "Keep one of documents with the same words.")
-    max_train_samples: int | None = arg(None, "Use the first N documents of each table.")
-    validation_split: float = arg(0.05, "Share of the documents held out to measure the loss.")
-    streaming: bool = arg(False, "Read text as it is needed; needs --max_steps.")
-
-    def __post_init__(self) -> None:
-        if not (self.train_file or self.dataset_name or self.corpora):
-            raise InputError("no text: give --train_file, --dataset_name or --corpora")
-        share("validation_split", self.validation_split)
-        at_least("max_train_samples", self.max_train_samples, 1)
-
-
-@dataclass
-class BlockArguments:
-    _argument_group_name = "rows and batches"
-
-    max_seq_length: int | None = arg(
-        None, "Tokens a row, special tokens included. Else: what the model takes, at most 512."
-    )
-    blocks: str = arg(
-        "document", "document: a window a row. packed: short documents share a row, unseen."
-    )
-    tokens_per_batch: int | None = arg(
-        None, "At most so many tokens a batch, padding included, in place of a number of rows."
-    )
-    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
-
-    def __post_init__(self) -> None:
-        one_of("blocks", self.blocks, ("document", "packed"))
-        at_least("max_seq_length", self.max_seq_length, 1)
-        at_least("tokens_per_batch", self.tokens_per_batch, 1)
-
-
-@dataclass
-class MaskArguments:
-    _argument_group_name = "masks"
-
-    mlm_probability: float = arg(0.15, "Share of tokens to predict; up to 0.4 has been useful.")
-    mask_unit: str = arg("token", "token, word (all pieces or none) or ngram (runs of words).")
-    max_ngram: int = arg(3, "Most words of a run.")
-    word_segmenter: str = arg(
-        "characters", "Chinese and Japanese: characters as words, or jieba (pip install jieba)."
-    )
-    mask_replace_prob: float = arg(0.8, "Share of the chosen that becomes the mask token.")
-    random_replace_prob: float = arg(0.1, "Share that becomes a random token; the rest stays.")
-    label_words: str | None = arg(
-        None, "Label column: its words stand before the text, and half the time are predicted."
-    )
-
-    def __post_init__(self) -> None:
-        share("mlm_probability", self.mlm_probability)
-        one_of("mask_unit", self.mask_unit, ("token", "word", "ngram"))
-        one_of("word_segmenter", self.word_segmenter, ("characters", "jieba"))
-        at_least("max_ngram", self.max_ngram, 1)
-        at_least("mask_replace_prob", self.mask_replace_prob, 0)
-        at_least("random_replace_prob", self.random_replace_prob, 0)
-        if self.mask_replace_prob + self.random_replace_prob > 1:
-            raise InputError(
-                f"--mask_replace_prob {self.mask_replace_prob} and --random_replace_prob "
-                f"{self.random_replace_prob} add up to more than 1"
-            )
-
-
-@dataclass
-class StartArguments(EncoderArguments):
-    model_name_or_path: str | None = arg(
-        None, "Hub name, transformers folder, or folder of one of these scripts."
-    )
-    config_name: str | None = arg(
-        None, "In place of a model: train from scratch by this config, with --tokenizer_name."
-    )
-    add_tokens: str | None = arg(
-        None, "auto:500: frequent words that are split much become tokens; or a file of words."
-    )
-    keep_pooler: bool = arg(
-        False, "Save the model's pooler along, for --token_pooling pooler of run_finetune.py."
-    )
-
-    def __post_init__(self) -> None:
-        if bool(self.model_name_or_path) == bool(self.config_name):
-            raise InputError("give either --model_name_or_path or, from scratch, --config_name")
-        if self.config_name and not self.tokenizer_name:
-            raise InputError("--config_name needs --tokenizer_name")
-        if self.config_name and (self.keep_pooler or self.add_tokens):
-            raise InputError("--config_name: there is no pooler to keep, no embedding to begin at")
-
-
-@dataclass
-class RunArguments:
-    _argument_group_name = "run"
-
-    early_stopping_patience: int | None = arg(
-        None, "Stop after N evaluations without a better held-out loss."
-    )
-    save_at_steps: list[int] = arg([], "Keep the model of these steps, 0 too, as step-N folders.")
-    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
-
-    def __post_init__(self) -> None:
-        at_least("early_stopping_patience", self.early_stopping_patience, 1)
-        for step in self.save_at_steps:
-            at_least("save_at_steps", step, 0)
-
-
 OWN_ARGUMENTS = (
     CorpusArguments,
     TextArguments,
@@ -184,32 +68,29 @@ if __name__ == "__main__":
     start_script(__doc__, OWN_ARGUMENTS, DEFAULTS)
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from batches import keep_all_columns, load_tokenizer, refuse_other_order, settle_windows
-from blocks import MaskingCollator, RowMaker, pack_rows, to_rows
-from checkpoints import LeaveOnSignal, MarkWhole, find_checkpoint, remove_checkpoints
-from claims import claim, frees_claims
-from corpus import (
+from bertchain.data.batching import keep_all_columns, refuse_other_order
+from bertchain.data.contamination import hash_texts, read_fingerprint
+from bertchain.data.documents import all_text
+from bertchain.data.tokenization import load_tokenizer, settle_windows
+from bertchain.data.words import SEGMENTERS
+from bertchain.models.loading import first_position, is_document_classifier
+from bertchain.pretraining.corpora import (
     Source,
     check_test_text,
     clean,
@@ -218,36 +99,33 @@ from corpus import (
     settle_weights,
     split_corpora,
 )
-from draws import DrawnBatches, Draws, StreamedBatches
-from fingerprint import hash_texts, read_fingerprint, write_fingerprint
-from masked_lm import (
+from bertchain.pretraining.masked_lm import (
     MaskedLMScores,
-    SparseHead,
     check_packing,
     load_masked_lm,
     masked_lm_from_scratch,
     read_pooler,
 )
-from masking import Masker
-from modeling import first_position, is_document_classifier
-from outputs import (
-    evaluation_history,
-    model_card,
-    plot_history,
-    replacing_files,
-    versions,
+from bertchain.pretraining.masking import Masker
+from bertchain.pretraining.packing import MaskingCollator, RowMaker, pack_rows, to_rows
+from bertchain.pretraining.sampling import StreamedBatches
+from bertchain.pretraining.streaming import DocumentStream
+from bertchain.pretraining.vocabulary import add_words, words_to_add
+from bertchain.runtime.checkpoints import (
+    find_checkpoint,
+    remove_checkpoints,
+)
+from bertchain.runtime.files import (
     write_csv,
     write_json,
     write_text,
     write_yaml,
     writing,
 )
-from streams import DocumentStream
-from text_data import all_text
-from vocabulary import add_words, words_to_add
-from words import SEGMENTERS
+from bertchain.runtime.locks import claim, frees_claims
+from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bertchain")
 
 
 @frees_claims
@@ -548,138 +426,11 @@ def known_hashes(
     return lambda: now
 
 
-# ---------------------------------------------------------------- 5. trainer
-
-
-class MaskedLMTrainer(Trainer):
-    """Trainer whose loss is a mean over the masked tokens of the whole accumulated batch.
-
-    Most masked-LM heads take no notice of `num_items_in_batch`; left to the Trainer their loss
-    would be multiplied by accumulation steps and processes.
-
-    Args:
-        weights: of each corpus.
-        pooler: weights to save along.
-        hashes: gives the fingerprint of the documents; called by all processes.
-    """
-
-    def __init__(
-        self,
-        block: BlockArguments,
-        weights: dict[str, float],
-        pooler: dict[str, Tensor] | None = None,
-        hashes: Callable[[], np.ndarray] | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.add_callback(MarkWhole())
-        self.add_callback(LeaveOnSignal())  # after the mark
-        self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
-        self.block = block
-        self.weights = weights
-        self.pooler = pooler or {}
-        self.hashes = hashes
-        self.sparse_head = SparseHead(self.model)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches are dealt out to the processes here, and not once more by accelerate."""
-        args, data = self.args, self.train_dataset
-        options = {"collate_fn": self.data_collator, "pin_memory": args.dataloader_pin_memory}
-        if isinstance(data, StreamedBatches):
-            return DataLoader(data, batch_size=None, **options)
-        batches = DrawnBatches(
-            data["length"][:],
-            [self.weights[name] for name in data["corpus"][:]],
-            self._train_batch_size,
-            self.block.tokens_per_batch,
-            self.block.batch_by_length,
-            args.seed if args.data_seed is None else args.data_seed,
-            lambda: int(self.state.epoch or 0),
-            args.process_index,
-            args.world_size,
-        )
-        return DataLoader(
-            Draws(data),
-            batch_sampler=batches,
-            num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            persistent_workers=args.dataloader_persistent_workers,
-            **options,
-        )
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        logits, targets = self.sparse_head(model, inputs)
-        total = F.cross_entropy(logits, targets, reduction="sum")
-        count = targets.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = total / max(int(count), 1)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
-        return loss
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per row [summed loss, hits] and the masked tokens; `MaskedLMScores` adds up."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits, targets = self.sparse_head(model, inputs)
-        losses = F.cross_entropy(logits, targets, reduction="none")  # [masked]
-        hits = (logits.argmax(dim=-1) == targets).float()
-        masked = inputs["labels"] != -100
-        row = masked.nonzero()[:, 0]  # [masked]
-        sums = losses.new_zeros(len(masked), 2).index_add_(
-            0, row, torch.stack([losses, hits], dim=1)
-        )
-        return losses.mean(), sums, masked.sum(dim=1)
-
-    def save_plain(self, folder: Path) -> None:
-        """A plain masked-LM checkpoint, its tokenizer and fingerprint. Called by all processes."""
-        weights = self.accelerator.get_state_dict(self.model)
-        hashes = self.hashes()
-        if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model)
-            with replacing_files(folder) as temporary:
-                model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
-                self.processing_class.save_pretrained(temporary)
-                write_fingerprint(temporary, hashes)
-        self.accelerator.wait_for_everyone()
-
-
 def add_callbacks(trainer: MaskedLMTrainer, run: RunArguments) -> None:
     if run.save_at_steps:
         trainer.add_callback(KeepSteps(run.save_at_steps, trainer))
     if run.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
-
-
-class KeepSteps(TrainerCallback):
-    """Keep the model of some steps in folders step-N, each a checkpoint to start from."""
-
-    def __init__(self, steps: Sequence[int], trainer: MaskedLMTrainer):
-        self.steps = steps
-        self.trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        if max(self.steps) > state.max_steps:
-            raise InputError(
-                f"--save_at_steps {max(self.steps)}: the run ends after {state.max_steps} steps"
-            )
-        if state.global_step == 0:
-            self.on_step_end(args, state, control)
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step in self.steps:
-            self.trainer.save_plain(Path(args.output_dir) / f"step-{state.global_step}")
 
 
 # ---------------------------------------------------------------- 8. write

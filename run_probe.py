@@ -20,20 +20,16 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # siblings, from a notebook too
 
-from arguments import (
+from bertchain.arguments.common import (
     DataArguments,
     LabelArguments,
     TargetArguments,
     TextArguments,
     WindowArguments,
-    arg,
 )
-from command_line import (
-    InputError,
-    as_input_error,
-    at_least,
+from bertchain.arguments.probing import OF_LABELS, ProbeArguments
+from bertchain.cli import (
     is_given,
-    one_of,
     parse,
     read_arguments,
     run_script,
@@ -41,71 +37,7 @@ from command_line import (
     start_script,
     value_of,
 )
-
-OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
-ANALYSES = ("change", "mdl", "control", *OF_LABELS, "none")
-
-
-@dataclass
-class ProbeArguments:
-    _argument_group_name = "probing"
-
-    models: list[str] = arg([], "name=path ..., path being a hub name or a folder.")
-    describe: str | None = arg(
-        None, "Say what this checkpoint holds and which classes load it; needs nothing else."
-    )
-    token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
-    probes: list[str] = arg(["linear"], "Any of linear, knn, mlp, mix (of all layers, learned).")
-    mlp_widths: list[int] = arg([32, 128], "All pairs are tried for the two layers of mlp.")
-    mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
-    analyses: list[str] = arg(
-        ["change"],
-        "change (between models), mdl (bits to tell the labels), control (random labels for each "
-        "word: selectivity), directprobe (clusters of labels), geometry (how labels lie), or none.",
-    )
-    checkpoints_of: str | None = arg(
-        None, "A run of run_finetune.py with --keep_checkpoints: its start and each checkpoint."
-    )
-    probe_layers: list[int] = arg([], "Which layers are probed; -1 is the last. Default: all.")
-    directprobe_points: int = arg(5000, "Training rows that directprobe and geometry take.")
-    output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
-    features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
-    feature_dtype: str = arg("float32", "Of stored features: float32 or float16.")
-    half_precision: bool = arg(False, "Compute features in bf16 (fp16 without it) on a GPU.")
-    tokens_per_batch: int = arg(8192, "Tokens a forward pass, padding included.")
-    trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
-    probe_solver: str = arg(
-        "auto",
-        "cores: linear probes one by one, on each core; batched: of all layers as one solve on the "
-        "GPU (or CPU); auto: batched where there is a GPU.",
-    )
-    seed: int = arg(42, "Of the validation split.")
-
-    def __post_init__(self) -> None:
-        if not self.models and self.checkpoints_of is None:
-            raise InputError("give --models name=path ...")
-        for pooling in self.token_pooling:
-            one_of("token_pooling", pooling, ("cls", "mean", "max", "last"))
-        if len(set(self.token_pooling)) < len(self.token_pooling):
-            raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
-        if "linear" not in self.probes:
-            raise InputError("--probes must name linear, which chooses the layer and compares")
-        for probe in self.probes:
-            one_of("probes", probe, ("linear", "knn", "mlp", "mix"))
-        for analysis in self.analyses:
-            one_of("analyses", analysis, ANALYSES)
-        for width in self.mlp_widths:
-            at_least("mlp_widths", width, 1)
-        at_least("mlp_repeats", self.mlp_repeats, 1)
-        one_of("probe_solver", self.probe_solver, ("auto", "cores", "batched"))
-        one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
-        at_least("tokens_per_batch", self.tokens_per_batch, 1)
-        at_least("directprobe_points", self.directprobe_points, 10)
-
-    @property
-    def of_labels(self) -> bool:
-        return any(analysis in self.analyses for analysis in OF_LABELS)
-
+from bertchain.errors import InputError, as_input_error
 
 OWN_ARGUMENTS = (
     DataArguments,
@@ -134,43 +66,10 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm.auto import tqdm
 
-from baselines import majority_baseline, tfidf_baseline
-from batched_probes import fit_many
-from batches import (
-    load_tokenizer,
-    pad_id,
-    settle_windows,
-    to_windows,
-)
-from checkpoints import whole_checkpoints
-from claims import claim, frees_claims
-from comparison import Place, Scoreboard, chosen_layers, gains, movement
-from describe import describe_checkpoint
-from features import FeatureStore, TargetStore, token_batches
-from fingerprint import find_seen
-from geometry import weight_changes
-from label_geometry import directprobe_table, label_geometry_table
-from labels import LabelSpec
-from layers import rooms_of
-from metrics import MAIN_METRIC, SCORES
-from modeling import (
-    DocumentClassifier,
-    is_document_classifier,
-    load_classifier,
-    load_encoder,
-    num_blocks,
-)
-from outputs import (
-    versions,
-    write_csv,
-    write_json,
-    write_yaml,
-)
-from probe_report import headline_table, list_sections
-from probes import PROBES, Fit, ProbeResult, control_labels, fit_linear_probe, online_code_length
-from processes import is_main_process, leave_processes, start_processes
-from report import write_report_files
-from targets import (
+from bertchain.data.contamination import find_seen
+from bertchain.data.documents import all_text, label_documents
+from bertchain.data.labels import LabelSpec
+from bertchain.data.spans import (
     collator_for,
     cut_targets,
     offsets_of,
@@ -179,9 +78,30 @@ from targets import (
     target_labels,
     target_words,
 )
-from text_data import Table, all_text, hold_out_validation, label_documents, read_splits
+from bertchain.data.splits import hold_out_validation
+from bertchain.data.tables import Table, read_splits
+from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+from bertchain.metrics import MAIN_METRIC, SCORES
+from bertchain.models.describe import describe_checkpoint
+from bertchain.models.layers import rooms_of
+from bertchain.models.loading import is_document_classifier, load_classifier, load_encoder
+from bertchain.models.modeling import DocumentClassifier, num_blocks
+from bertchain.probing.analyses import control_labels, online_code_length, weight_changes
+from bertchain.probing.baselines import majority_baseline, tfidf_baseline
+from bertchain.probing.batched_probes import fit_many
+from bertchain.probing.features import FeatureStore, TargetStore, token_batches
+from bertchain.probing.label_geometry import directprobe_table, label_geometry_table
+from bertchain.probing.probes import PROBES, Fit, ProbeResult, fit_linear_probe
+from bertchain.probing.report import headline_table, list_sections
+from bertchain.probing.scoreboard import Place, Scoreboard, chosen_layers, gains, movement
+from bertchain.runtime.checkpoints import whole_checkpoints
+from bertchain.runtime.distributed import is_main_process, leave_processes, start_processes
+from bertchain.runtime.files import write_csv, write_json, write_yaml
+from bertchain.runtime.html import write_report_files
+from bertchain.runtime.locks import claim, frees_claims
+from bertchain.runtime.records import versions
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bertchain")
 
 
 @frees_claims

@@ -95,7 +95,7 @@ def read_arguments() -> argparse.Namespace:
 def measure(options: argparse.Namespace, source: str, points: str, axes: str) -> list[str]:
     from threadpoolctl import threadpool_limits
 
-    from direct_probe import cluster
+    from bertchain.directprobe.clustering import cluster
 
     x, y = read_points(options, source, int(points), int(axes))
     before = peak_memory()
@@ -150,11 +150,12 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     import numpy as np
     import pandas as pd
 
-    from batches import load_tokenizer, pad_id, settle_windows, to_windows
-    from features import FeatureStore
-    from labels import LabelSpec
-    from modeling import load_encoder
-    from text_data import label_documents, read_splits
+    from bertchain.data.documents import label_documents
+    from bertchain.data.labels import LabelSpec
+    from bertchain.data.tables import read_splits
+    from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+    from bertchain.models.loading import load_encoder
+    from bertchain.probing.features import FeatureStore
 
     folder = Path(options.features_dir)
     folder.mkdir(exist_ok=True)

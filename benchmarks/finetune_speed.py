@@ -126,8 +126,9 @@ def matmul_rate(torch: object, device: object, bf16: bool) -> float:
 
 def read_documents(options: argparse.Namespace) -> tuple[object, object]:
     """Documents with labels, and what the labels are."""
-    from labels import LabelSpec
-    from text_data import Table, label_documents, read_table
+    from bertchain.data.documents import label_documents
+    from bertchain.data.labels import LabelSpec
+    from bertchain.data.tables import Table, read_table
 
     table = Table(read_table(options.train_file), options.train_file)
     spec = LabelSpec.infer(*table, [options.label_column_name])
@@ -178,12 +179,14 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
 
 def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
     import run_finetune
-    from batches import DocumentCollator, longest_first, to_windows
-    from layers import layer_rates
-    from losses import TrainingLoss
-    from modeling import load_encoder, strip_encoder
-    from start import build_model
-    from windows import WindowSpec, find_special_tokens
+    from bertchain.data.batching import DocumentCollator, longest_first
+    from bertchain.data.tokenization import to_windows
+    from bertchain.models.layers import layer_rates
+    from bertchain.models.loading import load_encoder
+    from bertchain.models.modeling import strip_encoder
+    from bertchain.models.windows import WindowSpec, find_special_tokens
+    from bertchain.training.initialization import build_model
+    from bertchain.training.losses import TrainingLoss
 
     documents, spec = read_documents(options)
     windows, special = WindowSpec("head", options.max_seq_length), find_special_tokens(tokenizer)
@@ -219,7 +222,8 @@ def report(rows: list[dict], options: argparse.Namespace) -> None:
     """Medians over the turns, and ratios to the plain ways."""
     import pandas as pd
 
-    from outputs import markdown_table, versions, write_json, write_text
+    from bertchain.runtime.files import write_json, write_text
+    from bertchain.runtime.records import markdown_table, versions
 
     table = pd.DataFrame(rows).drop(columns="turn").groupby("way", sort=False).median()
     for way in ("max", "best"):

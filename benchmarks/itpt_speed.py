@@ -134,7 +134,8 @@ def resident() -> int:
 
 
 def read_texts(options: argparse.Namespace) -> list[str]:
-    from text_data import first_rows, read_table, to_documents
+    from bertchain.data.documents import to_documents
+    from bertchain.data.tables import first_rows, read_table
 
     table = first_rows(read_table(options.train_file), options.max_train_samples)
     return to_documents(table, options.train_file, options.text_column_names)["text"][:]
@@ -176,8 +177,8 @@ def our_trainer(
     from datasets import Dataset
 
     import run_itpt
-    from blocks import RowMaker
-    from windows import WindowSpec, find_special_tokens
+    from bertchain.models.windows import WindowSpec, find_special_tokens
+    from bertchain.pretraining.packing import RowMaker
 
     block = run_itpt.BlockArguments(
         blocks=options.worker, tokens_per_batch=options.rows * options.max_seq_length
@@ -204,7 +205,8 @@ def report(rows: list[dict], options: argparse.Namespace) -> None:
     """Medians over the turns, and ratios to the usual way."""
     import pandas as pd
 
-    from outputs import markdown_table, versions, write_json, write_text
+    from bertchain.runtime.files import write_json, write_text
+    from bertchain.runtime.records import markdown_table, versions
 
     table = pd.DataFrame(rows).drop(columns="turn").groupby("way", sort=False).median()
     if "usual" in table.index:

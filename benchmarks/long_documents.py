@@ -61,7 +61,8 @@ def read_arguments() -> argparse.Namespace:
 def build(options: argparse.Namespace, segments_per_forward: int | None) -> object:
     import torch
 
-    from modeling import DocumentClassifier, DocumentClassifierConfig, load_encoder, num_blocks
+    from bertchain.models.loading import load_encoder
+    from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, num_blocks
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -132,7 +133,8 @@ def peak_resident() -> int:
 def report(timed: list[dict], memory: list[dict], options: argparse.Namespace) -> None:
     import pandas as pd
 
-    from outputs import markdown_table, versions, write_json, write_text
+    from bertchain.runtime.files import write_json, write_text
+    from bertchain.runtime.records import markdown_table, versions
 
     tables = [markdown_table(pd.DataFrame(rows), 2) for rows in (timed, memory)]
     folder = Path(options.output_dir)

@@ -70,8 +70,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def read(options: argparse.Namespace) -> tuple:
     from datasets import disable_progress_bars
 
-    from labels import LabelSpec
-    from text_data import label_documents, read_splits
+    from bertchain.data.documents import label_documents
+    from bertchain.data.labels import LabelSpec
+    from bertchain.data.tables import read_splits
 
     disable_progress_bars()
     tables = read_splits({"train": options.train_file})
@@ -96,9 +97,9 @@ def encode(documents: object, options: argparse.Namespace) -> dict[str, float]:
 
 def extract(documents: object, options: argparse.Namespace, folder: Path) -> tuple:
     """Features [rows, layers, 2, hidden] and the seconds they took, tokenizing included."""
-    from batches import load_tokenizer, pad_id, settle_windows, to_windows
-    from features import FeatureStore
-    from modeling import load_encoder
+    from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+    from bertchain.models.loading import load_encoder
+    from bertchain.probing.features import FeatureStore
 
     tokenizer = load_tokenizer(options.model)
     given = {"max_seq_length": options.max_seq_length}
@@ -121,7 +122,7 @@ def probe(features: object, documents: object, spec: object, way: str) -> dict[s
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    from probes import STRENGTHS, TOLERANCE, Standardiser, fit_multinomial
+    from bertchain.probing.probes import STRENGTHS, TOLERANCE, Standardiser, fit_multinomial
 
     labels, classes = np.array(documents["labels"][:]), len(spec.names)
     rows = np.arange(len(labels))

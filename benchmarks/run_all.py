@@ -195,7 +195,7 @@ def count_clusters(way: str) -> dict[str, float]:
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    from direct_probe import cluster
+    from bertchain.directprobe.clustering import cluster
 
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 100)
@@ -207,7 +207,7 @@ def count_clusters(way: str) -> dict[str, float]:
             owner = cluster(x, y).clusters
         else:
             sys.path.insert(0, str(ROOT / "tests" / "directprobe"))
-            from test_direct_probe import slow_clusters
+            from test_clustering import slow_clusters
 
             started = time.perf_counter()
             owner = slow_clusters(x, y)
@@ -219,7 +219,7 @@ def count_clusters(way: str) -> dict[str, float]:
 
 
 def write_results(found: dict[tuple[str, str], list[dict]], options: argparse.Namespace) -> None:
-    from outputs import write_text
+    from bertchain.runtime.files import write_text
 
     counts = {
         r["clusters"] for (part, _), results in found.items() if part == "clusters" for r in results
@@ -251,7 +251,7 @@ def row(ratio: Ratio, found: dict[tuple[str, str], list[dict]]) -> str:
 
 def facts(options: argparse.Namespace) -> list[str]:
     """Machine, versions, command."""
-    from outputs import versions
+    from bertchain.runtime.records import versions
 
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads"
     if has_gpu():

@@ -22,14 +22,16 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import InputError, read_arguments, run_script
-from labels import LabelSpec, to_number
-from metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
-from modeling import DocumentClassifierConfig
-from outputs import markdown_table, versions, write_csv, write_json, write_text
-from plan import read_parts
-from prediction import read_predictions, read_table_of, write_predictions
-from submission import SampleSubmission
+from bertchain.cli import read_arguments, run_script
+from bertchain.competition.run_folder import read_parts
+from bertchain.competition.submission import SampleSubmission
+from bertchain.data.labels import LabelSpec, to_number
+from bertchain.errors import InputError
+from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
+from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.runtime.files import write_csv, write_json, write_text
+from bertchain.runtime.records import markdown_table, versions
+from bertchain.training.prediction import read_predictions, read_table_of, write_predictions
 
 
 @dataclass

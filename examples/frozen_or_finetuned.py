@@ -26,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_finetune
 import run_probe
-from arguments import DataArguments, LabelArguments, TextArguments, WindowArguments
-from command_line import InputError, flags_of, run_script
-from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
+from bertchain.arguments.common import DataArguments, LabelArguments, TextArguments, WindowArguments
+from bertchain.cli import flags_of, run_script
+from bertchain.errors import InputError
+from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.records import markdown_table, versions
 
 # Roc auc does not depend on a threshold, which a badly trained head would not have found either.
 METRICS = ("roc_auc_macro", "roc_auc", "spearman")

@@ -23,9 +23,11 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_finetune
-from command_line import InputError, run_script
-from metrics import MAIN_METRIC
-from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
+from bertchain.cli import run_script
+from bertchain.errors import InputError
+from bertchain.metrics import MAIN_METRIC
+from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.records import markdown_table, versions
 
 
 def main() -> None:

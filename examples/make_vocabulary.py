@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from command_line import run_script
-from text_data import read_table, to_documents
+from bertchain.cli import run_script
+from bertchain.data.documents import to_documents
+from bertchain.data.tables import read_table
 
 NAMES = {
     "pad_token": "[PAD]",

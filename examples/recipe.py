@@ -27,8 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import InputError, flags_of, read_arguments, run_script
-from outputs import write_json
+from bertchain.cli import flags_of, read_arguments, run_script
+from bertchain.errors import InputError
+from bertchain.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("set", "shared", "steps")

@@ -41,9 +41,11 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import InputError, flags_of, nearest, read_arguments, run_script
-from metrics import MAIN_METRIC
-from outputs import markdown_table, replacing, versions, write_csv, write_json, write_text
+from bertchain.cli import flags_of, read_arguments, run_script
+from bertchain.errors import InputError, nearest
+from bertchain.metrics import MAIN_METRIC
+from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.records import markdown_table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("script", "output_dir", "fixed", "grid", "points", "seeds", "metric", "parallel")

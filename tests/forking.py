@@ -132,10 +132,10 @@ def preload() -> list[str]:
 
 def imports_of_the_project() -> set[tuple[str, str]]:
     """Find every import of a module that is not our own: (module, name in it or "")."""
-    files = [*ROOT.glob("*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]
-    own = {path.stem for path in files}
+    beside = [*ROOT.glob("*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    own = {"bertchain", *(path.stem for path in beside)}
     found: set[tuple[str, str]] = set()
-    for path in files:
+    for path in (*beside, *ROOT.glob("bertchain/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {(alias.name, "") for alias in node.names}

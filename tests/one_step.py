@@ -7,10 +7,10 @@ from torch import nn
 from transformers import TrainingArguments
 
 import run_finetune
-from batches import DocumentCollator
-from layers import layer_rates
-from losses import TrainingLoss
-from modeling import PROBLEM_TYPES
+from bertchain.data.batching import DocumentCollator
+from bertchain.models.layers import layer_rates
+from bertchain.models.modeling import PROBLEM_TYPES
+from bertchain.training.losses import TrainingLoss
 
 
 def dataset_for(problem_type, n=24):

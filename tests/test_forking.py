@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(not SUPPORTED, reason="forks are asked for on Li
 # Who starts a fresh interpreter, and why it must be one.
 BARE = {
     "forking.py": "the fresh interpreter itself",
-    "test_claims.py": "a process that holds a lock and imports next to nothing",
-    "test_command_line.py": "--help must import nothing heavy",
+    "test_locks.py": "a process that holds a lock and imports next to nothing",
+    "test_cli.py": "--help must import nothing heavy",
     "test_examples.py": "prints what is installed",
     "test_forking.py": "compares forks with it",
     "test_launchers.py": "every launcher as its users start it",

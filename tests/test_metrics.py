@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metrics import DocumentMetrics, mean_roc_auc
+from bertchain.metrics import DocumentMetrics, mean_roc_auc
 
 
 def test_single_label_by_hand():

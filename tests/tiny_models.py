@@ -4,7 +4,7 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
 
-from modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
+from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
 
 ARCHITECTURES = {
     "bert": {},

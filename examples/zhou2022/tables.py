@@ -16,9 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from command_line import InputError, run_script
-from figures import as_png
-from outputs import markdown_table, replacing, write_text
+from bertchain.cli import run_script
+from bertchain.errors import InputError
+from bertchain.runtime.figures import as_png
+from bertchain.runtime.files import replacing, write_text
+from bertchain.runtime.records import markdown_table
 
 TASKS = {"pos": "POS", "dep": "DEP", "role": "PS-role", "function": "PS-fxn", "trec": "TREC-50"}
 

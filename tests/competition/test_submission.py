@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from command_line import InputError
-from labels import LabelSpec
-from submission import SampleSubmission
+from bertchain.competition.submission import SampleSubmission
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import InputError
 
 SINGLE = LabelSpec("single_label", ("cat", "dog", "eel"), ("label",))
 BINARY = LabelSpec("single_label", ("0", "1"), ("label",))

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from command_line import InputError
-from thresholds import (
-    Thresholds,
+from bertchain.competition.thresholds import (
     best_f1_cut,
     check_kind,
     fit,
@@ -16,6 +14,8 @@ from thresholds import (
     plain,
     score,
 )
+from bertchain.data.labels import Thresholds
+from bertchain.errors import InputError
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from command_line import InputError
-from labels import LabelSpec, require_labels
-from modeling import DocumentClassifierConfig
+from bertchain.data.labels import LabelSpec, require_labels
+from bertchain.errors import InputError
+from bertchain.models.modeling import DocumentClassifierConfig
 
 
 def infer(columns: dict, names=("label",), **options) -> LabelSpec:

@@ -5,8 +5,13 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist, pdist, squareform
 
-import distances
-from distances import best_device, largest_and_mean, nearest_distances, squared_distances
+from bertchain.directprobe import distances
+from bertchain.directprobe.distances import (
+    best_device,
+    largest_and_mean,
+    nearest_distances,
+    squared_distances,
+)
 
 
 @pytest.fixture(params=[7, 1024], ids=["blocks", "one block"])

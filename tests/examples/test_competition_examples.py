@@ -11,13 +11,13 @@ from conftest import ROOT, make_rows
 from forking import run_command, stand_in_path
 
 import run_finetune
-from prediction import read_table_of
+from bertchain.training.prediction import read_table_of
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
 
-from command_line import InputError
-from labels import LabelSpec
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import InputError
 
 SINGLE = LabelSpec("single_label", ("a", "b"), ())
 NUMBER = LabelSpec("regression", ("y",), (), None, (0.0,), (1.0,))

@@ -12,7 +12,7 @@ from forking import run_bare, run_command
 from transformers import AutoTokenizer
 
 import run_itpt
-from command_line import InputError
+from bertchain.errors import InputError
 
 
 def load_example(name: str):

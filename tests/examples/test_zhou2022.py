@@ -16,7 +16,8 @@ from transformers import TrainingArguments
 
 import run_finetune
 import run_probe
-from command_line import InputError, make_parser
+from bertchain.cli import make_parser
+from bertchain.errors import InputError
 
 
 def test_every_flag_of_the_study_is_known():

@@ -14,8 +14,9 @@ from transformers import (
 )
 
 import run_probe
-from command_line import InputError, value_of
-from describe import describe_checkpoint
+from bertchain.cli import value_of
+from bertchain.errors import InputError
+from bertchain.models.describe import describe_checkpoint
 
 pytestmark = pytest.mark.versions
 
@@ -88,4 +89,4 @@ def test_the_flag_needs_no_data(tiny_bert, capsys, tmp_path):
     assert "saved as BertModel (bert), 4 blocks" in capsys.readouterr().out
     with pytest.raises(InputError, match="nowhere"):
         run_probe.main(["--describe", str(tmp_path / "nowhere")])
-    assert (ROOT / "describe.py").is_file()
+    assert (ROOT / "bertchain" / "models" / "describe.py").is_file()

@@ -5,8 +5,8 @@ import torch
 from tiny_models import ARCHITECTURES, classifier, tiny_encoder
 from torch import nn
 
-from command_line import InputError
-from layers import (
+from bertchain.errors import InputError
+from bertchain.models.layers import (
     HEAD,
     drop_blocks_above,
     find_blocks,
@@ -18,7 +18,7 @@ from layers import (
     room_of,
     unfrozen_from,
 )
-from modeling import encode_layers
+from bertchain.models.modeling import encode_layers
 
 pytestmark = pytest.mark.versions
 

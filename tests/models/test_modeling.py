@@ -10,27 +10,29 @@ from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, pipeline
 
-import modeling
-from modeling import (
-    DocumentClassifier,
-    DocumentClassifierConfig,
-    document_loss,
-    encode_layers,
+from bertchain.models import modeling
+from bertchain.models.loading import (
     is_document_classifier,
     load_classifier,
     load_encoder,
     max_positions,
+)
+from bertchain.models.modeling import (
+    DocumentClassifier,
+    DocumentClassifierConfig,
+    document_loss,
+    encode_layers,
     num_blocks,
     pad_documents,
 )
-from pooling import (
+from bertchain.models.pooling import (
     LAYER_POOLINGS,
     SEGMENT_POOLINGS,
     TOKEN_POOLINGS,
     BiLSTMPooling,
     resolve_layers,
 )
-from windows import SpecialTokens, WindowSpec
+from bertchain.models.windows import SpecialTokens, WindowSpec
 
 pytestmark = pytest.mark.versions
 

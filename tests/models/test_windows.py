@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from windows import (
+from bertchain.models.windows import (
     SpecialTokens,
     WindowSpec,
     cut_pair_windows,

@@ -15,11 +15,12 @@ from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
-from blocks import MaskingCollator, join_windows
-from command_line import InputError
-from masked_lm import MaskedLMScores, SparseHead, check_packing
-from modeling import first_position
-from run_itpt import BlockArguments, MaskedLMTrainer
+from bertchain.arguments.pretraining import BlockArguments
+from bertchain.errors import InputError
+from bertchain.models.loading import first_position
+from bertchain.pretraining.masked_lm import MaskedLMScores, SparseHead, check_packing
+from bertchain.pretraining.packing import MaskingCollator, join_windows
+from bertchain.pretraining.trainer import MaskedLMTrainer
 
 pytestmark = pytest.mark.versions
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from command_line import InputError
-from masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
-from words import jieba_spans, plain_words, word_spans
+from bertchain.data.words import jieba_spans, plain_words, word_spans
+from bertchain.errors import InputError
+from bertchain.pretraining.masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
 
 KINDS = ["bert", "roberta", "unigram"]  # WordPiece, byte-level BPE, SentencePiece
 VOCABULARY = np.arange(10, 100)
@@ -41,7 +41,7 @@ def test_jieba_joins_characters_to_words():
 def test_a_missing_segmenter_is_one_line(monkeypatch):
     import sys
 
-    import words
+    from bertchain.data import words
 
     monkeypatch.setitem(sys.modules, "jieba", None)
     words._load_jieba.cache_clear()

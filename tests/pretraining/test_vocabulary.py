@@ -7,8 +7,13 @@ from conftest import tiny_bert_config
 from tiny_models import tiny_encoder
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from command_line import InputError
-from vocabulary import add_words, frequent_split_words, grow_embeddings, words_to_add
+from bertchain.errors import InputError
+from bertchain.pretraining.vocabulary import (
+    add_words,
+    frequent_split_words,
+    grow_embeddings,
+    words_to_add,
+)
 
 KINDS = ["bert", "roberta", "unigram"]
 

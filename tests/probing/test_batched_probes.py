@@ -7,9 +7,9 @@ from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 from test_probes import planted
 
-import batched_probes
-from batched_probes import fit_many
-from probes import FITS, STRENGTHS, Standardiser
+from bertchain.probing import batched_probes
+from bertchain.probing.batched_probes import fit_many
+from bertchain.probing.probes import FITS, STRENGTHS, Standardiser
 
 SEEDS = (0, 1, 2)  # of feature matrices; the labels are those of the first
 

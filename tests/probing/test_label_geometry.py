@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-import label_geometry
-from direct_probe import centroid_distances
-from geometry import effective_rank
-from label_geometry import (
+from bertchain.directprobe.clustering import centroid_distances
+from bertchain.probing import label_geometry
+from bertchain.probing.analyses import effective_rank
+from bertchain.probing.label_geometry import (
     bootstrap_similarity,
     choose_rows,
     cluster_and_keep,

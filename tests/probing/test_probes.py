@@ -5,17 +5,17 @@ import pytest
 from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
-import probes
-from baselines import majority_baseline, tfidf_baseline
-from metrics import SCORES
-from probes import (
+from bertchain.metrics import SCORES
+from bertchain.probing import probes
+from bertchain.probing.analyses import online_code_length
+from bertchain.probing.baselines import majority_baseline, tfidf_baseline
+from bertchain.probing.probes import (
     Standardiser,
     fit_knn_probe,
     fit_linear_probe,
     fit_multinomial,
     fit_one_versus_rest,
     fit_ridge,
-    online_code_length,
 )
 
 

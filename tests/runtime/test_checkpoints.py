@@ -7,8 +7,8 @@ import pytest
 from transformers import TrainerCallback
 
 import run_finetune
-from checkpoints import WHOLE, checkpoints_in, find_checkpoint, go_on_from
-from command_line import InputError
+from bertchain.errors import InputError
+from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, go_on_from
 
 pytestmark = pytest.mark.versions
 

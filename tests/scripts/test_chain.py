@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, make_rows
 from forking import run_command
 
-import fingerprint
+from bertchain.data import contamination as fingerprint
 
 pytestmark = pytest.mark.versions
 

@@ -13,10 +13,10 @@ import yaml
 from conftest import BASICS, ROOT, WORDS, make_rows
 from forking import run_command, start_command
 
-import prediction
 import run_finetune
-from command_line import InputError
-from time_budget import StopInTime, TimeBudget
+from bertchain.errors import InputError
+from bertchain.runtime.checkpoints import StopInTime, TimeBudget
+from bertchain.training import prediction
 
 
 def run(tiny_bert, files, out, **arguments):

@@ -14,10 +14,10 @@ from one_step import one_step
 from torch import nn
 
 import run_finetune
-from command_line import InputError
-from layers import room_of
-from modeling import load_classifier
-from start import start_at_frequencies
+from bertchain.errors import InputError
+from bertchain.models.layers import room_of
+from bertchain.models.loading import load_classifier
+from bertchain.training.initialization import start_at_frequencies
 
 pytestmark = pytest.mark.versions
 
@@ -144,7 +144,7 @@ def test_a_trained_head_is_kept_for_the_same_labels_and_renewed_for_others(
 def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_files, tmp_path):
     run(tiny_bert, topic_files, tmp_path / "f", freeze="2", num_train_epochs=1)
     trained, _ = load_classifier(tmp_path / "f")
-    from modeling import load_encoder
+    from bertchain.models.loading import load_encoder
 
     before = load_encoder(tiny_bert)[0].state_dict()
     for name, parameter in trained.encoder.named_parameters():

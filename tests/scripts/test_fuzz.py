@@ -23,13 +23,22 @@ from hypothesis import strategies as st
 import run_finetune
 import run_itpt
 import run_probe
-from arguments import TargetArguments
-from command_line import InputError, parse, read_arguments
-from folds import assign_folds
-from labels import LabelSpec
-from targets import read_targets
-from text_data import Table, label_documents, read_table, to_documents
-from windows import TRUNCATIONS, SpecialTokens, WindowSpec, cut_spans, cut_windows, kept_tokens
+from bertchain.arguments.common import TargetArguments
+from bertchain.cli import parse, read_arguments
+from bertchain.data.documents import label_documents, to_documents
+from bertchain.data.labels import LabelSpec
+from bertchain.data.spans import read_targets
+from bertchain.data.splits import assign_folds
+from bertchain.data.tables import Table, read_table
+from bertchain.errors import InputError
+from bertchain.models.windows import (
+    TRUNCATIONS,
+    SpecialTokens,
+    WindowSpec,
+    cut_spans,
+    cut_windows,
+    kept_tokens,
+)
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 FEW = settings(

@@ -16,10 +16,10 @@ from conftest import make_rows, tiny_bert_config
 from tiny_models import tiny_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-import fingerprint
 import run_finetune
 import run_itpt
-from command_line import InputError
+from bertchain.data import contamination as fingerprint
+from bertchain.errors import InputError
 
 pytestmark = pytest.mark.versions
 

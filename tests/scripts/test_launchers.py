@@ -71,7 +71,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from tiny_models import classifier
-from layers import layer_groups, layer_rates
+from bertchain.models.layers import layer_groups, layer_rates
 
 def steps(shard):
     torch.manual_seed(0)

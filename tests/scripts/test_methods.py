@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoModel
 
 import run_finetune
-from command_line import InputError
-from layers import HEAD, room_of
-from modeling import load_classifier, load_encoder
-from regularisers import Adversary, WeightAverage
-from text_data import choose_subset
+from bertchain.data.splits import choose_subset
+from bertchain.errors import InputError
+from bertchain.models.layers import HEAD, room_of
+from bertchain.models.loading import load_classifier, load_encoder
+from bertchain.training.regularisers import Adversary, WeightAverage
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_adversarial_step_is_the_sum_of_both_gradients(kind, tmp_path):
     model = classifier("bert", head_dropout=0.0)
     model.encoder.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
     rows = dataset_for("single_label")
-    from batches import DocumentCollator
+    from bertchain.data.batching import DocumentCollator
 
     batch = DocumentCollator(0)([rows[i] for i in range(24)])
     labels = batch.pop("labels")
@@ -419,7 +419,7 @@ def test_segments_in_parts_give_the_same_loss_and_gradients(tmp_path):
     generator = np.random.default_rng(0)
     sizes = [(12,), (9, 12, 12, 4), (12, 3), (5,)]
     documents = [[generator.integers(5, 60, n).tolist() for n in size] for size in sizes]
-    from modeling import pad_documents
+    from bertchain.models.modeling import pad_documents
 
     ids, mask = pad_documents(documents, 0)
     results = []
@@ -441,7 +441,7 @@ def test_segments_in_parts_give_the_same_loss_and_gradients(tmp_path):
 
 
 def test_no_more_windows_at_once_than_asked_and_no_padding_of_short_parts():
-    from modeling import pad_documents
+    from bertchain.models.modeling import pad_documents
 
     model = classifier("bert", segments_per_forward=2).eval()
     seen = []
@@ -455,7 +455,7 @@ def test_no_more_windows_at_once_than_asked_and_no_padding_of_short_parts():
 
 
 def test_which_segments_are_kept():
-    from windows import WindowSpec, cut_spans
+    from bertchain.models.windows import WindowSpec, cut_spans
 
     def starts(choice, most):
         spec = WindowSpec("hierarchical", 12, max_segments=most, segment_choice=choice)

@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import run_finetune
 import run_itpt
 import run_probe
-from command_line import InputError
-from fingerprint import read_fingerprint
-from modeling import load_classifier, load_encoder
+from bertchain.data.contamination import read_fingerprint
+from bertchain.errors import InputError
+from bertchain.models.loading import load_classifier, load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-import features
 import run_probe
-from batches import settle_windows, to_windows
-from command_line import InputError
-from features import FeatureStore, hash_encoder, token_batches
-from modeling import load_encoder
+from bertchain.data.tokenization import settle_windows, to_windows
+from bertchain.errors import InputError
+from bertchain.models.loading import load_encoder
+from bertchain.probing import features
+from bertchain.probing.features import FeatureStore, hash_encoder, token_batches
 from run_probe import named_models
 
 pytestmark = pytest.mark.versions
@@ -85,7 +85,9 @@ def test_stored_features_are_read_again_until_anything_changes(
     assert is_computed(dataset=cut(tiny_bert, tokenizer, ["blue cat", *TEXTS[1:]]))
     assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS[::-1]))
     assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS, max_seq_length=12))
-    monkeypatch.setattr("features.versions", lambda: {"torch": "9", "transformers": "9"})
+    monkeypatch.setattr(
+        "bertchain.probing.features.versions", lambda: {"torch": "9", "transformers": "9"}
+    )
     assert is_computed() and not is_computed()
     with torch.no_grad():
         encoder.encoder.layer[3].output.dense.bias[0] += 1e-3

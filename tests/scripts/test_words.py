@@ -11,8 +11,8 @@ from conftest import TOPICS, make_rows
 
 import run_finetune
 import run_probe
-from command_line import InputError
-from modeling import load_classifier
+from bertchain.errors import InputError
+from bertchain.models.loading import load_classifier
 
 pytestmark = pytest.mark.versions
 

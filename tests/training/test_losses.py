@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from one_step import one_step
 
-from command_line import InputError
-from labels import LabelSpec
-from losses import TrainingLoss, settle_weights
-from modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import InputError
+from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
+from bertchain.training.losses import TrainingLoss, settle_weights
 
 pytestmark = pytest.mark.versions
 

@@ -1,0 +1,319 @@
+"""The arguments of run_finetune.py beside those that scripts share."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from bertchain.arguments.common import arg
+from bertchain.errors import InputError, at_least, exclude, one_of
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model (a folder of run_finetune.py brings its own; flags win)"
+
+    layers: str | None = arg(
+        None, "last, first4, last4, all, or numbers: 0 = embeddings, '9 10 11 12', -1. Else: last."
+    )
+    layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
+    token_pooling: str | None = arg(
+        None,
+        "cls, mean, max, attention, bilstm (with attention), last, or pooler (BERT's own). Else: "
+        "cls; last for a decoder.",
+    )
+    segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
+    segments_per_forward: int | None = arg(
+        None,
+        "Most windows the encoder sees at once; bounds memory. Else: all.",
+    )
+    head_dropout: float | None = arg(None, "Before the head. Else: 0.1.")
+    dropout_samples: int | None = arg(
+        None, "Train the head on so many dropout masks at once (multi-sample dropout). Else: 1."
+    )
+    drop_layers_above: int | None = arg(
+        None, "Take blocks above this off, so that they cost nothing. Else: keep all."
+    )
+
+    def __post_init__(self) -> None:
+        one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
+        poolings = ("cls", "mean", "max", "attention", "bilstm", "last", "pooler")
+        one_of("token_pooling", self.token_pooling, poolings)
+        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
+        at_least("segments_per_forward", self.segments_per_forward, 1)
+        at_least("dropout_samples", self.dropout_samples, 1)
+        at_least("drop_layers_above", self.drop_layers_above, 1)
+        probability("head_dropout", self.head_dropout)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those that the saved config carries."""
+        return {name: v for name, v in vars(self).items() if name != "drop_layers_above"}
+
+
+@dataclass
+class RateArguments:
+    _argument_group_name = "learning rates, and what is trained"
+
+    layer_lr_decay: float | None = arg(
+        None, "Block k of L learns at learning_rate * decay^(L-k). 1 = off. Else: 0.95."
+    )
+    layer_learning_rates: list[float] = arg(
+        [], "Rates of blocks 1 to L in place of that; embeddings learn like block 1."
+    )
+    head_learning_rate: float | None = arg(None, "Of all above the blocks. Else: learning_rate.")
+    embedding_learning_rate: float | None = arg(None, "Else: as for a block 0.")
+    freeze: str = arg(
+        "none", "none, embeddings, encoder, or N: embeddings and the lowest N blocks."
+    )
+    unfreeze_every: float | None = arg(
+        None, "Gradual unfreezing: the head alone, then every so many epochs one block more."
+    )
+    reinit_layers: int = arg(0, "Start the top N blocks anew, from random weights.")
+
+    def __post_init__(self) -> None:
+        if self.layer_lr_decay is not None and not 0 < self.layer_lr_decay <= 1:
+            raise InputError(
+                f"--layer_lr_decay {self.layer_lr_decay} must be above 0 and at most 1"
+            )
+        for name in ("head_learning_rate", "embedding_learning_rate"):
+            at_least(name, getattr(self, name), 0)
+        for rate in self.layer_learning_rates:
+            at_least("layer_learning_rates", rate, 0)
+        if self.freeze not in ("none", "embeddings", "encoder") and not self.freeze.isdigit():
+            raise InputError(
+                f"--freeze {self.freeze} is not none, embeddings, encoder or a number of blocks"
+            )
+        at_least("reinit_layers", self.reinit_layers, 0)
+        if self.unfreeze_every is not None and self.unfreeze_every <= 0:
+            raise InputError(f"--unfreeze_every {self.unfreeze_every} must be above 0")
+        exclude(layer_learning_rates=self.layer_learning_rates, layer_lr_decay=self.layer_lr_decay)
+        exclude(freeze=self.freeze != "none", unfreeze_every=self.unfreeze_every)
+        exclude(freeze=self.freeze == "encoder", reinit_layers=self.reinit_layers)
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """What `layers.layer_rates` needs beside the learning rate."""
+        return {
+            "decay": 0.95 if self.layer_lr_decay is None else self.layer_lr_decay,
+            "head": self.head_learning_rate,
+            "embedding": self.embedding_learning_rate,
+            "explicit": self.layer_learning_rates,
+        }
+
+
+@dataclass
+class LossArguments:
+    _argument_group_name = "loss (and --label_smoothing_factor)"
+
+    class_weights: list[str] = arg(
+        [], "balanced, or name=weight for each class: of one label a row."
+    )
+    positive_weights: list[str] = arg(
+        [], "balanced, or name=weight for each label: presence against absence, multi-label."
+    )
+    focal_gamma: float = arg(0.0, "Focal loss: (1 - p)^gamma makes easy rows count less. 0 = off.")
+    huber_delta: float | None = arg(
+        None, "Regression: linear from this error on, in standard deviations. Else: squares."
+    )
+    rdrop_alpha: float = arg(
+        0.0, "R-Drop: weight of the divergence of two passes with other dropout. 0 = off."
+    )
+
+    def __post_init__(self) -> None:
+        at_least("focal_gamma", self.focal_gamma, 0)
+        at_least("rdrop_alpha", self.rdrop_alpha, 0)
+        if self.huber_delta is not None and self.huber_delta <= 0:
+            raise InputError(f"--huber_delta {self.huber_delta} must be above 0")
+
+
+@dataclass
+class RegulariserArguments:
+    _argument_group_name = "regularisers (all off by default)"
+
+    encoder_dropout: float | None = arg(
+        None, "All dropout inside the encoder; 0 helps regression. Else: the checkpoint's."
+    )
+    fgm_epsilon: float = arg(
+        0.0, "FGM: one more pass with word embeddings moved by this length. 0 = off; try 0.5."
+    )
+    awp_epsilon: float = arg(
+        0.0, "AWP: one more pass with weights moved by this share of their norm. 0 = off; try 1e-3."
+    )
+    ema_decay: float = arg(
+        0.0, "Evaluate and keep the moving average of the weights. 0 = off; try 0.99."
+    )
+
+    def __post_init__(self) -> None:
+        probability("encoder_dropout", self.encoder_dropout)
+        probability("ema_decay", self.ema_decay)
+        at_least("fgm_epsilon", self.fgm_epsilon, 0)
+        at_least("awp_epsilon", self.awp_epsilon, 0)
+        exclude(fgm_epsilon=self.fgm_epsilon, awp_epsilon=self.awp_epsilon)
+
+
+@dataclass
+class AdapterArguments:
+    _argument_group_name = "LoRA (needs `pip install peft`)"
+
+    lora_r: int = arg(0, "Rank. Trains the head and LoRA matrices in the encoder. 0 = off.")
+    lora_alpha: float | None = arg(None, "Scale is alpha / r. Else: 2 r.")
+    lora_dropout: float = arg(0.0, "On the input of the LoRA matrices.")
+    lora_target_modules: list[str] = arg([], "Names of linear layers. Default: all in the encoder.")
+    save_adapter: bool = arg(
+        False, "Write adapter/ in peft's format as well; the model itself is saved merged."
+    )
+
+    def __post_init__(self) -> None:
+        at_least("lora_r", self.lora_r, 0)
+        probability("lora_dropout", self.lora_dropout)
+        given = {
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "lora_target_modules": self.lora_target_modules,
+            "save_adapter": self.save_adapter,
+        }
+        for name, value in given.items():
+            if value and not self.lora_r:
+                raise InputError(f"--{name} needs --lora_r")
+
+
+@dataclass
+class RunArguments:
+    _argument_group_name = "run"
+
+    train_fraction: float | None = arg(
+        None, "Train on a stratified share; those of one seed are nested. Default: all."
+    )
+    train_per_class: int | None = arg(None, "Train on so many rows of each class. Default: all.")
+    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
+    extra_metrics: list[str] = arg(
+        [], "More metrics of `evaluate`, by name or path; name:argument=value works."
+    )
+    early_stopping_patience: int | None = arg(
+        None, "Stop after so many evaluations without a better score. Default: never."
+    )
+    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
+    checkpoint_dir: str | None = arg(
+        None, "Write checkpoints there and not under --output_dir: a scratch disk."
+    )
+    time_budget: str | None = arg(
+        None, "As 8h30m: training ends in time to predict with the best weights so far."
+    )
+
+    def __post_init__(self) -> None:
+        if self.train_fraction is not None and not 0 < self.train_fraction <= 1:
+            raise InputError(
+                f"--train_fraction {self.train_fraction} must be above 0 and at most 1"
+            )
+        if self.time_budget is not None:
+            to_seconds(self.time_budget)
+        at_least("train_per_class", self.train_per_class, 1)
+        at_least("early_stopping_patience", self.early_stopping_patience, 1)
+        exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time budget."""
+        return None if self.time_budget is None else to_seconds(self.time_budget)
+
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def to_seconds(text: str) -> float:
+    """8h30m, 45m, 90s or plain seconds.
+
+    Raises:
+        InputError: for anything else, and for 0.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if parts is None or not text.strip():
+        raise InputError(f"--time_budget {text}: write it as 8h30m, 45m, 90s or in seconds")
+    seconds = sum(
+        float(n or 0) * unit for n, unit in zip(parts.groups(), UNITS.values(), strict=True)
+    )
+    if seconds <= 0:
+        raise InputError(f"--time_budget {text} leaves no time")
+    return seconds
+
+
+def probability(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value < 1:
+        raise InputError(f"--{name} {value} must be at least 0 and below 1")
+
+
+FOLD_STRATEGIES = ("stratified", "group", "stratified_group", "multilabel", "random")
+
+
+@dataclass
+class FoldArguments:
+    _argument_group_name = "folds and seeds (one model for each of both; finished ones are kept)"
+
+    num_folds: int | None = arg(None, "Train so many models, each validated on its own share.")
+    fold_strategy: str | None = arg(
+        None,
+        "stratified, group, stratified_group, multilabel or random. Else: what suits the labels.",
+    )
+    group_column_name: str | None = arg(None, "Rows of one group share a fold.")
+    fold_column_name: str | None = arg(None, "Column with the fold of each row (0, 1 ...).")
+    folds: list[str] = arg([], "Train these only, as 0,1. Default: all.")
+    seeds: list[int] = arg([], "Train each with these seeds; predictions are averaged.")
+    pseudo_label_file: str | None = arg(
+        None, "predictions_test_by_fold.csv of a run with the same folds: more training rows."
+    )
+    pseudo_label_weight: float = arg(1.0, "Of such a row; a labelled one counts 1.")
+
+    def __post_init__(self) -> None:
+        at_least("num_folds", self.num_folds, 2)
+        one_of("fold_strategy", self.fold_strategy, FOLD_STRATEGIES)
+        exclude(num_folds=self.num_folds, fold_column_name=self.fold_column_name)
+        exclude(fold_strategy=self.fold_strategy, fold_column_name=self.fold_column_name)
+        exclude(group_column_name=self.group_column_name, fold_column_name=self.fold_column_name)
+        for name in ("fold_strategy", "group_column_name"):
+            if getattr(self, name) and not self.num_folds:
+                raise InputError(f"--{name} needs --num_folds")
+        for name in ("folds", "pseudo_label_file"):
+            if getattr(self, name) and not self.with_folds:
+                raise InputError(f"--{name} needs --num_folds or --fold_column_name")
+        if self.pseudo_label_weight <= 0:
+            raise InputError(f"--pseudo_label_weight {self.pseudo_label_weight} must be above 0")
+        if self.pseudo_label_weight != 1.0 and not self.pseudo_label_file:
+            raise InputError("--pseudo_label_weight needs --pseudo_label_file")
+        for name, values in (("folds", self.wanted), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise InputError(f"--{name} names {max(values, key=values.count)} twice")
+
+    @property
+    def with_folds(self) -> bool:
+        return bool(self.num_folds or self.fold_column_name)
+
+    @property
+    def wanted(self) -> list[int]:
+        """--folds as numbers."""
+        words = [word for item in self.folds for word in item.split(",") if word.strip()]
+        for word in words:
+            if not word.strip().isdigit():
+                raise InputError(f"--folds {word}: write numbers of folds, as 0,1")
+        return [int(word) for word in words]
+
+
+@dataclass
+class SubmissionArguments:
+    _argument_group_name = "submission"
+
+    sample_submission: str | None = arg(
+        None, "File whose columns, ids and order submission.csv gets."
+    )
+    submission_values: str | None = arg(
+        None, "labels or probabilities. Default: what the sample holds, fractions or not."
+    )
+    fit_thresholds: str | None = arg(
+        None,
+        "On the out-of-fold predictions: global or per_label (F1), ordinal (regression to grades).",
+    )
+
+    def __post_init__(self) -> None:
+        one_of("submission_values", self.submission_values, ("labels", "probabilities"))
+        one_of("fit_thresholds", self.fit_thresholds, ("global", "per_label", "ordinal"))
+        if self.submission_values and not self.sample_submission:
+            raise InputError("--submission_values needs --sample_submission")

@@ -1,0 +1,126 @@
+"""A sample submission -> the submission: its columns, its rows, its order, our predictions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bertchain.data.labels import LabelSpec, to_name, to_number
+from bertchain.data.tables import read_table
+from bertchain.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class SampleSubmission:
+    """What a submission has to look like.
+
+    Attributes:
+        source: the file.
+        sample: as it was read, all text.
+        id_column: the column that names the rows.
+        values: `labels` (decisions: a class, 0/1, a grade) or `probabilities`; of regression the
+            predicted values.
+        outputs: for each other column the model's output it holds; empty where one column holds the
+            label itself.
+    """
+
+    source: str
+    sample: pd.DataFrame
+    id_column: str
+    values: str
+    outputs: dict[str, int]
+
+    @classmethod
+    def read(
+        cls, source: str, spec: LabelSpec, id_column: str | None, values: str | None = None
+    ) -> "SampleSubmission":
+        """Read a file and settle what its columns want.
+
+        Args:
+            id_column: that of the test file; where the sample has none of that name, its first.
+            values: --submission_values; None: by what the sample holds. Fractions, and a column for
+                each of several classes, are probabilities; all else are labels.
+
+        Raises:
+            InputError: for a column that is no label, or an id that occurs twice.
+        """
+        table = read_table(source)
+        sample = pd.DataFrame({name: table[name][:] for name in table.column_names})
+        id_column = id_column if id_column in sample else sample.columns[0]
+        columns = [name for name in sample.columns if name != id_column]
+        if not columns:
+            raise InputError(f"{source}: there is no column to fill beside {id_column!r}")
+        twice = sample[id_column][sample[id_column].duplicated()]
+        if len(twice):
+            raise InputError(f"{source}: id {twice.iloc[0]!r} occurs more than once")
+        values = values or _values_of(sample[columns], spec)
+        return cls(source, sample, id_column, values, _outputs(columns, spec, values, source))
+
+    def check_ids(self, ids: list[str]) -> None:
+        """Raises InputError, naming some, unless the test file has exactly the sample's ids."""
+        wanted, there = {*map(str, self.sample[self.id_column])}, set(ids)
+        for what, some in (
+            ("has no prediction, since the test file lacks it", wanted - there),
+            ("of the test file is not in it", there - wanted),
+        ):
+            if some:
+                named = ", ".join(sorted(some)[:5]) + (" ..." if len(some) > 5 else "")
+                raise InputError(f"{self.source}: {len(some)} ids: {named}: each {what}")
+
+    def fill(
+        self, ids: list[str], probabilities: np.ndarray, decisions: np.ndarray, spec: LabelSpec
+    ) -> pd.DataFrame:
+        """The submission, in the sample's order.
+
+        Args:
+            ids: of the predicted rows, in any order.
+            probabilities: [n, labels], of regression the values.
+            decisions: [n, labels] 0/1, of single_label too; of regression values or grades.
+        """
+        place = {name: row for row, name in enumerate(ids)}
+        rows = [place[str(name)] for name in self.sample[self.id_column]]
+        filled = self.sample.copy()
+        if not self.outputs:
+            (column,) = (name for name in self.sample.columns if name != self.id_column)
+            filled[column] = spec.joined(decisions[rows])
+            return filled
+        as_labels = self.values == "labels"
+        source = decisions[rows] if as_labels else probabilities[rows]
+        for column, output in self.outputs.items():
+            numbers = source[:, output]
+            whole = as_labels and (numbers == np.round(numbers)).all()
+            filled[column] = numbers.astype(int) if whole else numbers
+        return filled
+
+
+def _values_of(sample: pd.DataFrame, spec: LabelSpec) -> str:
+    if spec.problem_type == "regression":
+        return "labels"  # grades where they are fitted, else the values
+    numbers = [to_number(value) for column in sample for value in sample[column]]
+    if any(n is not None and not n.is_integer() for n in numbers):
+        return "probabilities"
+    several = len(sample.columns) > 1 and spec.problem_type == "single_label"
+    return "probabilities" if several else "labels"
+
+
+def _outputs(columns: list[str], spec: LabelSpec, values: str, source: str) -> dict[str, int]:
+    names = {to_name(name): i for i, name in enumerate(spec.names)}
+    found = {}
+    for column in columns:
+        plain = column if column in names else column.removeprefix("prob_")
+        if plain in names:
+            found[column] = names[plain]
+    if len(found) == len(columns):
+        return found
+    if len(columns) == 1:
+        if spec.problem_type == "regression" and len(names) == 1:
+            return {columns[0]: 0}
+        if values == "labels" and spec.problem_type != "regression":
+            return {}
+        if values == "probabilities" and len(names) == 2 and spec.problem_type == "single_label":
+            return {columns[0]: 1}
+    stray = next(column for column in columns if column not in found)
+    raise InputError(
+        f"{source}: column {stray!r} is none of the labels {', '.join(spec.names[:8])}"
+        f"{' ...' if len(spec.names) > 8 else ''}{nearest(stray, spec.names)}"
+    )

@@ -1,0 +1,158 @@
+"""Decision thresholds, fitted on out-of-fold predictions and judged on rows they have not seen.
+
+A threshold chosen on the rows that it is then scored on flatters itself; `fit_and_judge` therefore
+scores each fold with thresholds fitted on the other folds.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bertchain.data.labels import Thresholds
+from bertchain.errors import InputError
+
+# What is fitted: the problem type it is for, and the score that it raises.
+KINDS = {
+    "global": ("multi_label", "f1_micro"),
+    "per_label": ("multi_label", "f1_macro"),
+    "ordinal": ("regression", "qwk"),
+}
+
+
+def check_kind(kind: str, problem_type: str, labels: np.ndarray | None = None) -> None:
+    """Raises InputError where such thresholds mean nothing for the labels [n, labels]."""
+    needed = KINDS[kind][0]
+    if problem_type != needed:
+        raise InputError(f"--fit_thresholds {kind} goes with {needed} labels, not {problem_type}")
+    if kind != "ordinal" or labels is None:
+        return
+    if labels.shape[1] != 1 or (labels != np.round(labels)).any():
+        raise InputError("--fit_thresholds ordinal needs one column of whole numbers as labels")
+
+
+def plain(kind: str, labels: np.ndarray) -> Thresholds:
+    """What is used without fitting: 0.5, or the middle between two grades."""
+    if kind != "ordinal":
+        return Thresholds(kind, (0.5,) * labels.shape[1])
+    grades = np.unique(labels)
+    return Thresholds(kind, tuple(((grades[1:] + grades[:-1]) / 2).tolist()), tuple(grades))
+
+
+def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
+    """The thresholds with the highest score on these rows.
+
+    Args:
+        predictions, labels: [n, labels]; for `ordinal` [n, 1].
+    """
+    if kind == "global":
+        cut = best_f1_cut(predictions.reshape(-1), labels.reshape(-1))
+        return Thresholds(kind, (cut,) * labels.shape[1])
+    if kind == "per_label":
+        columns = range(labels.shape[1])
+        return Thresholds(
+            kind, tuple(best_f1_cut(predictions[:, c], labels[:, c]) for c in columns)
+        )
+    return _fit_grades(predictions, labels)
+
+
+def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
+    """F1 (micro for `global`, macro for `per_label`) or quadratic weighted kappa."""
+    from sklearn import metrics as sk
+
+    if kind == "ordinal":
+        return float(
+            sk.cohen_kappa_score(
+                labels[:, 0].astype(int), decisions[:, 0].astype(int), weights="quadratic"
+            )
+        )
+    average = KINDS[kind][1].removeprefix("f1_")
+    return float(sk.f1_score(labels.astype(int), decisions, average=average, zero_division=0))
+
+
+def fit_and_judge(
+    kind: str, predictions: np.ndarray, labels: np.ndarray, folds: np.ndarray
+) -> tuple[Thresholds, dict[str, float]]:
+    """Thresholds fitted on all rows, and what they gain on rows they were not fitted on.
+
+    Returns:
+        the thresholds; and their score by name: `oof_f1_macro_plain` (without fitting),
+        `oof_f1_macro_nested` (each fold with the thresholds of the others: the honest one) and
+        `oof_f1_macro_fitted` (on the rows themselves: flattered).
+    """
+    thresholds = fit(kind, predictions, labels)
+    nested = np.empty_like(plain(kind, labels).decide(predictions))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        other = fit(kind, predictions[~inside], labels[~inside]) if (~inside).any() else thresholds
+        nested[inside] = other.decide(predictions[inside])
+    name = f"oof_{KINDS[kind][1]}"
+    return thresholds, {
+        f"{name}_plain": score(kind, plain(kind, labels).decide(predictions), labels),
+        f"{name}_nested": score(kind, nested, labels),
+        f"{name}_fitted": score(kind, thresholds.decide(predictions), labels),
+    }
+
+
+def best_f1_cut(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The cut with the highest F1: exact, by trying every number of positive rows.
+
+    Args:
+        probabilities, truth: [n]; truth is 0 or 1.
+
+    Returns:
+        the middle between the lowest positive and the highest negative row. 0.5 where truth holds
+        no 1, so that there is nothing to fit.
+    """
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    p, hits = probabilities[order], np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(p) + 1) + truth.sum())
+    f1[:-1][p[1:] == p[:-1]] = -1  # equal probabilities cannot be told apart
+    last = int(f1.argmax())
+    below = p[last + 1] if last + 1 < len(p) else 0.0
+    return float((p[last] + below) / 2)
+
+
+def _fit_grades(predictions: np.ndarray, labels: np.ndarray, candidates: int = 200) -> Thresholds:
+    """Cuts between grades: each in turn to where kappa is highest, until none moves."""
+    start = plain("ordinal", labels)
+    values, grades = predictions[:, 0], np.asarray(start.grades)
+    truth = np.searchsorted(grades, labels[:, 0])
+    between = np.unique(np.quantile(values, np.linspace(0, 1, candidates + 1), method="hazen"))
+    cuts = np.asarray(start.cuts)
+    kappa = _kappa_of(values, truth, len(grades))
+    best = kappa(cuts)
+    moved = len(cuts) > 0
+    while moved:
+        moved = False
+        for i in range(len(cuts)):
+            low = cuts[i - 1] if i else -np.inf
+            high = cuts[i + 1] if i + 1 < len(cuts) else np.inf
+            for cut in between[(between > low) & (between < high)]:
+                tried = np.concatenate([cuts[:i], [cut], cuts[i + 1 :]])
+                reached = kappa(tried)
+                if reached > best + 1e-12:
+                    best, cuts, moved = reached, tried, True
+    return Thresholds("ordinal", tuple(cuts.tolist()), start.grades)
+
+
+def _kappa_of(values: np.ndarray, truth: np.ndarray, grades: int) -> Callable[[np.ndarray], float]:
+    """Quadratic weighted kappa (Cohen 1968) of cuts, grades counted from 0."""
+    order = np.argsort(values)
+    values, truth = values[order], truth[order]
+    each = np.arange(grades)
+    weights = (each[:, None] - each) ** 2
+    counts = np.bincount(truth, minlength=grades)
+    before = np.zeros((grades, len(truth) + 1), dtype=int)  # rows of a grade among the first k
+    for grade in each:
+        before[grade, 1:] = np.cumsum(truth == grade)
+
+    def kappa(cuts: np.ndarray) -> float:
+        ends = np.concatenate([[0], np.searchsorted(values, cuts, side="left"), [len(values)]])
+        table = np.diff(before[:, ends], axis=1)  # [true, decided]
+        chance = np.outer(counts, table.sum(axis=0)) / len(values)
+        expected = (weights * chance).sum()
+        return 1.0 - (weights * table).sum() / expected if expected else 0.0
+
+    return kappa

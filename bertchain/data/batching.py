@@ -1,0 +1,152 @@
+"""Documents -> tensors: collator, the order of rows, each process's share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+
+from bertchain.errors import InputError
+from bertchain.models.modeling import pad_documents
+
+
+def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
+    """Let the collators see windows and length; memory is pinned only where there is a device."""
+    training.remove_unused_columns = False
+    training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
+    return training
+
+
+def refuse_other_order(training: TrainingArguments) -> None:
+    """Raises InputError where the Trainer is asked to order the rows, which is done here."""
+    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
+    if strategy != "random" or getattr(training, "group_by_length", False):
+        raise InputError(
+            "--batch_by_length orders batches here; leave the Trainer's own order alone"
+        )
+
+
+@dataclass
+class DocumentCollator:
+    """Documents -> tensors [documents, segments, length], padded to the longest in the batch."""
+
+    pad_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_documents([row["windows"] for row in rows], self.pad_id)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "window_types" in rows[0]:
+            batch["token_type_ids"] = pad_documents([row["window_types"] for row in rows], 0)[0]
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        if "weight" in rows[0]:
+            batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        return batch
+
+
+class GroupedByLength(Sampler[int]):
+    """A new random order every epoch whose batches hold rows of similar length.
+
+    Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a
+    chunk, and the batches of a chunk are shuffled; the longest batch comes first, so that memory
+    runs out at once or never. The order depends on seed and epoch alone: the same in every process,
+    and the same after a resume. (transformers' own sampler draws from the global generator, which
+    processes do not share, and under its strategy evaluation is permuted too.)
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        batches_per_chunk: int = 50,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.chunk = batch_size * batches_per_chunk
+
+    @classmethod
+    def of(cls, trainer: Trainer, dataset: Dataset, by_length: bool = True) -> "GroupedByLength":
+        """The order for a Trainer's training rows, which have a column length.
+
+        Rows are grouped for an optimizer step, all its accumulated batches in all processes: so
+        the rows of a step do not depend on how they are shared out.
+        """
+        args = trainer.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths = dataset["length"][:] if by_length else np.ones(len(dataset))
+        return cls(lengths, step, seed, lambda: int(trainer.state.epoch or 0))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch()))
+        rows = rng.permutation(len(self.lengths))
+        batches = []
+        for start in range(0, len(rows), self.chunk):
+            chunk = rows[start : start + self.chunk]
+            chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
+            batches += [
+                chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)
+            ]
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]  # at most one, the last
+        longest = max(range(len(full)), key=lambda i: self.lengths[full[i]].sum()) if full else None
+        order = [i for i in rng.permutation(len(full)) if i != longest]
+        order = order if longest is None else [longest, *order]
+        for batch in [full[i] for i in order] + rest:
+            yield from batch.tolist()
+
+
+class SharedOut(Sampler[list[int]]):
+    """An order of rows -> the batches of one process.
+
+    Each run of `batch_size` rows for all processes is dealt out row by row, so that all processes
+    have as many batches, and together each row once. (accelerate would fill up the last batch with
+    rows from the beginning, which then count twice.) Where fewer rows than processes are left, all
+    get them all: their mean, and so the gradient, stays the same.
+    """
+
+    def __init__(
+        self,
+        order: Sampler[int],
+        batch_size: int,
+        process: int = 0,
+        processes: int = 1,
+        drop_last: bool = False,
+    ):
+        self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        together = self.batch_size * self.processes
+        return len(self.order) // together if self.drop_last else -(-len(self.order) // together)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        together: list[int] = []
+        for row in self.order:
+            together.append(row)
+            if len(together) == self.batch_size * self.processes:
+                yield self._own(together)
+                together = []
+        if together and not self.drop_last:
+            yield self._own(together)
+
+    def _own(self, together: list[int]) -> list[int]:
+        if len(together) < self.processes:
+            return together
+        return together[self.process :: self.processes]
+
+
+def longest_first(lengths: Sequence[int]) -> np.ndarray:
+    """Row numbers by falling length, ties in row order: so prediction pads least."""
+    return np.argsort(-np.asarray(lengths), kind="stable")

@@ -1,0 +1,290 @@
+"""Who trains and who validates: held-out rows, folds, subsets."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from bertchain.arguments.finetuning import FoldArguments
+from bertchain.data.contamination import hash_texts
+from bertchain.data.documents import all_text
+from bertchain.data.labels import LabelSpec, require_columns
+from bertchain.data.tables import Table
+from bertchain.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def hold_out_validation(
+    documents: dict[str, Dataset], share: float, problem_type: str, seed: int
+) -> dict[str, Dataset]:
+    """Without a validation set a stratified share of training becomes it, never of test."""
+    if "train" not in documents or "validation" in documents:
+        return documents
+    train = documents["train"]
+    held_out = hold_out(strata_of(train["labels"][:], problem_type), share, seed)
+    if not held_out.any():
+        raise InputError(
+            f"--validation_split {share} of {len(train)} rows holds out none; "
+            "give a --validation_file or a larger share"
+        )
+    logger.info("Held out of training for validation: %d of %d", held_out.sum(), len(train))
+    parts = {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
+    return documents | {split: train.select(rows) for split, rows in parts.items()}
+
+
+def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
+    """Choose rows to hold out, each stratum in proportion to within one row.
+
+    Rows are laid out stratum by stratum, shuffled inside, and every (1 / share)-th is taken. A
+    stratum of one row stays in training.
+
+    Returns:
+        a mask [n], True for held-out rows.
+    """
+    rng = np.random.default_rng(seed)
+    keys = np.unique([str(stratum) for stratum in strata], return_inverse=True)[1]  # [n] numbers
+    rows = np.lexsort((rng.random(len(keys)), keys))
+    rows = rows[np.bincount(keys)[keys[rows]] > 1]
+    steps = np.floor((np.arange(len(rows) + 1) + rng.random()) * share)
+    held_out = np.zeros(len(keys), dtype=bool)
+    held_out[rows[np.diff(steps) > 0]] = True
+    return held_out
+
+
+def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
+    """What to stratify by: the (likeliest) class; a row's rarest label; the tenth of its target."""
+    if problem_type == "single_label":
+        soft = len(labels) > 0 and isinstance(labels[0], list)
+        return np.argmax(labels, axis=1).tolist() if soft else list(labels)
+    array = np.asarray(labels, dtype=float)
+    if problem_type == "regression":
+        return np.searchsorted(
+            np.quantile(array[:, 0], np.arange(0.1, 1, 0.1)), array[:, 0]
+        ).tolist()
+    frequency = array.sum(axis=0)
+    return [
+        int(np.where(row > 0, frequency, np.inf).argmin()) if row.any() else -1 for row in array
+    ]
+
+
+def choose_subset(
+    train: Dataset,
+    problem_type: str,
+    fraction: float | None,
+    per_class: int | None,
+    seed: int,
+) -> Dataset:
+    """A stratified share of the training rows, or so many of each class, in their order.
+
+    Subsets of one seed are nested: a larger one holds all rows of a smaller one.
+
+    Raises:
+        InputError: if `per_class` has no meaning for the labels, or a class has fewer rows.
+    """
+    if fraction is None and per_class is None:
+        return train
+    if per_class is not None and problem_type != "single_label":
+        raise InputError(f"--train_per_class needs one class a row, not {problem_type} labels")
+    strata = strata_of(train["labels"][:], problem_type)
+    if per_class is not None:
+        few = [name for name, n in Counter(strata).items() if n < per_class]
+        if few:
+            raise InputError(
+                f"--train_per_class {per_class}: a class has {Counter(strata)[few[0]]} training "
+                "rows only"
+            )
+    rng = np.random.default_rng(seed)
+    keys = np.unique([str(stratum) for stratum in strata], return_inverse=True)[1]  # [n] numbers
+    rows = np.lexsort((rng.random(len(keys)), keys))  # class by class, shuffled inside
+    counts = np.bincount(keys)
+    place = np.empty(len(keys), dtype=int)  # of each row among those of its class, from 0
+    place[rows] = np.concatenate([np.arange(n) for n in counts])
+    wanted = place < per_class if per_class else (place + 0.5) / counts[keys] <= fraction
+    chosen = np.flatnonzero(wanted)
+    if len(chosen) == 0:
+        raise InputError(f"--train_fraction {fraction} of {len(train)} rows leaves none")
+    logger.info("Training on %d of %d rows", len(chosen), len(train))
+    return train.select(chosen)
+
+
+# ---------------------------------------------------------------- which fold a row is in
+
+
+def settle_folds(
+    train: Dataset, table: Table, spec: LabelSpec, options: FoldArguments, seed: int
+) -> np.ndarray | None:
+    """The fold of each training row [n], or None where the run has no folds.
+
+    Args:
+        train: documents with labels, the first rows of the table.
+
+    Raises:
+        InputError: for a missing column, or folds that cannot be made.
+    """
+    if not options.with_folds:
+        return None
+    columns = {}
+    for flag in ("fold_column_name", "group_column_name"):
+        name = getattr(options, flag)
+        if name is not None:
+            require_columns(table.rows, [name], table.source, f"--{flag}")
+            columns[flag] = table.rows[name][: len(train)]
+    if options.fold_column_name:
+        values = columns["fold_column_name"]
+        folds = folds_of_column(values, table.source, options.fold_column_name)
+    else:
+        kind, groups = spec.problem_type, columns.get("group_column_name")
+        strategy = options.fold_strategy or default_strategy(kind, groups is not None)
+        labels = train["labels"][:]
+        if strategy.startswith("stratified"):
+            refuse_single_rows(labels, spec, strategy)
+        folds = assign_folds(strategy, options.num_folds, labels, kind, groups, seed)
+        logger.info("%d folds, %s", options.num_folds, strategy)
+    report_folds(train, spec, folds)
+    return folds
+
+
+def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) -> None:
+    """A class with one row is validated by a model that never saw it."""
+    if spec.problem_type != "single_label":
+        return
+    counts = Counter(strata_of(labels, spec.problem_type))
+    alone = [spec.names[label] for label, count in counts.items() if count == 1]
+    if alone:
+        raise InputError(
+            f"--fold_strategy {strategy}: label {alone[0]!r} has one row, which cannot be both "
+            "trained on and validated; leave it out, or use --fold_strategy random"
+        )
+
+
+def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:
+    """Say what makes a score out of the folds look too good, or leaves a class out."""
+    shared = texts_in_several_folds(hash_texts(all_text(train)), folds)
+    if shared:
+        logger.warning(
+            "%d of %d training rows have the same words as a row of another fold, which flatters "
+            "the scores; give such rows a group (--group_column_name)",
+            shared,
+            len(train),
+        )
+    if spec.problem_type == "single_label":
+        counts = Counter(strata_of(train["labels"][:], spec.problem_type))
+        number = len(set(folds.tolist()))
+        for label, count in counts.items():
+            if count < number:
+                name = spec.names[label]
+                logger.warning("label %r has %d rows: some folds validate none", name, count)
+
+
+def default_strategy(problem_type: str, grouped: bool) -> str:
+    """Stratified, by groups if there are any; several labels need a way of their own."""
+    if grouped:
+        return "group" if problem_type == "multi_label" else "stratified_group"
+    return "multilabel" if problem_type == "multi_label" else "stratified"
+
+
+def assign_folds(
+    strategy: str,
+    num_folds: int,
+    labels: Sequence[Any],
+    problem_type: str,
+    groups: Sequence[Any] | None = None,
+    seed: int = 42,
+) -> np.ndarray:
+    """The fold that validates each row.
+
+    Args:
+        strategy: `stratified` and `stratified_group` keep the shares of the classes (of tenths of a
+            regression target, of a row's rarest label); `multilabel` those of each label (Sechidis
+            et al. 2011); `group` only keeps groups together; `random` does neither.
+        labels: as `LabelSpec.encode` gives them.
+        groups: of each row, for the two strategies that keep a group in one fold.
+
+    Returns:
+        int [n], from 0 to num_folds - 1.
+
+    Raises:
+        InputError: if there are fewer rows or groups than folds, or the strategy does not fit.
+    """
+    from sklearn import model_selection as selection
+
+    rows = len(labels)
+    if num_folds > rows:
+        raise InputError(f"--num_folds {num_folds}: there are {rows} training rows only")
+    grouped = strategy in ("group", "stratified_group")
+    if grouped and groups is None:
+        raise InputError(f"--fold_strategy {strategy} needs --group_column_name")
+    if groups is not None and not grouped:
+        raise InputError(f"--group_column_name does not go with --fold_strategy {strategy}")
+    if strategy == "multilabel" and problem_type != "multi_label":
+        raise InputError(f"--fold_strategy multilabel does not go with {problem_type} labels")
+    if grouped and len(set(groups)) < num_folds:
+        raise InputError(f"--num_folds {num_folds}: there are {len(set(groups))} groups only")
+    strata = [str(stratum) for stratum in strata_of(labels, problem_type)]
+    if strategy in ("stratified", "stratified_group") and max(Counter(strata).values()) < num_folds:
+        raise InputError(
+            f"--num_folds {num_folds}: no class has so many rows; use --fold_strategy random"
+        )
+    options = {"n_splits": num_folds, "shuffle": True, "random_state": seed}
+    makers = {
+        "stratified": lambda: selection.StratifiedKFold(**options),
+        "group": lambda: selection.GroupKFold(n_splits=num_folds),
+        "stratified_group": lambda: selection.StratifiedGroupKFold(**options),
+        "multilabel": lambda: _multilabel_folds(**options),
+        "random": lambda: selection.KFold(**options),
+    }
+    targets = np.asarray(labels, dtype=int) if strategy == "multilabel" else strata
+    folds = np.full(rows, -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few rows of a class: said by the script
+        splits = makers[strategy]().split(np.zeros(rows), targets, groups)
+        for fold, (_, validated) in enumerate(splits):
+            folds[validated] = fold
+    empty = [fold for fold in range(num_folds) if not (folds == fold).any()]
+    if empty:
+        raise InputError(f"--num_folds {num_folds}: fold {empty[0]} would hold no row; use fewer")
+    return folds
+
+
+def _multilabel_folds(**options: Any) -> Any:
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+    return MultilabelStratifiedKFold(**options)
+
+
+def folds_of_column(values: Sequence[Any], source: str, column: str) -> np.ndarray:
+    """A column of fold numbers -> int [n].
+
+    Raises:
+        InputError: naming the row, for what is not a whole number of at least 0; for one fold only.
+    """
+    folds = np.empty(len(values), dtype=int)
+    for row, value in enumerate(values):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if not (number >= 0 and number.is_integer()):
+            raise InputError(
+                f"{source}, row {row + 1}, column {column!r}: {value!r} is not a fold number (0, 1 "
+                "...)"
+            )
+        folds[row] = int(number)
+    if len(set(folds.tolist())) < 2:
+        raise InputError(f"{source}: column {column!r} (--fold_column_name) names one fold only")
+    return folds
+
+
+def texts_in_several_folds(hashes: np.ndarray, folds: np.ndarray) -> int:
+    """How many rows have the same words as a row of another fold: so much the scores flatter."""
+    _, number = np.unique(hashes, return_inverse=True)
+    lowest = np.full(number.max() + 1, np.iinfo(int).max)
+    highest = np.full(number.max() + 1, -1)
+    np.minimum.at(lowest, number, folds)
+    np.maximum.at(highest, number, folds)
+    return int((lowest < highest)[number].sum())

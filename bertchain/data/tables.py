@@ -1,0 +1,262 @@
+"""Tables -> documents, and the rows held out for validation.
+
+A document is one row: id, text (perhaps a second text), labels. Rows come through `datasets`,
+memory-mapped, and never lose their order.
+"""
+
+import csv
+import gzip
+import io
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+)
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import parquet
+
+from bertchain.errors import InputError, as_input_error
+
+logger = logging.getLogger(__name__)
+
+
+DELIMITERS = (",", "\t", ";", "|")
+UNREADABLE = (
+    DatasetGenerationError,
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    csv.Error,
+    zlib.error,
+)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def read_table(
+    path: str, delimiter: str | None = None, encoding: str = "utf-8", streaming: bool = False
+) -> Dataset | IterableDataset:
+    """Read .csv, .tsv, .txt (a document a line), .json, .jsonl or .parquet, each also .gz.
+
+    Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a
+    label means is settled later, by its values. Streamed, rows are read as they are asked for.
+
+    Raises:
+        InputError: for a missing, empty, undecodable or malformed file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: no such file")
+    if file.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in READERS:
+        raise InputError(
+            f"{path}: {suffix or 'no'} extension; use one of {', '.join(READERS)}, or with .gz"
+        )
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"  # reads a byte order mark away, and text without one as before
+    try:
+        table = READERS[suffix](path, delimiter, encoding, streaming)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{path}: {_reason(error, encoding)}") from error
+    if not streaming and len(table) == 0:
+        raise InputError(f"{path}: no rows")
+    return table
+
+
+def _reason(error: BaseException, encoding: str) -> str:
+    while error.__cause__ is not None:  # datasets wraps what went wrong
+        error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        byte = f"{error.object[error.start]:#04x}"
+        return f"not {encoding.removesuffix('-sig')} text (byte {byte}); name another --encoding"
+    if type(error) is LookupError:  # not a KeyError
+        return f"--encoding {encoding} is not known"
+    if "corresponds to no data" in str(error):
+        return "no rows"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def load_file(kind: str, path: str, **options: Any) -> Dataset | IterableDataset:
+    """`load_dataset` of a local file, which by itself tells a counter on the network of each."""
+    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        return load_dataset(kind, data_files=path, split="train", **options)
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+
+
+def _read_delimited(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    delimiter = delimiter or find_delimiter(path, encoding)
+    with open_text(path, encoding) as lines:
+        header = next(csv_rows(lines, delimiter=delimiter), [])
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} occurs twice in the header")
+    return load_file(
+        "csv",
+        path,
+        sep=delimiter,
+        encoding=encoding,
+        features=Features({name: Value("string") for name in header}),
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE if is_unquoted(path, delimiter, encoding) else csv.QUOTE_MINIMAL,
+        skip_blank_lines=len(header) > 1,  # with one column a blank line is an empty document
+        streaming=streaming,
+    )
+
+
+def _read_tab_separated(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    return _read_delimited(path, delimiter or "\t", encoding, streaming)
+
+
+def _read_lines(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    options = {"encoding": encoding, "streaming": streaming}
+    return load_file("text", path, **options)
+
+
+def _read_json(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    options = {"encoding": encoding, "streaming": streaming}
+    return load_file("json", path, **options)
+
+
+def _read_parquet(
+    path: str, delimiter: str | None, encoding: str, streaming: bool
+) -> Dataset | IterableDataset:
+    if path.endswith(".gz"):  # the only format that datasets does not unpack
+        with gzip.open(path) as packed:
+            table = Dataset(parquet.read_table(io.BytesIO(packed.read())))
+        return table.to_iterable_dataset() if streaming else table
+    return load_file("parquet", path, streaming=streaming)
+
+
+READERS = {
+    ".csv": _read_delimited,
+    ".tsv": _read_tab_separated,
+    ".txt": _read_lines,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}
+
+
+def open_text(path: str, encoding: str) -> io.TextIOBase:
+    opener = gzip.open if str(path).endswith(".gz") else open
+    return opener(path, "rt", encoding=encoding, newline="")
+
+
+def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """`csv.reader`, for cells of any length: a document may be long."""
+    csv.field_size_limit(2**31 - 1)
+    return csv.reader(lines, delimiter=delimiter)
+
+
+def find_delimiter(path: str, encoding: str) -> str:
+    """The delimiter that gives the header the most columns, if the first rows have as many."""
+    with open_text(path, encoding) as lines:
+        sample = [line for line, _ in zip(lines, range(200), strict=False)]
+
+    def fit(delimiter: str) -> tuple[bool, int]:
+        widths = [len(row) for row in csv_rows(sample, delimiter=delimiter) if row][:20] or [1]
+        return len(set(widths)) == 1 and widths[0] > 1, widths[0]
+
+    return max(DELIMITERS, key=fit)  # the first of equals: comma
+
+
+def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
+    """Whether a tab-separated file uses quotation marks as plain text.
+
+    Many such files hold no quoting at all, and a stray mark would then swallow rows up to the next
+    one. That is so when every line has the right number of tabs but reading with quotes gives fewer
+    rows. A header with marks around its names says that they are quoting.
+    """
+    if delimiter != "\t":
+        return False
+    with open_text(path, encoding) as lines:
+        header = next(lines, "")
+        if any(name.startswith('"') for name in header.split("\t")):
+            return False
+        every = chain([header], lines)
+        widths = Counter(line.count("\t") for line in every if line.strip("\r\n"))
+    if len(widths) != 1:
+        return False
+    with open_text(path, encoding) as lines:
+        rows = sum(1 for row in csv_rows(lines, delimiter="\t") if row)
+    unquoted = rows != sum(widths.values())
+    if unquoted:
+        logger.info("%s: quotation marks are read as plain text", path)
+    return unquoted
+
+
+class Table(NamedTuple):
+    rows: Dataset
+    source: str  # what an error message calls it: a file, or a data set and split
+
+
+def read_splits(
+    files: dict[str, str | None],
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+) -> dict[str, Table]:
+    """Tables by split: train, validation, test, as far as they are there.
+
+    Args:
+        files: a path or None for each split.
+    """
+    if dataset_name is None:
+        tables = {
+            s: Table(read_table(path, delimiter, encoding), path)
+            for s, path in files.items()
+            if path
+        }
+    else:
+        splits = {s: read_hub_table(dataset_name, dataset_config_name, s) for s in files}
+        tables = {s: Table(t, f"{dataset_name} ({s})") for s, t in splits.items() if t is not None}
+    if not tables:
+        raise InputError(f"--dataset_name {dataset_name} has no split {', '.join(files)}")
+    return tables
+
+
+def first_rows(table: Dataset, limit: int | None) -> Dataset:
+    return table if limit is None else table.select(range(min(limit, len(table))))
+
+
+def read_hub_table(
+    name: str, config_name: str | None, split: str, streaming: bool = False
+) -> Dataset | IterableDataset | None:
+    """A split of a data set of the hub or a local folder, or None where it has no such split."""
+    with as_input_error(f"--dataset_name {name}"):
+        try:
+            if split not in get_dataset_split_names(name, config_name):
+                return None
+            return load_dataset(name, config_name, split=split, streaming=streaming)
+        except (DatasetGenerationError, ConnectionError) as error:
+            raise InputError(f"--dataset_name {name}: {_reason(error, 'utf-8')}") from error

@@ -1,0 +1,301 @@
+"""DirectProbe: how labels lie among features, without a classifier (Zhou & Srikumar 2021).
+
+    found = cluster(features, labels)
+    found.linear           # True: a linear classifier could tell all labels apart on these points
+    found.clusters         # [n] which cluster each point is in
+    found.label_of         # [clusters] the label of each cluster
+
+Clusters of one label each, as few as a greedy rule finds, whose convex hulls do not meet those of
+other labels. Arrays in, arrays out. Whether two hulls meet is proven either way (see hulls.py).
+
+Greedy rule: from single points on, the two clusters of the same label with the nearest centroids
+are merged, unless the hull of both would meet a cluster of another label; a refused pair, and all
+that grows from it, is never tried again. The outcome is exactly that rule's; what is done besides
+only saves tests:
+- Whether hulls meet does not change under one linear map of all points, so they are whitened once.
+- Labels whose hulls meet no other label's are one cluster each and leave the problem.
+- Without refusals the order of merges is known beforehand, and once hulls meet they keep on
+  meeting: the first refusal is found by bisection.
+- A hyperplane between two clusters is kept for what grows from them.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy.spatial.distance import cdist, pdist, squareform
+
+from bertchain.directprobe.distances import largest_and_mean, nearest_distances
+from bertchain.directprobe.hulls import hull_distance
+from bertchain.directprobe.merging import Groups, Problem, find_conflicts
+
+RIDGE = 1e-8  # of the largest variance: axes with less than 1e-4 of its spread are not blown up
+TOLERANCE = 1e-6  # of the spread of all points: hulls that come nearer meet
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What `cluster` found.
+
+    Attributes:
+        clusters: [n] cluster of each point; clusters are numbered by label, then by first point.
+        label_of: [clusters] their labels, as given.
+        names: the labels that occur, sorted.
+        conflicts: [labels, labels] bool, whose hulls meet, in the order of names.
+        decisions: [tries] bool: which pairs were merged, in the order tried; to go on from.
+        mixed_points: points that another label has at exactly the same place.
+        warnings: in plain words, what makes the outcome say little.
+    """
+
+    clusters: np.ndarray
+    label_of: np.ndarray
+    names: np.ndarray
+    conflicts: np.ndarray
+    decisions: np.ndarray
+    mixed_points: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def linear(self) -> bool:
+        """Whether every label is one cluster."""
+        return len(self.label_of) == len(self.names)
+
+    def members(self, number: int) -> np.ndarray:
+        """Rows of a cluster."""
+        return np.flatnonzero(self.clusters == number)
+
+
+def cluster(
+    points: np.ndarray,
+    labels: Sequence | np.ndarray,
+    decisions: Sequence[bool] = (),
+    on_decision: Callable[[bool], None] | None = None,
+) -> Clustering:
+    """Pure clusters whose convex hulls do not meet across labels.
+
+    Args:
+        points: [n, d], finite. Scale and position do not matter; different scales per axis may.
+        labels: [n], of any type that sorts.
+        decisions: of an interrupted run on the same points: these are not tested again.
+        on_decision: called after every try, for instance to keep decisions or to stop by raising.
+
+    Raises:
+        ValueError: shapes that do not fit, no points, or a value that is not finite.
+    """
+    x, names, y = check_points(points, labels)
+    z, tolerance = whiten(x)
+    twins = count_mixed(x, y)
+    warned = _warnings(x, names, twins)
+    conflicts = find_conflicts(z, y, len(names), tolerance)
+    owner = np.array([np.flatnonzero(y == label)[0] for label in range(len(names))])[y]
+    tried: list[bool] = []
+    rows = np.flatnonzero(conflicts.any(axis=1)[y])
+    if len(rows):
+        problem = Problem(x[rows], z[rows], y[rows], conflicts, tolerance)
+        owner[rows] = rows[problem.solve(decisions, tried, on_decision)]
+    order = np.unique(owner)
+    order = order[np.lexsort((order, y[order]))]
+    number = np.empty(len(x), dtype=np.int64)
+    number[order] = np.arange(len(order))
+    return Clustering(
+        number[owner], names[y[order]], names, conflicts, np.array(tried, bool), twins, warned
+    )
+
+
+# ---------------------------------------------------------------- points
+
+
+def check_points(
+    points: np.ndarray, labels: Sequence | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points [n, d] float64, the labels that occur, and the number of each point's label [n]."""
+    x = np.asarray(points, dtype=np.float64)
+    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f"points must be [n, d] with at least one point, not {x.shape}")
+    if len(labels) != len(x):
+        raise ValueError(f"{len(x)} points but {len(labels)} labels")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise ValueError(f"point {bad[0]} has a value that is not finite ({len(bad)} such points)")
+    names, y = np.unique(np.asarray(labels), return_inverse=True)
+    return x, names, y.reshape(-1)
+
+
+def whiten(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centred points with about equal spread in all directions [n, r], and their tolerance.
+
+    Directions in which nothing differs are left out (r <= d).
+    """
+    centred = x - x.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred / len(x))
+    largest = max(float(values[-1]), 0.0)
+    kept = values > 1e-14 * largest
+    if largest == 0 or not kept.any():
+        return np.zeros((len(x), 1)), TOLERANCE
+    z = centred @ (axes[:, kept] / np.sqrt(values[kept] + RIDGE * largest))
+    return z, TOLERANCE * float(np.sqrt((z**2).sum(axis=1).mean()))
+
+
+def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
+    """Points that another label has at exactly the same place."""
+    _, place = np.unique(x, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    pairs = np.unique(np.stack([place, y], axis=1), axis=0)
+    labels_at = np.bincount(pairs[:, 0], minlength=place.max() + 1)
+    return int((labels_at[place] > 1).sum())
+
+
+def _warnings(x: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
+    found = []
+    if len(names) == 1:
+        found.append("there is one label: there is nothing to tell apart")
+    if len(x) < 2 * x.shape[1]:
+        found.append(
+            f"{len(x)} points in {x.shape[1]} dimensions: fewer than twice the dimensions, so that "
+            "even shuffled labels would look well separated"
+        )
+    if twins:
+        found.append(
+            f"{twins} points have the place of a point with another label: no hulls keep them apart"
+        )
+    return found
+
+
+# ---------------------------------------------------------------- distances
+
+
+def spread(points: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest and mean distance of two points of a cluster [clusters]; 0 for single points."""
+    within = [largest_and_mean(points[clusters == k]) for k in range(int(clusters.max()) + 1)]
+    largest, mean = np.array(within).T
+    return largest, mean
+
+
+def centroids(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Means of clusters numbered from 0 on, none of them empty [clusters, d]."""
+    return Groups(clusters).means(np.asarray(points, dtype=np.float64))
+
+
+def centroid_distances(points: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Between the means of clusters [clusters, clusters]."""
+    return squareform(pdist(centroids(points, clusters)))
+
+
+def hull_distances(
+    points: np.ndarray,
+    clusters: np.ndarray,
+    accuracy: float = 1e-3,
+    jobs: int = 1,
+    skip: np.ndarray | None = None,
+) -> np.ndarray:
+    """Distances between the convex hulls of clusters, or of labels [clusters, clusters].
+
+    0 where hulls meet; the accuracy is relative, and both bounds of a distance lie within it.
+
+    Args:
+        points: [n, d].
+        clusters: [n] numbers from 0 on.
+        jobs: threads that work on pairs side by side.
+        skip: [clusters, clusters] bool: pairs known to meet, which are 0.
+    """
+    x = np.asarray(points, dtype=np.float64)
+    count = int(clusters.max()) + 1
+    parts = [x[clusters == k] for k in range(count)]
+    pairs = itertools.combinations(range(count), 2)
+    pairs = [(a, b) for a, b in pairs if skip is None or not skip[a, b]]
+    found = Parallel(n_jobs=jobs, prefer="threads")(
+        delayed(hull_distance)(parts[a], parts[b], accuracy) for a, b in pairs
+    )
+    distances = np.zeros((count, count))
+    for (a, b), contact in zip(pairs, found, strict=True):
+        distances[a, b] = distances[b, a] = contact.miss if contact.gap > 0 else 0.0
+    return distances
+
+
+def spatial_similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson correlation of two representations' label-pair distances (Zhou & Srikumar 2021).
+
+    Args:
+        one, other: [labels, labels] distances of the same labels in the same order.
+
+    Returns:
+        -1 to 1; NaN with fewer than 3 labels, or if all distances of one are equal.
+    """
+    a, b = squareform(one, checks=False), squareform(other, checks=False)
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def predict(
+    new: np.ndarray,
+    points: np.ndarray,
+    found: Clustering,
+    nearest: int = 10,
+    accuracy: float = 1e-3,
+) -> np.ndarray:
+    """Labels of the nearest hulls.
+
+    Of the clusters with the `nearest` centroids bounds decide where they can; only where they do
+    not is the distance of a point to a hull computed.
+
+    Args:
+        new: [m, d].
+        points: [n, d] that were clustered.
+
+    Returns:
+        [m] labels, as given to `cluster`.
+    """
+    new, x = np.asarray(new, dtype=np.float64), np.asarray(points, dtype=np.float64)
+    parts = [x[found.members(k)] for k in range(len(found.label_of))]
+    means = centroids(x, found.clusters)
+    to_means = cdist(new, means)
+    lower, upper = np.full(to_means.shape, np.inf), np.full(to_means.shape, np.inf)
+    chosen = np.argsort(to_means, axis=1, kind="stable")[:, :nearest]
+    for k, part in enumerate(parts):
+        rows = np.flatnonzero((chosen == k).any(axis=1))
+        if len(rows):
+            lower[rows, k] = _hull_beyond(new[rows], part, means[k])
+            upper[rows, k] = np.minimum(to_means[rows, k], nearest_distances(new[rows], part))
+    return np.array(
+        [
+            found.label_of[_nearest_hull(new[i], parts, lower[i], upper[i], accuracy)]
+            for i in range(len(new))
+        ]
+    )
+
+
+def _hull_beyond(new: np.ndarray, part: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Lower bounds of distances to a hull [m]: along the direction to its centroid."""
+    offsets = new - mean
+    length = np.sqrt((offsets**2).sum(axis=1))
+    furthest = ((part - mean) @ offsets.T).max(axis=0)  # [m]
+    return np.maximum(0.0, length - furthest / np.where(length > 0, length, 1.0))
+
+
+def _nearest_hull(
+    point: np.ndarray,
+    parts: list[np.ndarray],
+    lower: np.ndarray,
+    upper: np.ndarray,
+    accuracy: float,
+) -> int:
+    best = int(upper.argmin())
+    if (np.delete(lower, best) >= upper[best]).all():
+        return best
+    known = np.inf
+    for k in np.argsort(lower, kind="stable"):
+        if lower[k] >= known:
+            break
+        if not np.isfinite(upper[k]):
+            continue
+        contact = hull_distance(point[None], parts[k], accuracy)
+        distance = contact.miss if contact.gap > 0 else 0.0
+        if distance < known:
+            best, known = int(k), distance
+    return best

@@ -1,0 +1,52 @@
+"""Errors that a user can mend, and checks of arguments."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user can mend. The message names file, column, row or argument, and the fix."""
+
+
+@contextmanager
+def as_input_error(what: str = "") -> Iterator[None]:
+    """Turn what a library or a helper raises about its input into the one line a user gets."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise InputError(f"{what}: {first_line}" if what else first_line) from error
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check an argument that takes one of a few words; None passes."""
+    if value is not None and value not in choices:
+        near = nearest(str(value), choices)
+        raise InputError(f"--{name} {value} is not one of {', '.join(choices)}{near}")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Check an argument with a lower bound; None passes."""
+    if value is not None and value < least:
+        raise InputError(f"--{name} {value} is too small; use at least {least}")
+
+
+def exclude(**given: Any) -> None:
+    """Raises InputError where two of these are given (not None, 0 or empty): they contradict."""
+    named = [f"--{name}" for name, value in given.items() if value]
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} exclude each other")
+
+
+def share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"--{name} {value} must lie between 0 and 1")
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -1,0 +1,196 @@
+"""Scores by problem type, from scikit-learn, behind an `evaluate.Metric` that needs no network."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn import metrics as sk
+from transformers import EvalPrediction
+
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import as_input_error
+from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
+
+evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a metric in a local file is nobody's business
+
+# The score that picks the best checkpoint and the best layer, and whether more is better.
+MAIN_METRIC = {
+    "single_label": ("accuracy", True),
+    "multi_label": ("lrap", True),
+    "regression": ("rmse", False),
+}
+LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
+
+
+def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Args: probabilities [n, classes], labels [n] (class numbers)."""
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(probabilities.shape[1])
+    one_hot = labels[:, None] == classes
+    return {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
+        "mcc": sk.matthews_corrcoef(labels, predicted),
+        "log_loss": sk.log_loss(labels, probabilities, labels=classes),
+        "roc_auc": mean_roc_auc(probabilities, one_hot),
+    }
+
+
+def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Args: probabilities and labels (0/1), both [n, labels]. F1 and accuracy at threshold 0.5."""
+    labels = labels.astype(int)
+    predicted = (probabilities >= 0.5).astype(int)
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return {
+        "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
+        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+        "roc_auc_micro": mean_roc_auc(probabilities.reshape(-1, 1), labels.reshape(-1, 1)),
+        "roc_auc_macro": mean_roc_auc(probabilities, labels),
+        "lrap": sk.label_ranking_average_precision_score(labels, probabilities),
+        "subset_accuracy": sk.accuracy_score(labels, predicted),
+        "log_loss": float(-np.mean(np.where(labels == 1, np.log(clipped), np.log(1 - clipped)))),
+    }
+
+
+def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Args: both [n, targets]. RMSE and MAE over all values, mean of the correlations."""
+    columns = range(targets.shape[1])
+    pairs = [(predictions[:, c], targets[:, c]) for c in columns]
+    return {
+        "rmse": sk.root_mean_squared_error(targets.reshape(-1), predictions.reshape(-1)),
+        "mae": sk.mean_absolute_error(targets, predictions),
+        "pearson": float(np.mean([_correlation(pearsonr, p, t) for p, t in pairs])),
+        "spearman": float(np.mean([_correlation(spearmanr, p, t) for p, t in pairs])),
+    }
+
+
+def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:  # not defined for a constant
+        return float("nan")
+    return float(function(a, b).statistic)
+
+
+def mean_roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Mean one-versus-rest area over the columns of [n, classes] where both values of truth occur.
+
+    For two classes that is the usual area. NaN where no column has both values.
+    """
+    areas = [
+        sk.roc_auc_score(truth[:, c], scores[:, c])
+        for c in range(truth.shape[1])
+        if 0 < truth[:, c].sum() < len(truth)
+    ]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+SCORES = {
+    "single_label": single_label_scores,
+    "multi_label": multi_label_scores,
+    "regression": regression_scores,
+}
+
+_VECTOR = datasets.Sequence(datasets.Value("float64"))
+_REFERENCES = {
+    "single_label": datasets.Value("int64"),
+    "multi_label": _VECTOR,
+    "regression": _VECTOR,
+}
+
+
+class DocumentMetrics(evaluate.Metric):
+    """All scores of a problem type at once: `DocumentMetrics("multi_label").compute(...)`.
+
+    `predictions` are probabilities (regression: values), one list a row; `references` are class
+    numbers or lists.
+    """
+
+    def __init__(self, problem_type: str):
+        super().__init__(
+            config_name=problem_type, keep_in_memory=True
+        )  # no file that processes could share
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(
+            {"predictions": _VECTOR, "references": _REFERENCES[self.config_name]}
+        )
+        return evaluate.MetricInfo(
+            description="Scores of document classification by problem type.",
+            citation="",
+            inputs_description="probabilities or values, and the truth",
+            features=features,
+        )
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
+        scores = SCORES[self.config_name](np.asarray(predictions), np.asarray(references))
+        return {name: float(value) for name, value in scores.items()}
+
+
+class ExtraMetric:
+    """Any metric of `evaluate`, by hub name or path: `name` or `name:argument=value,...`."""
+
+    def __init__(self, description: str, problem_type: str):
+        self.name, _, arguments = description.partition(":")
+        self.arguments = dict(pair.partition("=")[::2] for pair in arguments.split(",") if pair)
+        self.problem_type = problem_type
+        config = "multilabel" if problem_type == "multi_label" else None
+        self.metric = evaluate.load(self.name, config_name=config, keep_in_memory=True)
+
+    def __call__(self, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        predictions = {
+            "single_label": lambda p: p.argmax(axis=1),
+            "multi_label": lambda p: (p >= 0.5).astype(int),
+            "regression": lambda p: p[:, 0] if p.shape[1] == 1 else p,
+        }[self.problem_type](probabilities)
+        if self.problem_type == "regression" and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        return self.metric.compute(predictions=predictions, references=labels, **self.arguments)
+
+
+def score_function(
+    spec: LabelSpec, extra_metrics: list[str]
+) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    """-> a function of probabilities [n, labels] and encoded labels that gives all scores."""
+    metric = DocumentMetrics(spec.problem_type)
+    extra = []
+    for description in extra_metrics:
+        with as_input_error(f"--extra_metrics {description}"):
+            extra.append(ExtraMetric(description, spec.problem_type))
+
+    def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        truth = spec.hard(np.asarray(labels))
+        scores = metric.compute(predictions=probabilities, references=truth)
+        for function in extra:
+            scores |= function(probabilities, truth)
+        return scores
+
+    return compute
+
+
+def metric_function(
+    spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """All scores of a set of predictions, and their exact mean loss.
+
+    The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
+    """
+    scores_of = score_function(spec, extra_metrics)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits = torch.as_tensor(prediction.predictions)
+        labels = torch.as_tensor(prediction.label_ids)
+        if logits.dim() == 3:  # of words
+            logits, labels = without_padding(logits, labels)
+        loss = document_loss(logits, labels, config).item()
+        return {"loss": loss, **scores_of(spec.probabilities(logits.numpy()), labels.numpy())}
+
+    return compute
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric says how good the model is, not how long it took."""
+    return name.startswith(("eval_", "test_")) and not name.endswith(("_runtime", "_per_second"))

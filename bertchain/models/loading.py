@@ -1,0 +1,174 @@
+"""Load encoders and classifiers; what a saved folder does not need of `modeling`."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' load report; the caller says in one line what is missing.
+
+    Raises:
+        ValueError: for weights that cannot be read, or have other shapes than the config says.
+    """
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"its weights cannot be read, is the file cut off? ({error})") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError("its weights have other shapes than its config.json says") from error
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def load_encoder(
+    path: str | os.PathLike, pooler: bool = False, dropout: float | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the encoder of any checkpoint, in float32, without a pooler unless it is asked for.
+
+    Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a
+    folder written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own
+    dtype by default; weights in half precision do not train, so float32 is asked for.
+
+    Args:
+        dropout: of all places inside the encoder; None: as the checkpoint says.
+        kwargs: for `AutoModel.from_pretrained`, such as `revision`, `trust_remote_code`.
+
+    Returns:
+        the encoder and the names of the weights that the checkpoint lacked (they are random).
+
+    Raises:
+        ValueError: for an encoder-decoder, and for a checkpoint without the pooler asked for.
+    """
+    if is_document_classifier(path):
+        classifier, missing = load_classifier(path, dropout)
+        missing = [name.removeprefix("encoder.") for name in missing]
+        return require_pooler(strip_encoder(classifier.encoder, pooler), missing, pooler), missing
+    with quiet_loading():
+        config = set_dropout(AutoConfig.from_pretrained(path, **kwargs), dropout)
+        encoder, info = AutoModel.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,  # nothing that is unpickled
+            **kwargs,
+        )
+    encoder = require_pooler(strip_encoder(encoder, pooler), info["missing_keys"], pooler)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    return encoder, missing
+
+
+def require_pooler(
+    encoder: PreTrainedModel, missing: Sequence[str], asked: bool
+) -> PreTrainedModel:
+    """Raises ValueError where a pooler is asked for and would be none or a random one."""
+    none = getattr(encoder, "pooler", None) is None
+    if asked and (none or any(name.startswith("pooler.") for name in missing)):
+        raise ValueError(
+            "the checkpoint holds no pooler; use another --token_pooling, or for further "
+            "pretraining from a model that has one --keep_pooler of run_itpt.py"
+        )
+    return encoder
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+    """Set every dropout of an encoder's config, by whatever names it has; None leaves it.
+
+    Raises:
+        ValueError: if the config knows no dropout.
+    """
+    if dropout is None:
+        return config
+    config = config.get_text_config()
+    names = [n for n in config.to_dict() if "dropout" in n or n.endswith("pdrop")]
+    inside = [n for n in names if not n.startswith(("classifier", "seq_classif", "summary"))]
+    if not inside:
+        raise ValueError(f"{config.model_type} has no dropout to set (--encoder_dropout)")
+    for name in inside:
+        setattr(config, name, dropout)
+    return config
+
+
+def load_classifier(
+    path: str | os.PathLike, dropout: float | None = None
+) -> tuple["DocumentClassifier", list[str]]:
+    """Load what run_finetune.py wrote; and the names of missing weights (normally none).
+
+    Args:
+        dropout: of all places inside the encoder; None: as the folder says.
+    """
+    with quiet_loading():
+        config = DocumentClassifierConfig.from_pretrained(path)
+        set_dropout(config.encoder_config, dropout)
+        model, info = DocumentClassifier.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    return model, sorted(info["missing_keys"])
+
+
+def is_document_classifier(path: str | os.PathLike) -> bool:
+    """Whether `path` is a folder written by run_finetune.py."""
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        return False
+    model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    return model_type == DocumentClassifierConfig.model_type
+
+
+def max_positions(config: PreTrainedConfig) -> int | float:
+    """The longest window that the position embeddings allow; inf where nothing says."""
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if (
+        positions is None
+        or positions < 1
+        or getattr(config, "position_biased_input", True) is False
+    ):
+        return float("inf")  # DeBERTa-v3 and others have relative positions only
+    if config.model_type in POSITIONS_AFTER_PADDING:  # positions start at padding_idx + 1
+        return positions - first_position(config)
+    return positions
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id of a text's first token."""
+    config = config.get_text_config()
+    return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
+POSITIONS_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
+
+
+DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}

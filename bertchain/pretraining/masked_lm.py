@@ -1,0 +1,242 @@
+"""Any `*ForMaskedLM`, loaded or from scratch; its head sees only what is to be predicted."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bertchain.data.tokenization import check_vocabulary
+from bertchain.errors import InputError, as_input_error
+from bertchain.models.loading import quiet_loading
+from bertchain.models.modeling import last_bert_block
+from bertchain.pretraining.packing import MaskingCollator, join_windows
+from bertchain.pretraining.vocabulary import grow_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- load
+
+
+def load_masked_lm(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    hub: dict[str, Any],
+    new_tokens: dict[int, list[int]] | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load any `*ForMaskedLM`; says aloud which weights of its head were not in the checkpoint.
+
+    Args:
+        hub: for `from_pretrained`: revision, trust_remote_code.
+        new_tokens: what `vocabulary.add_words` gave.
+
+    Returns:
+        the model, and the names of the weights that start untrained.
+    """
+    with as_input_error(f"--model_name_or_path {path}"), quiet_loading():
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+        )
+    # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
+    # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
+    if new_tokens:
+        grow_embeddings(model, len(tokenizer), new_tokens)
+    check_vocabulary(tokenizer, model, path)
+    untrained = sorted(info["missing_keys"])
+    if untrained:
+        logger.warning(
+            "%s holds no masked-LM head: %s start untrained, so the loss starts high and the first "
+            "steps train mostly the head",
+            path,
+            ", ".join(untrained),
+        )
+    return model, untrained
+
+
+def masked_lm_from_scratch(
+    config_name: str, tokenizer: PreTrainedTokenizerBase, hub: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with random weights; its vocabulary and padding are the tokenizer's."""
+    with as_input_error(f"--config_name {config_name}"):
+        config = AutoConfig.from_pretrained(config_name, **hub)
+        config.vocab_size = len(tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
+        model = AutoModelForMaskedLM.from_config(config).float()
+    logger.warning(
+        "Training from scratch by the config of %s: all %d million weights are random",
+        config_name,
+        round(model.num_parameters() / 1e6),
+    )
+    return model, sorted(name for name, _ in model.named_parameters())
+
+
+def read_pooler(path: str, model: PreTrainedModel, hub: dict[str, Any]) -> dict[str, Tensor]:
+    """The pooler's weights of a checkpoint, named as in a checkpoint of `model`.
+
+    A masked LM has no use for BERT's pooler, so its checkpoints lack it, and a classifier that
+    starts from one starts with a random pooler.
+
+    Raises:
+        InputError: if the checkpoint has none.
+    """
+    with as_input_error("--keep_pooler"), quiet_loading():
+        encoder, info = AutoModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+        )
+    weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
+    if not weights or {*weights} & {*info["missing_keys"]}:
+        raise InputError(f"--keep_pooler: {path} holds no pooler; leave it out")
+    return {f"{model.base_model_prefix}.{name}": tensor for name, tensor in weights.items()}
+
+
+# ---------------------------------------------------------------- sparse head
+
+
+class SparseHead:
+    """Let the head of a `*ForMaskedLM` see only the positions to predict.
+
+    About 15 % of the positions need logits. A forward hook on the base model gathers them from the
+    last hidden state, so that the head gets [1, masked, hidden] in place of [rows, length, hidden]
+    and gives logits [1, masked, vocabulary]. Loss and gradients stay the same; most of the head's
+    work and memory is gone.
+
+    Where blocks are built like BERT's, the positions are gathered a little earlier: after the
+    attention of the last block nothing looks at other positions, so its feed-forward half runs on
+    the masked ones alone. (Not under activation checkpointing, which runs blocks a second time.)
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.positions: Tensor | None = None  # [masked, 2], row and column of what to predict
+        self.gathered = False
+        self.last = last_bert_block(model.base_model)
+        if self.last is not None:
+            self.last.attention.register_forward_hook(self._gather_early)
+        model.base_model.register_forward_hook(self._gather)
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [masked, vocabulary] in float32, and targets [masked], in the order of rows.
+
+        Raises:
+            ValueError: for a model whose head does not follow its base model's last hidden state.
+        """
+        labels = inputs["labels"]
+        self.positions, self.gathered = (labels != -100).nonzero(), False
+        try:
+            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        finally:
+            positions, self.positions = self.positions, None
+        if outputs.logits.shape[:2] != (1, len(positions)):
+            raise ValueError(
+                f"{type(model).__name__} gives logits {tuple(outputs.logits.shape)} for "
+                f"{len(positions)} masked tokens: its head does not read the last hidden state"
+            )
+        return outputs.logits[0].float(), labels[positions[:, 0], positions[:, 1]]
+
+    def _gather_early(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
+        if self.positions is None or (module.training and self.last.gradient_checkpointing):
+            return outputs
+        self.gathered = True
+        return self._gather_from(outputs)
+
+    def _gather(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
+        if self.positions is None or self.gathered:
+            return outputs
+        return self._gather_from(outputs)
+
+    def _gather_from(self, outputs: Any) -> Any:
+        """The first output at the masked positions, [1, masked, hidden]; the others as they are."""
+        masked = outputs[0][self.positions[:, 0], self.positions[:, 1]].unsqueeze(0)
+        if isinstance(outputs, tuple):
+            return (masked, *outputs[1:])
+        outputs["last_hidden_state"] = masked
+        return outputs
+
+
+# ---------------------------------------------------------------- packed rows
+
+
+@torch.no_grad()
+def check_packing(
+    model: PreTrainedModel, rows: Sequence[dict[str, Any]], collator: MaskingCollator
+) -> None:
+    """Compare windows that share a row with the same windows alone, on the model itself.
+
+    Models differ in whether they take a mask of who sees whom, and positions that start anew. So
+    this is tried and not presumed.
+
+    Args:
+        rows: windows that fit one row.
+
+    Raises:
+        InputError: if the model's hidden states differ.
+    """
+    training = model.training
+    model.eval()
+    error = InputError(
+        f"--blocks packed does not work with {model.config.model_type}: documents of a row would "
+        "see each other; use --blocks document"
+    )
+    packed = join_windows({name: [row[name] for row in rows] for name in rows[0]})
+    rows = [{**row, "labels": row["input_ids"]} for row in rows]  # what has labels is not masked
+    try:
+        together = _hidden(model, collator([{**packed, "labels": packed["input_ids"]}]))[0]
+    except (TypeError, ValueError, RuntimeError, IndexError) as failure:
+        raise error from failure
+    apart = torch.cat([_hidden(model, collator([row]))[0] for row in rows])
+    model.train(training)
+    if together.shape != apart.shape or (together - apart).abs().max() > 1e-3 * apart.abs().max():
+        raise error
+
+
+def _hidden(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    batch = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+    return model.base_model(**batch)[0]
+
+
+# ---------------------------------------------------------------- scores
+
+
+class MaskedLMScores:
+    """Means over all masked tokens, whatever batch they were in; with several corpora for each too.
+
+    Takes what `MaskedLMTrainer.prediction_step` gives per row: [summed loss, hits] and the number
+    of masked tokens. Perplexity = exp(mean loss).
+    """
+
+    def __init__(self, corpora: Sequence[str]):
+        self.corpora = np.array(corpora)  # of each held-out row
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = np.asarray(prediction.predictions, dtype=np.float64)  # [rows, 2]
+        tokens = np.asarray(prediction.label_ids)  # [rows]
+        scores = _scores(sums, tokens)
+        names = dict.fromkeys(self.corpora.tolist())
+        for name in names if len(names) > 1 else ():
+            here = self.corpora == name
+            of_corpus = _scores(sums[here], tokens[here])
+            scores |= {f"{score}_{name}": value for score, value in of_corpus.items()}
+        return scores
+
+
+def _scores(sums: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    count = max(int(tokens.sum()), 1)
+    losses, hits = sums.sum(axis=0)
+    return {
+        "loss": losses / count,
+        "perplexity": float(np.exp(min(losses / count, 700.0))),
+        "masked_accuracy": hits / count,
+        "masked_tokens": count,
+    }

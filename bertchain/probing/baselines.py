@@ -1,0 +1,66 @@
+"""What needs no encoder: the majority, and words counted. Both stand in every table of probes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+
+from bertchain.probing.probes import ProbeResult, Score, SoftmaxPredictor
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+
+
+def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
+    """What a model without text says of n rows: label frequencies, or the mean of each target."""
+    if problem_type == "single_label":
+        constant = np.bincount(labels, minlength=num_labels) / len(labels)
+    else:
+        constant = np.asarray(labels, dtype=float).mean(axis=0)
+    return np.tile(constant, (n, 1))
+
+
+def tfidf_baseline(
+    texts: dict[str, Sequence[str]],
+    labels: np.ndarray,
+    num_labels: int,
+    problem_type: str,
+    validation_score: Score,
+    strengths: Sequence[float] = STRENGTHS,
+) -> ProbeResult | None:
+    """Words and pairs of words, weighted by tf-idf, under a linear model; strength by validation.
+
+    Args:
+        texts: train and validation, and any further splits to predict.
+        labels: of the training rows.
+
+    Returns:
+        None where no text holds a word.
+    """
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    try:
+        words.fit(texts["train"])
+    except ValueError:  # an empty vocabulary
+        return None
+    x = {split: words.transform(rows) for split, rows in texts.items()}
+    tried = {}
+    for strength in strengths:
+        tried[strength] = _fit(x, labels, num_labels, problem_type, strength)
+    best = max(tried, key=lambda strength: validation_score(tried[strength]["validation"]))
+    return ProbeResult({"strength": best}, True, tried[best])
+
+
+def _fit(
+    x: dict, labels: np.ndarray, num_labels: int, problem_type: str, strength: float
+) -> dict[str, np.ndarray]:
+    if problem_type == "regression":
+        model = Ridge(alpha=1 / strength).fit(x["train"], labels)
+        return {split: model.predict(rows).reshape(rows.shape[0], -1) for split, rows in x.items()}
+    one = LogisticRegression(C=strength, max_iter=2000)
+    if problem_type == "multi_label":
+        model = OneVsRestClassifier(one).fit(x["train"], labels.astype(int))
+        return {split: model.predict_proba(rows) for split, rows in x.items()}
+    model = one.fit(x["train"], labels)
+    predict = SoftmaxPredictor.of(model, num_labels)
+    return {split: predict(rows) for split, rows in x.items()}

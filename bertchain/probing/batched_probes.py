@@ -1,0 +1,270 @@
+"""Linear probes of many layers, poolings and strengths as one solve, for a GPU.
+
+A single fit keeps a GPU idle; all of them side by side are a few large matrix products. The
+objectives are those of probes.py. The tolerance is tighter: a path of warm starts comes to its weak
+strengths from nearby, these fits come from zero.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertchain.probing.probes import (
+    MAX_ITERATIONS,
+    STRENGTHS,
+    Fit,
+    SigmoidPredictor,
+    SoftmaxPredictor,
+    Standardiser,
+)
+
+PRECISE = 1e-5  # largest entry of the gradient of the mean loss
+HISTORY = 10  # pairs of steps and changes of the gradient that L-BFGS remembers
+SUFFICIENT = 1e-4  # share of the promised decrease that a step has to keep (Armijo)
+ROUNDING = 1e-6  # of a loss: less than that float32 does not tell apart
+MEMORY = 4 * 2**30  # bytes of features and logits in one solve
+
+
+class Solution(NamedTuple):
+    """Linear functions of problems x strengths."""
+
+    weights: Tensor  # [problems, strengths, features, outputs]
+    bias: Tensor  # [problems, strengths, outputs]
+    converged: Tensor  # [problems, strengths]
+
+
+def fit_many(
+    features: Sequence[np.ndarray],
+    labels: np.ndarray,
+    num_labels: int,
+    problem_type: str,
+    strengths: Sequence[float] = STRENGTHS,
+    device: torch.device | str = "cpu",
+) -> list[list[Fit]]:
+    """What the fits of probes.py find for each feature matrix, from strong to weak regularisation.
+
+    Args:
+        features: of the training rows, each [n, features] (not standardised: it is done here).
+        labels: class numbers [n], or 0/1 or values [n, num_labels].
+
+    Returns:
+        a path of fits for each matrix, for standardised features.
+    """
+    rows, width = features[0].shape
+    targets, wrap = _targets(labels, num_labels, problem_type)
+    outputs = targets.shape[1]
+    each = 4 * rows * (width + 4 * outputs * len(strengths))  # logits, errors and room to form them
+    at_once = max(1, int(MEMORY // each))
+    ordered, paths = sorted(strengths), []
+    for first in range(0, len(features), at_once):
+        few = features[first : first + at_once]
+        x = torch.stack([torch.from_numpy(Standardiser(own)(own)) for own in few]).to(device)
+        found = SOLVERS[problem_type](x, targets.to(device), ordered)
+        for weights, bias, converged in zip(*(t.cpu() for t in found), strict=True):
+            whole = zip(ordered, weights.numpy(), bias.numpy(), converged.tolist(), strict=True)
+            paths.append([Fit(c, ok, wrap(w, b)) for c, w, b, ok in whole])
+    return paths
+
+
+def _targets(
+    labels: np.ndarray, num_labels: int, problem_type: str
+) -> tuple[Tensor, Callable[[np.ndarray, np.ndarray], Callable]]:
+    """Targets [n, outputs], and what turns weights [d, outputs] and a bias into a predictor."""
+    labels = np.asarray(labels)
+    if problem_type == "regression":
+        values = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
+        return values, _ValuePredictor
+    if problem_type == "multi_label":
+        return torch.from_numpy(labels.astype(np.float32)), SigmoidPredictor
+    seen, classes = np.unique(labels, return_inverse=True)
+    if len(seen) < 2:
+        raise ValueError(f"training rows hold one class alone, {seen[0]}")
+    one_hot = np.eye(len(seen), dtype=np.float32)[classes]
+    if len(seen) == 2:  # as in scikit-learn: one column of log odds, with its own penalty
+        one_hot = one_hot[:, 1:]
+
+    def wrap(weights: np.ndarray, bias: np.ndarray) -> SoftmaxPredictor:
+        if weights.shape[1] == 1:
+            weights, bias = np.pad(weights, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+        return SoftmaxPredictor(weights.T, bias, seen.astype(int), num_labels)
+
+    return torch.from_numpy(one_hot), wrap
+
+
+class _ValuePredictor:
+    def __init__(self, weights: np.ndarray, bias: np.ndarray):
+        self.weights, self.bias = weights, bias
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x @ self.weights + self.bias
+
+
+# ---------------------------------------------------------------- solvers
+
+
+def solve_logistic(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
+    """Each output for itself. Args: standardised x [problems, n, d], targets [n, outputs]."""
+    return _minimise(x, targets, strengths, _binary_losses)
+
+
+def solve_classes(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
+    """Softmax over outputs; one output alone holds log odds."""
+    if targets.shape[1] == 1:
+        return solve_logistic(x, targets, strengths)
+    return _minimise(x, targets, strengths, _class_losses)
+
+
+def solve_ridge(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
+    """Squared error + |w|^2 / C in closed form: one eigendecomposition serves all strengths."""
+    x = x.double()
+    middle_x, middle_y = x.mean(1, keepdim=True), targets.double().mean(0)
+    centred, y = x - middle_x, targets.double() - middle_y
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)  # [p, d], [p, d, d]
+    along = vectors.mT @ (centred.mT @ y)  # [p, d, outputs]
+    penalty = 1.0 / torch.tensor(strengths, dtype=torch.float64, device=x.device)
+    shrunk = along[:, None] / (values[:, None] + penalty[:, None])[..., None]  # [p, s, d, outputs]
+    weights = vectors[:, None] @ shrunk
+    bias = middle_y - (middle_x[:, None] @ weights)[:, :, 0]
+    return Solution(weights, bias, torch.ones(weights.shape[:2], dtype=torch.bool))
+
+
+SOLVERS = {
+    "single_label": solve_classes,
+    "multi_label": solve_logistic,
+    "regression": solve_ridge,
+}
+
+
+def _class_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [p, n, s, outputs] the losses of rows [p, n, s], and the errors passed back."""
+    logs = F.log_softmax(logits, dim=-1)
+    losses = -torch.einsum("pnso,no->pns", logs, targets)
+    return losses, logs.exp_().sub_(targets[:, None])
+
+
+def _binary_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    truth = targets[:, None].expand_as(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1)
+    return losses, logits.sigmoid().sub_(truth)
+
+
+# ---------------------------------------------------------------- L-BFGS, side by side
+
+
+class _Objective:
+    """Mean loss + |w|^2 / (2 C n), and its gradient [p, s, (d + 1) * outputs]."""
+
+    def __init__(self, x: Tensor, targets: Tensor, strengths: Tensor, losses: Callable):
+        self.x, self.targets, self.losses = x, targets, losses
+        self.penalty = 1.0 / (strengths * x.shape[1])  # [s]
+
+    def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        problems, strengths, _ = flat.shape
+        rows, width = self.x.shape[1:]
+        outputs = self.targets.shape[1]
+        own = flat.view(problems, strengths, width + 1, outputs)
+        weights, bias = own[:, :, :width], own[:, :, width]
+        side_by_side = weights.permute(0, 2, 1, 3).reshape(problems, width, strengths * outputs)
+        logits = (self.x @ side_by_side).view(problems, rows, strengths, outputs)
+        losses, errors = self.losses(logits + bias[:, None], self.targets)
+        value = losses.double().mean(1)
+        value += 0.5 * self.penalty * weights.double().square().sum((2, 3))
+        errors = errors.reshape(problems, rows, strengths * outputs) / rows
+        back = (self.x.mT @ errors).view(problems, width, strengths, outputs).permute(0, 2, 1, 3)
+        gradient = torch.empty_like(own)
+        gradient[:, :, :width] = back + self.penalty[:, None, None].float() * weights
+        gradient[:, :, width] = errors.sum(1).view(problems, strengths, outputs)
+        return value, gradient.view_as(flat)
+
+
+def _minimise(x: Tensor, targets: Tensor, strengths: Sequence[float], losses: Callable) -> Solution:
+    """From zero, each problem and strength by its own L-BFGS; what has converged is left out.
+
+    A strength leaves as soon as all problems have converged at it: strong ones do within a few
+    iterations, and the products get smaller.
+    """
+    problems, _, width = x.shape
+    outputs, count = targets.shape[1], len(strengths)
+    every = torch.tensor(strengths, dtype=torch.float64, device=x.device)
+    solved = torch.zeros(problems, count, (width + 1) * outputs, device=x.device)
+    converged = torch.zeros(problems, count, dtype=torch.bool, device=x.device)
+    live = torch.arange(count, device=x.device)  # strengths still at work
+    point, memory = solved.clone(), _Memory()
+    objective = _Objective(x, targets, every, losses)
+    value, gradient = objective(point)
+    for _ in range(MAX_ITERATIONS):
+        done = gradient.abs().amax(-1) <= PRECISE  # [p, live]
+        solved[:, live], converged[:, live] = point, done
+        keep = ~done.all(0)
+        if not keep.any():
+            break
+        if not keep.all():
+            live, memory = live[keep], memory.of(keep)
+            point, value, gradient, done = (t[:, keep] for t in (point, value, gradient, done))
+            objective = _Objective(x, targets, every[live], losses)
+        direction = memory.direction(gradient).masked_fill_(done[..., None], 0.0)
+        after, new_value, new_gradient = _search(objective, point, value, gradient, direction)
+        memory.add(after - point, new_gradient - gradient)
+        point, value, gradient = after, new_value, new_gradient
+    own = solved.view(problems, count, width + 1, outputs)
+    return Solution(own[:, :, :width], own[:, :, width], converged)
+
+
+def _search(
+    objective: _Objective, point: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A step for each problem: whole, else halved until the loss falls as far as it should."""
+    slope = (gradient * direction).sum(-1).double()  # [p, live], not above 0
+    step = torch.ones_like(slope)
+    for _ in range(30):
+        after = point + step[..., None].float() * direction
+        new_value, new_gradient = objective(after)
+        room = SUFFICIENT * step * slope + ROUNDING * value.abs()
+        short = ~(new_value <= value + room)  # a NaN is too far as well
+        if not short.any():
+            break
+        step = torch.where(short, step / 2, step)
+    return after, new_value, new_gradient
+
+
+class _Memory:
+    """The last steps and what they did to the gradient, each [p, live, parameters]."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor, Tensor]] | None = None):
+        self.pairs = pairs or []  # step, change, 1 / (step . change), or 0: nothing learned
+
+    def of(self, keep: Tensor) -> "_Memory":
+        return _Memory([tuple(t[:, keep] for t in pair) for pair in self.pairs])
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        curvature = (step * change).sum(-1, keepdim=True)
+        size = step.norm(dim=-1, keepdim=True) * change.norm(dim=-1, keepdim=True)
+        known = curvature > 1e-8 * size
+        inverse = torch.where(known, 1.0 / curvature, torch.zeros_like(curvature))
+        self.pairs = [*self.pairs[-HISTORY + 1 :], (step, change, inverse)]
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Downhill, by the two loops of L-BFGS (Nocedal 1980)."""
+        if not self.pairs:
+            return -gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1.0)
+        q, shares = gradient.clone(), []
+        for step, change, inverse in reversed(self.pairs):
+            share = inverse * (step * q).sum(-1, keepdim=True)
+            q -= share * change
+            shares.append(share)
+        q *= self._scale()
+        for (step, change, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+            q += step * (share - inverse * (change * q).sum(-1, keepdim=True))
+        return -q
+
+    def _scale(self) -> Tensor:
+        """Of the newest pair that taught anything: step . change / |change|^2."""
+        scale = torch.ones_like(self.pairs[0][2])
+        for _, change, inverse in self.pairs:
+            size = change.square().sum(-1, keepdim=True)
+            scale = torch.where(inverse > 0, 1.0 / (inverse * size).clamp_min(1e-30), scale)
+        return scale

@@ -1,0 +1,305 @@
+"""Features of a frozen encoder: every layer and pooling in one pass, on disk, memory-mapped."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from bertchain.data.batching import DocumentCollator, longest_first
+from bertchain.data.spans import offsets_of
+from bertchain.errors import InputError
+from bertchain.models.modeling import encode_layers, num_blocks
+from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
+from bertchain.runtime.distributed import agreed, is_main_process, rank_and_size, wait_for_all
+from bertchain.runtime.files import replacing
+from bertchain.runtime.locks import one_at_a_time
+from bertchain.runtime.records import versions
+
+logger = logging.getLogger(__name__)
+
+
+DTYPES = {"float32": np.float32, "float16": np.float16}
+SECONDS_BETWEEN_MARKS = 10.0  # what a kill can cost
+CODE = (  # features made by other code are not used again
+    "probing/features.py",
+    "data/batching.py",
+    "data/spans.py",
+    "models/loading.py",
+    "models/modeling.py",
+    "models/pooling.py",
+)
+
+
+class FeatureStore:
+    """Features of one encoder, kept on disk as [rows, layers, poolings, hidden].
+
+    A file's name is a hash of the encoder's weights and config, the windows, the options, the
+    versions and the code that computes them: what changed is never read from an old file. Rows are
+    written where they belong as they are computed, so memory does not grow with their number; a
+    run that was killed goes on where it was; several processes each compute their share.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder: nn.Module,
+        padding_id: int,
+        dtype: str = "float32",
+        half_precision: bool = False,
+    ):
+        """Args: dtype: of the stored numbers; half_precision: compute in bf16 (fp16), on a GPU."""
+        self.folder = folder
+        self.encoder = encoder.eval()
+        self.collate = DocumentCollator(padding_id)
+        self.encoder_hash = hash_encoder(encoder)
+        self.dtype = dtype
+        self.half = half_type(encoder.device) if half_precision else None
+
+    def of(
+        self, dataset: Dataset, poolings: Sequence[str], tokens_per_batch: int, what: str
+    ) -> np.ndarray:
+        """Features of every row, memory-mapped; computed as far as they are not there."""
+        path = self.folder / f"{self.key(dataset, poolings)}.npy"
+        if agreed(path.is_file()):
+            logger.info("%s: features read from %s", what, path)
+            return np.load(path, mmap_mode="r")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path, what):
+            if not agreed(path.is_file()):  # another run may have made it meanwhile
+                self._make(path, dataset, poolings, tokens_per_batch, what)
+        return np.load(path, mmap_mode="r")
+
+    def _make(
+        self,
+        path: Path,
+        dataset: Dataset,
+        poolings: Sequence[str],
+        tokens_per_batch: int,
+        what: str,
+    ) -> None:
+        """The file of features, by all processes; what a killed run left is gone on with."""
+        start = time.perf_counter()
+        batches = list(token_batches(dataset["length"][:], tokens_per_batch))
+        unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
+        marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
+        if is_main_process():
+            self._begin(unfinished, marks, self.shape(dataset, poolings), len(batches))
+        wait_for_all()
+        self._compute_all(dataset, poolings, batches, unfinished, marks, what)
+        wait_for_all()
+        if is_main_process():
+            unfinished.replace(path)
+            marks.unlink()
+        wait_for_all()
+        seconds = time.perf_counter() - start
+        logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
+
+    def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
+        config = self.encoder.config
+        hidden = config.get_text_config().hidden_size
+        return len(dataset), num_blocks(config) + 1, len(poolings), hidden
+
+    def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
+        """Where the features of these documents stand."""
+        return batch
+
+    def _begin(self, unfinished: Path, marks: Path, shape: tuple[int, ...], batches: int) -> None:
+        """An empty file, and one mark a batch; those of a run that was killed stay as they are."""
+        if unfinished.is_file() and marks.is_file():
+            return
+        _allocate(unfinished, DTYPES[self.dtype], shape)
+        _allocate(marks, np.dtype(bool), (batches,))
+
+    def _compute_all(
+        self,
+        dataset: Dataset,
+        poolings: Sequence[str],
+        batches: list[np.ndarray],
+        unfinished: Path,
+        marks: Path,
+        what: str,
+    ) -> None:
+        """This process's batches. A batch is marked only when its rows are on disk."""
+        rank, size = rank_and_size()
+        features, done = np.load(unfinished, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
+        mine = [i for i in range(rank, len(batches), size) if not done[i]]
+        if done.any():
+            logger.info("%s: %d of %d batches were there", what, done.sum(), len(batches))
+        fresh, last = [], time.monotonic()
+        for i in tqdm(mine, desc=f"Features of {what}", disable=not is_main_process()):
+            rows = self.rows_of(dataset, batches[i])
+            features[rows] = self.compute(dataset[batches[i]], poolings)
+            fresh.append(i)
+            if time.monotonic() - last > SECONDS_BETWEEN_MARKS:
+                features.flush()
+                done[fresh] = True
+                done.flush()
+                fresh, last = [], time.monotonic()
+        features.flush()
+        done[fresh] = True
+        done.flush()
+
+    @torch.no_grad()
+    def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
+        """[rows, layers, poolings, hidden]; a document's vector is the mean over its windows."""
+        layers, present, mask = self._forward(columns)
+        pooled = [
+            torch.stack([TOKEN_POOLINGS[name](layer, mask) for name in poolings], dim=1)
+            for layer in layers
+        ]  # each [windows, poolings, hidden]
+        vectors = torch.stack(pooled, dim=1).flatten(1)  # [windows, layers * poolings * hidden]
+        documents = vectors.new_zeros(*present.shape, vectors.shape[-1])
+        documents[present] = vectors
+        means = mean_items(documents, present)  # [documents, ...]
+        return self._stored(means.view(len(present), len(layers), len(poolings), -1))
+
+    def _forward(self, columns: dict[str, list]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """All layers [windows, length, hidden] of the documents' windows; which segments are there
+        [documents, segments]; which tokens are [windows, length]."""
+        kept = [name for name in ("windows", "window_types") if name in columns]
+        rows = [
+            dict(zip(kept, values, strict=True))
+            for values in zip(*(columns[name] for name in kept), strict=True)
+        ]
+        device = self.encoder.device
+        batch = {k: v.to(device) for k, v in self.collate(rows).items()}
+        present = batch["attention_mask"].bool().any(dim=-1)
+        mask = batch["attention_mask"][present]
+        types = batch["token_type_ids"][present] if "token_type_ids" in batch else None
+        numbers = list(range(num_blocks(self.encoder.config) + 1))
+        half = nullcontext() if self.half is None else torch.autocast(device.type, self.half)
+        with half:
+            layers = encode_layers(self.encoder, batch["input_ids"][present], mask, types, numbers)
+        return [layer.float() for layer in layers], present, mask.bool()
+
+    def _stored(self, features: Tensor) -> np.ndarray:
+        found = features.cpu().numpy()
+        if np.abs(found).max(initial=0) > np.finfo(DTYPES[self.dtype]).max:
+            raise InputError("a feature is too large for --feature_dtype float16; use float32")
+        return found.astype(DTYPES[self.dtype])
+
+    def key(self, dataset: Dataset, poolings: Sequence[str]) -> str:
+        content = hashlib.sha256()
+        kept = [n for n in ("windows", "window_types", "places") if n in dataset.column_names]
+        for table in dataset.select_columns(kept).with_format("arrow").iter(10_000):
+            for column in table.columns:
+                add_numbers(content, column.combine_chunks())
+        for name in CODE:
+            content.update((Path(__file__).resolve().parents[1] / name).read_bytes())
+        found = versions()
+        parts: list[Any] = [self.encoder_hash, *poolings, found["torch"], found["transformers"]]
+        parts += [self.encoder.device.type, self.dtype, self.half]
+        content.update("\n".join(map(str, parts)).encode())
+        return content.hexdigest()[:32]
+
+
+class TargetStore(FeatureStore):
+    """Features of words inside documents, kept as [targets, layers, 1, slots * hidden].
+
+    A slot's vector is the mean over its tokens, in whichever windows they stand; a pair has two
+    slots side by side (see targets.py).
+    """
+
+    def __init__(self, max_seq_length: int, slots: int, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.max_seq_length, self.slots = max_seq_length, slots
+
+    def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
+        _, layers, _, hidden = super().shape(dataset, poolings)
+        return int(offsets_of(dataset)[-1]), layers, 1, self.slots * hidden
+
+    def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
+        if dataset is not self.counted:
+            self.counted, self.offsets = dataset, offsets_of(dataset)
+        return np.concatenate([np.arange(*self.offsets[[i, i + 1]]) for i in batch])
+
+    counted: Dataset | None = None
+
+    @torch.no_grad()
+    def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
+        """[targets, layers, 1, slots * hidden]"""
+        layers, present, mask = self._forward(columns)
+        length = mask.shape[1]
+        first_window = [0, *present.sum(dim=1).cumsum(0).tolist()]
+        tokens, slot_of = [], []  # of all slots: which tokens of the flat windows; whose they are
+        slots = 0
+        for document, targets in enumerate(columns["places"]):
+            for target in targets:
+                for slot in target:
+                    for place in slot:
+                        window, position = divmod(place, self.max_seq_length)
+                        tokens.append((first_window[document] + window) * length + position)
+                        slot_of.append(slots)
+                    slots += 1
+        index = torch.tensor(slot_of, device=mask.device, dtype=torch.long)
+        taken = torch.tensor(tokens, device=mask.device, dtype=torch.long)
+        counts = torch.bincount(index, minlength=slots).clamp_min(1).unsqueeze(-1)
+        found = []
+        for layer in layers:
+            vectors = layer.flatten(0, 1)[taken]  # [tokens, hidden]
+            sums = vectors.new_zeros(slots, vectors.shape[-1]).index_add_(0, index, vectors)
+            found.append((sums / counts).view(slots // self.slots, -1))  # [targets, slots * hidden]
+        return self._stored(torch.stack(found, dim=1).unsqueeze(2))
+
+
+def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """An array of zeros on disk. Its room is taken at once: without it the first write into the
+    memory map that finds no place would kill the process."""
+    with replacing(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """bf16, or fp16 where the GPU has no bf16; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float16
+
+
+def hash_encoder(encoder: nn.Module) -> str:
+    """Of weights and config: the same whether a checkpoint came from a hub or a folder."""
+    content = hashlib.sha256(type(encoder).__name__.encode())
+    settings = encoder.config.to_dict()
+    settings = {k: v for k, v in settings.items() if not k.startswith("_") and k != "architectures"}
+    content.update(repr(sorted(settings.items(), key=lambda item: item[0])).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+def add_numbers(content: Any, array: pa.Array) -> None:
+    """To a hash: lists of lists ... of whole numbers, and how long each list is."""
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        content.update(array.value_lengths().to_numpy().astype(np.int64).tobytes() + b"|")
+        array = array.flatten()
+    content.update(array.to_numpy(zero_copy_only=False).astype(np.int64).tobytes() + b"|")
+
+
+def token_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Row numbers, longest first, in batches of at most so many tokens (or of one row)."""
+    lengths = np.asarray(lengths)
+    batch: list[int] = []
+    for row in longest_first(lengths):
+        longest = lengths[batch[0]] if batch else lengths[row]
+        if batch and longest * (len(batch) + 1) > tokens_per_batch:
+            yield np.array(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield np.array(batch)

@@ -1,0 +1,276 @@
+"""Where labels lie among the features of each model and layer, and how training moves them.
+
+DirectProbe (see direct_probe.py) and the distances between labels, over models, layers, and
+training against new rows. Matrices in, tables out; long clusterings are kept on disk and gone on
+with.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from bertchain.directprobe.clustering import (
+    Clustering,
+    centroid_distances,
+    centroids,
+    cluster,
+    hull_distances,
+    predict,
+    spatial_similarity,
+    spread,
+)
+from bertchain.probing.analyses import effective_rank
+from bertchain.probing.scoreboard import chosen_layers, half_width
+from bertchain.runtime.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+KEEP_EVERY = 500  # decisions between two writes
+DRAWS = 200  # shuffles of rows for the similarity of train and new rows
+
+Layers = dict[str, dict[str, np.ndarray]]  # model -> split -> [rows, layers, hidden]
+
+
+def choose_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most so many rows, sorted, drawn without regard to their labels."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    return np.sort(np.random.default_rng(seed).permutation(len(labels))[:most])
+
+
+def _features_of(
+    layers: Layers, wanted: Sequence[int], rows: dict[str, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Each model and layer, and its chosen rows by split [rows, hidden] in float64."""
+    for model, splits in layers.items():
+        for layer in chosen_layers(wanted, splits["train"].shape[1]):
+            x = {s: np.asarray(splits[s][own, layer], dtype=np.float64) for s, own in rows.items()}
+            yield {"model": model, "layer": layer}, x
+
+
+# ---------------------------------------------------------------- clusters
+
+
+def cluster_and_keep(points: np.ndarray, labels: np.ndarray, folder: Path) -> Clustering:
+    """`direct_probe.cluster`, its decisions on disk: a run that was cut off goes on, and one that
+    ended only puts its clusters together again."""
+    digest = hashlib.sha256(np.ascontiguousarray(points).tobytes())
+    digest.update(np.ascontiguousarray(labels).tobytes())
+    path = folder / f"{digest.hexdigest()[:16]}.npy"
+    known = np.load(path, allow_pickle=False) if path.is_file() else np.zeros(0, dtype=bool)
+    decisions: list[bool] = []
+
+    def keep(merged: bool) -> None:
+        decisions.append(merged)
+        if len(decisions) > len(known) and len(decisions) % KEEP_EVERY == 0:
+            _write(path, decisions)
+
+    found = cluster(points, labels, known, keep)
+    if len(found.decisions) > len(known):
+        _write(path, found.decisions)
+    return found
+
+
+def _write(path: Path, decisions: Sequence[bool]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.array(decisions, dtype=bool))
+
+
+def directprobe_table(
+    layers: Layers,
+    labels: dict[str, np.ndarray],
+    wanted: Sequence[int],
+    split: str,
+    most: int,
+    seed: int,
+    folder: Path,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Clusters of the training rows of each model and layer, and the labels' distances.
+
+    Args:
+        labels: by split, classes [rows].
+        wanted: layers, from the last on where negative; none: all.
+        split: whose rows are predicted by the nearest cluster.
+        most: training rows that are clustered; a fifth of that is predicted.
+        folder: for decisions.
+
+    Returns:
+        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
+    """
+    rows, new = (
+        choose_rows(labels["train"], most, seed),
+        choose_rows(labels[split], most // 5, seed),
+    )
+    y, truth = labels["train"][rows], labels[split][new]
+    table, of_pairs = [], []
+    for at, x in _features_of(layers, wanted, {"train": rows, split: new}):
+        with threadpool_limits(limits=1):  # the same numbers on any machine; faster, too
+            row, distances = _probe(x["train"], y, x[split], truth, folder)
+        table.append(at | row)
+        of_pairs.append(pair_rows(at, np.unique(y), distances, "distance of hulls"))
+        logger.info("DirectProbe, %s, layer %d: %d clusters", *at.values(), row["clusters"])
+    return pd.DataFrame(table), pd.concat(of_pairs)
+
+
+def pair_rows(
+    at: dict[str, Any], names: np.ndarray, distances: np.ndarray, what: str
+) -> pd.DataFrame:
+    """A row for each pair of labels: which (by class number), and how far apart."""
+    one, other = np.triu_indices(len(names), 1)
+    columns = {"label": names[one], "other label": names[other], what: distances[one, other]}
+    return pd.DataFrame(at | columns)
+
+
+def _probe(
+    x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, folder: Path
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What is found in one layer, and the distances of hulls [labels, labels]."""
+    found = cluster_and_keep(x, y, folder)
+    numbers = np.searchsorted(found.names, y)
+    distances = hull_distances(x, numbers, accuracy=1e-2, skip=found.conflicts)
+    pairs = distances[np.triu_indices(len(distances), 1)]
+    largest, mean = spread(x, found.clusters)
+    row = {
+        "rows": len(x),
+        "labels": len(found.names),
+        "clusters": len(found.label_of),
+        "linear": "yes" if found.linear else "no",
+        "label pairs that meet": int(found.conflicts.sum()) // 2,
+        "mean distance of labels": float(pairs.mean()) if len(pairs) else float("nan"),
+        "largest distance within a cluster": float(largest.max()),
+        "mean distance within clusters": float(mean.mean()),
+        "accuracy of nearest cluster": float((predict(new, x, found) == truth).mean()),
+        "rows with another label's twin": found.mixed_points,
+    }
+    if len(x) < 2 * x.shape[1]:  # then even labels that mean nothing may look linear
+        shuffled = np.random.default_rng(0).permutation(y)
+        row["clusters of shuffled labels"] = len(cluster_and_keep(x, shuffled, folder).label_of)
+    return row, distances
+
+
+# ---------------------------------------------------------------- distances between labels
+
+
+def label_geometry_table(
+    layers: Layers,
+    labels: dict[str, np.ndarray],
+    wanted: Sequence[int],
+    split: str,
+    most: int,
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How labels' centroids lie: spread of the features, movement, similarity before and after, and
+    of training rows and new ones, with bootstrap intervals over rows.
+
+    The first model is what the others are compared with. Labels with at least two of the
+    rows taken from either split take part. Similarities are Pearson correlations of label-pair
+    distances.
+
+    Returns:
+        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
+    """
+    rows = {s: choose_rows(labels[s], most, seed) for s in ("train", split)}
+    shared = np.intersect1d(*(_frequent(labels[s][own]) for s, own in rows.items()))
+    rows = {s: own[np.isin(labels[s][own], shared)] for s, own in rows.items()}
+    y = {s: np.searchsorted(shared, labels[s][own]) for s, own in rows.items()}
+    first, table, of_pairs, before = next(iter(layers)), [], [], {}
+    for at, x in _features_of(layers, wanted, rows):
+        now = _Arrangement(x["train"], y["train"], x[split], y[split], seed)
+        row = at | {"effective rank": effective_rank(x["train"])}
+        row |= {"spread of a label": now.spread, "distance of centroids": now.mean_distance}
+        row["train and new, similarity"] = now.similarity
+        row["± 95 %"] = half_width(now.draws)
+        if at["model"] == first:
+            before[at["layer"]] = now
+        elif at["layer"] in before:
+            row |= now.against(before[at["layer"]])
+        table.append(row)
+        of_pairs.append(pair_rows(at, shared, now.distances, "distance of centroids"))
+    return pd.DataFrame(table), pd.concat(of_pairs)
+
+
+def _frequent(labels: np.ndarray) -> np.ndarray:
+    names, counts = np.unique(labels, return_counts=True)
+    return names[counts >= 2]
+
+
+class _Arrangement:
+    """Centroids of labels among training and new rows of one layer."""
+
+    def __init__(
+        self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
+    ):
+        self.centroids = centroids(train, y)
+        self.distances = centroid_distances(train, y)
+        self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
+        self.spread = float(np.sqrt(((train - self.centroids[y]) ** 2).sum(axis=1).mean()))
+        self.similarity = spatial_similarity(self.distances, centroid_distances(new, truth))
+        self.draws = bootstrap_similarity(train, y, new, truth, seed)
+
+    def against(self, before: "_Arrangement") -> dict[str, float]:
+        """What changed since: paired, as the same rows were drawn."""
+        row = {"similarity with the first": spatial_similarity(before.distances, self.distances)}
+        if before.centroids.shape == self.centroids.shape:
+            moved = np.linalg.norm(self.centroids - before.centroids, axis=1).mean()
+            row["centroids moved by"] = float(moved) / before.spread if before.spread else np.nan
+        row["train and new, change"] = self.similarity - before.similarity
+        row["± 95 % of the change"] = half_width(self.draws - before.draws)
+        return row
+
+
+def bootstrap_similarity(
+    train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
+) -> np.ndarray:
+    """Similarity of train and new label distances when rows are drawn again within each label.
+
+    Returns:
+        [DRAWS]; the same rows for the same labels and seed, whatever the features.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(DRAWS):
+        drawn = [_draw(labels, rng) for labels in (y, truth)]
+        distances = [
+            centroid_distances(x[rows], labels[rows])
+            for x, labels, rows in zip((train, new), (y, truth), drawn, strict=True)
+        ]
+        found.append(spatial_similarity(*distances))
+    return np.array(found)
+
+
+def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many rows of each label as it has, with replacement."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    sizes = np.repeat(counts, counts)
+    return order[starts + (rng.random(len(labels)) * sizes).astype(int)]
+
+
+# ---------------------------------------------------------------- in words
+
+
+def divergence_warnings(table: pd.DataFrame, split: str) -> list[str]:
+    """One sentence for each model whose last layer has train and new rows further apart in
+    arrangement than the first model's, beyond the interval."""
+    found = []
+    if "train and new, change" not in table:
+        return found
+    for model, rows in table.dropna(subset=["train and new, change"]).groupby("model", sort=False):
+        last = rows.loc[rows["layer"].idxmax()]
+        change, half = last["train and new, change"], last["± 95 % of the change"]
+        if change < -half:
+            found.append(
+                f"{model}: training pulled the labels of training and {split} rows apart "
+                f"(similarity of their arrangement in the last layer {change:+.3f} ± {half:.3f}): "
+                "what training rows look like says less about new ones than before."
+            )
+    return found

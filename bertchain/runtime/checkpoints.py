@@ -1,0 +1,232 @@
+"""Checkpoints of a run that may be killed at any time: whole or not, where to go on, when to go."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bertchain.errors import InputError
+from bertchain.runtime.distributed import agreed, leave_processes, rank_and_size, wait_for_all
+from bertchain.runtime.files import write_text
+
+logger = logging.getLogger(__name__)
+
+
+ASK_EVERY = 10  # steps between two times that several processes agree on whether to leave
+WHOLE = "whole"  # the last file of a checkpoint
+
+
+class MarkWhole(TrainerCallback):
+    """Marks a checkpoint when all of it is on disk: what lacks the mark was cut off."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        wait_for_all()  # each process writes its part
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
+
+
+class LeaveOnSignal(TrainerCallback):
+    """SIGTERM, which a machine that is taken away gets: the step is ended, a checkpoint written,
+    and the script left with exit code 143, so that the run can be gone on with."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: Any = None
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if rank_and_size()[1] > 1 and state.global_step % ASK_EVERY:
+            return
+        self.asked = agreed(self.asked)
+        control.should_save = control.should_save or self.asked
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.asked:
+            return
+        self._give_back()
+        logger.warning(
+            "SIGTERM: left after step %d, whose checkpoint is written; go on with the same command "
+            "(without folds and seeds: and --resume_from_checkpoint last)",
+            state.global_step,
+        )
+        leave_processes()
+        sys.exit(128 + signal.SIGTERM)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+            self.before = None
+
+
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """checkpoint-<step> folders by step."""
+    return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
+
+
+def whole_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """Those that were written to their end, by step."""
+    return [path for path in checkpoints_in(folder) if (path / WHOLE).is_file()]
+
+
+def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
+    """Where training goes on from.
+
+    Args:
+        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest whole one in
+            `folder`, or None.
+
+    Raises:
+        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
+            new run would mix with its own.
+    """
+    left, whole = checkpoints_in(folder), whole_checkpoints(folder)
+    if asked is None and left:
+        raise InputError(
+            f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
+            "last, or choose another --output_dir, or delete it"
+        )
+    if asked is None:
+        return None
+    if asked.lower() in ("last", "true"):
+        for path in left:
+            if path not in whole:
+                logger.warning("%s was not written to its end and is left out", path)
+        if not whole:
+            raise InputError(f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}")
+        return str(whole[-1])
+    if not os.path.isdir(asked):
+        raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
+    return asked
+
+
+def go_on_from(folder: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint, or None; half-written ones are deleted."""
+    whole = whole_checkpoints(folder)
+    for path in checkpoints_in(folder):
+        if path not in whole:
+            logger.warning("%s was not written to its end: deleted", path)
+            shutil.rmtree(path)
+    return str(whole[-1]) if whole else None
+
+
+def remove_checkpoints(folder: str | os.PathLike) -> None:
+    """The best weights are in the output folder; checkpoints serve a run that did not end."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+AT_THE_END = 10.0  # seconds, for what is written after the last prediction
+MARGIN = 1.3  # times the prediction time that was estimated
+
+
+@dataclass
+class TimeBudget:
+    """Seconds from the script's start; None: as long as it takes."""
+
+    seconds: float | None
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def left(self) -> float:
+        return self.seconds - (self.clock() - self.started)
+
+    def callbacks(
+        self, parts_left: int, train: int, validation: int, test: int
+    ) -> list[TrainerCallback]:
+        """What keeps one of the models that are still to be trained within its share.
+
+        Args:
+            parts_left: models to train, this one included: each gets an equal share.
+            train, validation, test: tokens of each split.
+        """
+        if self.seconds is None:
+            return []
+        share = (self.left() - AT_THE_END) / parts_left
+        return [StopInTime(self.clock() + share, train, validation, test, self.clock)]
+
+
+class StopInTime(TrainerCallback):
+    """Ends training when what is left of the time is needed to evaluate and predict.
+
+    Time for a token comes from the slowest evaluation so far, and is at least half of that in
+    training (a forward pass is a third of a training step).
+    """
+
+    def __init__(
+        self,
+        deadline: float,
+        train: int,
+        validation: int,
+        test: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.deadline, self.clock = deadline, clock
+        self.train, self.validation = train, validation
+        self.at_the_end = 2 * validation + test  # tokens: the last evaluation, then the predictions
+        self.started = self.first_epoch = 0.0
+        self.evaluating = self.slowest = 0.0
+        self.stopped = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started, self.first_epoch = self.clock(), state.epoch or 0.0
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        runtime = (metrics or {}).get("eval_runtime", 0.0)
+        self.evaluating += runtime
+        self.slowest = max(self.slowest, runtime / max(1, self.validation))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        epochs = max(1e-9, (state.epoch or 0.0) - self.first_epoch)
+        training = self.clock() - self.started - self.evaluating
+        a_step = training / max(1.0, epochs / max(1e-9, state.epoch) * state.global_step)
+        a_token = max(0.5 * training / (epochs * self.train), self.slowest)
+        needed = a_step + MARGIN * a_token * self.at_the_end
+        if not agreed(self.clock() + needed >= self.deadline):
+            return control
+        self.stopped = control.should_training_stop = True
+        if args.eval_strategy == "steps":  # by epoch it is evaluated on leaving anyway
+            control.should_evaluate = True
+            control.should_save = args.load_best_model_at_end
+        return control

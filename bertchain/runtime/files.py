@@ -1,0 +1,122 @@
+"""What a run leaves behind: files never half written, what made them, model cards, curves."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from safetensors import SafetensorError
+
+TORCH_WRITER = "PytorchStreamWriter|unexpected pos|file write failed|iostream error"
+SPARE = 2**20  # bytes: with less left a disk is full
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Let what goes wrong with the disk in this block be an OSError that names `path`.
+
+    safetensors and torch have errors of their own for it, and a full disk is often without a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except (RuntimeError, SafetensorError) as error:
+        number = _failed_write(error, path)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _failed_write(error: Exception, path: str | os.PathLike) -> int | None:
+    """The errno behind an error of safetensors or of torch's writer; None: it is another."""
+    known = re.search(r"\(os error (\d+)\)", str(error))
+    if known:
+        return int(known[1])
+    if not re.search(TORCH_WRITER, str(error)):
+        return None
+    return errno.ENOSPC if shutil.disk_usage(Path(path)).free < SPARE else errno.EIO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` when the block ends well.
+
+    A crash leaves the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with writing(path):
+            yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder; move each of its files into `folder` when the block ends well."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    try:
+        with writing(folder):
+            yield temporary
+        for source in sorted(temporary.rglob("*")):
+            target = folder / source.relative_to(temporary)
+            if source.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(source, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Valid JSON: a metric that is not defined (NaN) becomes null."""
+    write_text(
+        path,
+        json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_yaml(path: str | os.PathLike, content: Any) -> None:
+    write_text(path, yaml.safe_dump(content, sort_keys=True, allow_unicode=True))
+
+
+def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)

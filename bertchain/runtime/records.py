@@ -1,0 +1,157 @@
+"""What is written about a run: versions, model card, training curves."""
+
+import math
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from bertchain.runtime.files import replacing
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages behind the numbers, and these scripts' commit."""
+    found = {"python": python_version()}
+    for package in PACKAGES:
+        found[package] = metadata.version(package)
+    found["commit"] = git_commit()
+    return found
+
+
+def git_commit() -> str:
+    """The commit of the folder of these scripts, with `-dirty` if tracked files differ; or
+    "unknown"."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = [
+            "git",
+            "-C",
+            str(here),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude=*",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
+    """A GitHub table; text from data cannot break out of its cell."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if math.isnan(value) else f"{value:.{digits}f}"
+        return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+    header = "| " + " | ".join(map(cell, table.columns)) + " |"
+    rule = "|" + " --- |" * len(table.columns)
+    rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
+    return "\n".join([header, rule, *rows]) + "\n"
+
+
+def model_card(
+    title: str,
+    base_model: str,
+    pipeline_tag: str,
+    summary: str,
+    usage: str,
+    metrics: dict[str, float],
+    arguments: dict[str, Any],
+) -> str:
+    """README.md of a model folder: what it is, how to load it, how it scored, how it was made."""
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": pipeline_tag,
+        "tags": ["generated-by-script"],
+    }
+    if (
+        not os.path.isabs(base_model)
+        and base_model.count("/") <= 1
+        and not base_model.startswith(".")
+    ):
+        front["base_model"] = base_model
+    scores = pd.DataFrame(
+        [(k, v) for k, v in metrics.items() if isinstance(v, float)], columns=["metric", "value"]
+    )
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {title}\n\n{summary}\n\n"
+        f"## Load it\n\n```python\n{usage.strip()}\n```\n\n"
+        f"## Results\n\n{markdown_table(scores)}\n"
+        f"## Arguments\n\n```yaml\n{yaml.safe_dump(arguments, allow_unicode=True)}```\n\n"
+        f"## Versions\n\n```yaml\n{yaml.safe_dump(versions())}```\n"
+    )
+
+
+def evaluation_history(log_history: list[dict[str, Any]]) -> pd.DataFrame:
+    """The Trainer's log -> one row per evaluation.
+
+    `train_loss` is the mean of the logged losses since the evaluation before, weighted by the steps
+    each covers; learning rates are those last logged.
+    """
+    rows, losses, rates, last_step = [], [], {}, 0
+    for entry in log_history:
+        if "loss" in entry:
+            losses.append((entry["loss"], entry["step"] - last_step))
+            last_step = entry["step"]
+            rates = {k: v for k, v in entry.items() if k.startswith("learning_rate")}
+        evaluation = {k: v for k, v in entry.items() if k.startswith("eval_") and not _is_timing(k)}
+        if evaluation and not (rows and rows[-1]["step"] == entry["step"]):
+            steps = sum(n for _, n in losses)
+            train_loss = sum(loss * n for loss, n in losses) / steps if steps else float("nan")
+            rows.append(
+                {
+                    "epoch": entry.get("epoch"),
+                    "step": entry["step"],
+                    "train_loss": train_loss,
+                    **rates,
+                    **evaluation,
+                }
+            )
+            losses = []
+    return pd.DataFrame(rows)
+
+
+def _is_timing(key: str) -> bool:
+    return key.endswith(("_runtime", "_per_second", "_preparation_time"))
+
+
+def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) -> None:
+    """Loss curves beside the curve of the metric that chooses the best checkpoint."""
+    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for column, label in (("train_loss", "training"), ("eval_loss", "validation")):
+        if column in history:
+            left.plot(history["step"], history[column], marker="o", label=label)
+    left.set(xlabel="step", ylabel="loss", title="Loss")
+    if left.lines:
+        left.legend()
+    if metric in history:
+        right.plot(history["step"], history[metric], marker="o", color="tab:green")
+    name = metric.removeprefix("eval_")
+    right.set(xlabel="step", ylabel=name, title=f"Validation {name}")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)

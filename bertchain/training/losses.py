@@ -1,0 +1,227 @@
+"""Training losses of a document classifier, as sums that the caller divides once.
+
+A sum and what it is divided by are kept apart, so that accumulated batches and several processes
+give the loss of one large batch. Scores and the loss of validation stay plain: see `document_loss`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertchain.arguments.finetuning import LossArguments
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import InputError
+from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, standardise
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """The loss of a problem type with what is switched on.
+
+    Attributes:
+        class_weights: one a class (single_label), or None. The sum is divided by the weights of the
+            rows, as `torch.nn.CrossEntropyLoss` does, so that their scale does not matter.
+        positive_weights: one a label (multi_label), or None: weighs what is 1 against what is 0.
+        focal_gamma: (1 - p)^gamma before the log-likelihood, p the probability of the truth (Lin et
+            al. 2017, eq. 4); 0 = off.
+        label_smoothing: share of the truth that is spread over all classes; 0 = off.
+        huber_delta: from this error on, in standard deviations of the target, the loss is linear;
+            None = squares.
+        rdrop_alpha: weight of the divergence between two passes (Liang et al. 2021); 0 = off.
+    """
+
+    config: DocumentClassifierConfig
+    class_weights: tuple[float, ...] | None = None
+    positive_weights: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+    huber_delta: float | None = None
+    rdrop_alpha: float = 0.0
+
+    def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The summed loss, in float32.
+
+        Args:
+            logits: [documents, labels], or [samples, documents, labels], whose losses are averaged.
+            labels: as for `document_loss`; for single_label also probabilities [documents, labels].
+            weights: of the rows [documents]; None: all 1.
+        """
+        logits = logits.float()
+        if logits.dim() == 3:
+            samples = torch.stack([self.total(sample, labels, weights) for sample in logits])
+            return samples.mean()
+        if self.config.problem_type == "regression":
+            each = self._errors(logits, labels)
+        elif self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            each = self._binary(logits, labels.to(logits.dtype)).sum(dim=-1)
+        else:
+            each = self._categorical(logits, labels)
+        return _weighed(each, weights).sum()
+
+    def divisor(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What the sum over these labels is divided by: their number, or their weights."""
+        if self.class_weights is not None:
+            return _weighed(self._class_weights(labels), weights).sum()
+        in_a_row = 1 if self.soft(labels) else labels[0].numel()
+        if weights is not None:
+            return weights.sum() * in_a_row
+        return torch.tensor(float(len(labels) * in_a_row), device=labels.device)
+
+    def divergence(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Summed symmetric KL divergence of two passes [2 * documents, labels] over the same rows.
+
+        Regression has no distribution: half the squared difference takes its place (that of two
+        unit normals).
+        """
+        if logits.dim() == 3:
+            return torch.stack([self.divergence(sample, weights) for sample in logits]).mean()
+        one, two = logits.float().chunk(2)
+        if self.config.problem_type == "regression":
+            scale = one.new_tensor(self.config.target_scale)
+            each = 0.5 * ((one - two) / scale) ** 2
+        elif self.config.problem_type == PROBLEM_TYPES["multi_label"]:
+            # KL(p||q) + KL(q||p) = (p - q)(logit p - logit q) for each label
+            each = 0.5 * (one.sigmoid() - two.sigmoid()) * (one - two)
+        else:
+            p, q = one.log_softmax(-1), two.log_softmax(-1)
+            each = 0.5 * (p.exp() - q.exp()) * (p - q)
+        return _weighed(each.sum(dim=-1), weights).sum()
+
+    def soft(self, labels: Tensor) -> bool:
+        """Whether labels of a single_label task are probabilities."""
+        single = self.config.problem_type == PROBLEM_TYPES["single_label"]
+        return single and labels.is_floating_point()
+
+    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents]"""
+        logits, labels = standardise(logits, labels, self.config)
+        if self.huber_delta is None:
+            each = F.mse_loss(logits, labels, reduction="none")
+        else:  # twice the usual, so that small errors count as in the squared loss
+            each = 2 * F.huber_loss(logits, labels, reduction="none", delta=self.huber_delta)
+        return each.sum(dim=-1)
+
+    def _categorical(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents]"""
+        log_p = logits.log_softmax(dim=-1)
+        truth = self._distribution(labels, log_p)  # [documents, classes]
+        factor = 1.0 if not self.focal_gamma else (1 - log_p.exp()) ** self.focal_gamma
+        each = -(truth * factor * log_p).sum(dim=-1)
+        return each if self.class_weights is None else each * self._class_weights(labels)
+
+    def _distribution(self, labels: Tensor, like: Tensor) -> Tensor:
+        hard = not self.soft(labels)
+        truth = F.one_hot(labels, like.shape[-1]).to(like.dtype) if hard else labels.to(like.dtype)
+        return truth * (1 - self.label_smoothing) + self.label_smoothing / like.shape[-1]
+
+    def _class_weights(self, labels: Tensor) -> Tensor:
+        """The weight of each row [documents]: of its class, or the mean over its probabilities."""
+        weights = torch.tensor(self.class_weights, device=labels.device)
+        return labels.to(weights.dtype) @ weights if self.soft(labels) else weights[labels]
+
+    def _binary(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-> [documents, labels]"""
+        weights = None
+        if self.positive_weights is not None:
+            weights = logits.new_tensor(self.positive_weights)
+        each = F.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="none"
+        )
+        if not self.focal_gamma:
+            return each
+        wrong = torch.where(labels == 1, -logits, logits).sigmoid()  # 1 - p of the truth
+        return wrong**self.focal_gamma * each
+
+
+def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
+    return each if weights is None else each * weights
+
+
+def settle_loss(
+    losses: LossArguments,
+    smoothing: float,
+    spec: LabelSpec,
+    config: DocumentClassifierConfig,
+    labels: list,
+) -> TrainingLoss:
+    """The flags as a loss; refuses those that mean nothing for the problem type.
+
+    Args:
+        smoothing: --label_smoothing_factor.
+        labels: of the training rows, for balanced weights; empty without training.
+    """
+    only_for = {
+        "class_weights": (losses.class_weights, ("single_label",)),
+        "positive_weights": (losses.positive_weights, ("multi_label",)),
+        "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
+        "huber_delta": (losses.huber_delta, ("regression",)),
+        "label_smoothing_factor": (smoothing, ("single_label",)),
+    }
+    for flag, (value, kinds) in only_for.items():
+        if value and spec.problem_type not in kinds:
+            raise InputError(f"--{flag} does not go with {spec.problem_type} labels")
+    weights = {}
+    if labels:
+        for flag in ("class_weights", "positive_weights"):
+            weights[flag] = settle_weights(getattr(losses, flag), flag, spec, labels)
+    return TrainingLoss(
+        config=config,
+        focal_gamma=losses.focal_gamma,
+        label_smoothing=smoothing,
+        huber_delta=losses.huber_delta,
+        rdrop_alpha=losses.rdrop_alpha,
+        **weights,
+    )
+
+
+def settle_weights(
+    given: Sequence[str], flag: str, spec: LabelSpec, labels: list
+) -> tuple[float, ...] | None:
+    """`balanced` or name=weight ... -> one weight a label, in the model's order; None if none.
+
+    Balanced class weights are rows / (classes * rows of the class), as in scikit-learn; balanced
+    positive weights are (rows without the label) / (rows with it).
+
+    Raises:
+        InputError: naming `flag`, for an unknown name, a missing or unfit weight, or a label that
+            occurs in no training row and so has no balanced weight.
+    """
+    if not given:
+        return None
+    if list(given) == ["balanced"]:
+        return _balanced(flag, spec, labels)
+    weights = {}
+    for item in given:
+        name, _, value = item.rpartition("=")
+        if name not in spec.names:
+            raise InputError(
+                f"--{flag} {item}: write balanced, or name=weight for each label: "
+                + " ".join(f"{n}=1" for n in spec.names[:6])
+            )
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 <= weights[name] < float("inf"):
+            raise InputError(f"--{flag} {item}: {value!r} is not a weight of at least 0")
+    missing = [name for name in spec.names if name not in weights]
+    if missing:
+        raise InputError(f"--{flag} lacks a weight for {', '.join(missing[:6])}")
+    return tuple(weights[name] for name in spec.names)
+
+
+def _balanced(flag: str, spec: LabelSpec, labels: list) -> tuple[float, ...]:
+    rows = np.asarray(labels, dtype=float)
+    if rows.ndim == 1:
+        rows = np.eye(len(spec.names))[rows.astype(int)]
+    counts = rows.sum(axis=0)  # [labels]
+    if (counts == 0).any():
+        absent = spec.names[int(counts.argmin())]
+        raise InputError(f"--{flag} balanced: no training row has the label {absent!r}")
+    if spec.problem_type == "multi_label":
+        return tuple(((len(rows) - counts) / counts).tolist())
+    return tuple((len(rows) / (len(counts) * counts)).tolist())

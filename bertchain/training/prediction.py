@@ -1,0 +1,124 @@
+"""A trained model's predictions: made piece by piece, written and read as tables keyed by id."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from datasets import Dataset
+from transformers import EvalPrediction, Trainer
+
+from bertchain.data.batching import longest_first
+from bertchain.data.labels import LabelSpec, Thresholds
+from bertchain.errors import InputError, as_input_error
+from bertchain.metrics import is_score
+from bertchain.runtime.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+ROWS_AT_ONCE = 50_000
+
+
+def predict(
+    trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
+) -> dict[str, float]:
+    """Predict a split and write it in row order to `folder`; of words id, target, prediction ...
+
+    Rows go through the model piece by piece, the longest of a piece first: so there is little
+    padding, and memory does not grow with the number of rows but for their probabilities.
+
+    Returns:
+        metrics with the prefix eval_ or test_.
+    """
+    prefix = {"validation": "eval", "test": "test"}[split]
+    compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
+    of_words = "places" in dataset.column_names
+    counts = [len(own) for own in dataset["places"]] if of_words else [1] * len(dataset)
+    ends = np.cumsum(counts)  # of the predictions of each row
+    lengths = np.asarray(dataset["length"][:])
+    logits = np.empty((ends[-1], len(spec.names)), dtype=np.float32)
+    started = time.monotonic()
+    for start in range(0, len(dataset), ROWS_AT_ONCE):
+        rows = start + longest_first(lengths[start : start + ROWS_AT_ONCE])
+        found = trainer.predict(dataset.select(rows)).predictions
+        if not of_words:
+            logits[rows] = found
+            continue
+        for row, own in zip(rows, found, strict=True):  # [targets and padding, labels]
+            logits[ends[row] - counts[row] : ends[row]] = own[: counts[row]]
+    seconds = time.monotonic() - started
+    trainer.compute_metrics = compute
+    metrics = {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
+    if "labels" in dataset.column_names:
+        labels = dataset["labels"][:]
+        labels = np.concatenate(labels) if of_words else np.asarray(labels)
+        metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels))
+    if trainer.is_world_process_zero():
+        probabilities, path = spec.probabilities(logits), folder / f"predictions_{split}.csv"
+        ids, columns = dataset["id"][:], {}
+        if of_words:
+            ids = [name for name, count in zip(ids, counts, strict=True) for _ in range(count)]
+            columns["target"] = np.concatenate([np.arange(count) for count in counts])
+        write_predictions(path, spec, ids, probabilities, **columns)
+    metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
+    logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
+    return metrics
+
+
+def write_predictions(
+    path: str | os.PathLike,
+    spec: LabelSpec,
+    ids: Sequence[str],
+    probabilities: np.ndarray,
+    thresholds: Thresholds | None = None,
+    **columns: Sequence,
+) -> None:
+    """A prediction table (see `LabelSpec.prediction_table`), written in pieces.
+
+    Args:
+        probabilities: [n, labels].
+        columns: more of them, after the id, each of n values.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            piece = slice(start, start + ROWS_AT_ONCE)
+            more = {name: values[piece] for name, values in columns.items()}
+            table = spec.prediction_table(ids[piece], probabilities[piece], thresholds, **more)
+            table.to_csv(file, index=False, header=start == 0)
+
+
+def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str], np.ndarray]:
+    """What `write_predictions` wrote, number for number.
+
+    Returns:
+        ids; probabilities or values [n, labels].
+
+    Raises:
+        InputError: naming the file, if it is not there or lacks a column of the labels.
+    """
+    table = read_table_of(path)
+    missing = [name for name in ("id", *spec.value_columns) if name not in table]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; it holds predictions of other labels")
+    return table["id"].tolist(), table[spec.value_columns].to_numpy(dtype=np.float64)
+
+
+def read_table_of(path: str | os.PathLike) -> pd.DataFrame:
+    """A csv that one of these scripts wrote: ids as text, numbers to the last digit."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    text = {"id": pa.string(), "label": pa.string()}
+    with as_input_error(str(path)):
+        table = pa_csv.read_csv(
+            path,
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False),
+        )
+    return table.to_pandas()

@@ -1,0 +1,133 @@
+"""Which rows are drawn when, in which batches, by which process."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from bertchain.models.windows import WindowSpec, find_special_tokens
+from bertchain.pretraining.packing import RowMaker
+from bertchain.pretraining.sampling import DrawnBatches, Draws, StreamedBatches, token_bounds
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, 230)
+
+
+def drawn(weights=None, epoch=0, **changes):
+    weights = np.ones(len(LENGTHS)) if weights is None else weights
+    fields = dict(batch_size=8, batches_per_chunk=5, epoch=lambda: epoch) | changes
+    return DrawnBatches(LENGTHS, weights, **fields)
+
+
+def rows_of(batches):
+    return [key % len(LENGTHS) for batch in batches for key in batch]
+
+
+@pytest.mark.parametrize("tokens", [None, 256])
+@pytest.mark.parametrize("by_length", [True, False])
+def test_an_epoch_draws_every_row_once_in_a_new_order(tokens, by_length):
+    first, second = (
+        list(drawn(epoch=e, tokens_per_batch=tokens, by_length=by_length)) for e in (0, 1)
+    )
+    for batches in (first, second):
+        assert sorted(rows_of(batches)) == list(range(len(LENGTHS)))
+    assert rows_of(first) != rows_of(second)
+    assert len(first) == len(second) == len(drawn(tokens_per_batch=tokens, by_length=by_length))
+    again = drawn(epoch=1, tokens_per_batch=tokens, by_length=by_length)
+    assert list(again) == second  # the same after a resume
+    assert not {k for b in first for k in b} & {k for b in second for k in b}  # new masks
+
+
+def padded(batches):
+    return sum(LENGTHS[np.array(b) % len(LENGTHS)].max() * len(b) for b in batches)
+
+
+def test_batches_by_length_waste_little():
+    assert padded(drawn()) < 1.2 * LENGTHS.sum()
+    assert padded(drawn(by_length=False)) > 1.6 * LENGTHS.sum()
+
+
+def test_token_batches_keep_to_their_budget():
+    batches = list(drawn(tokens_per_batch=256, batches_per_chunk=50))
+    assert max(padded([batch]) for batch in batches) <= 256
+    assert padded(batches) < 1.1 * LENGTHS.sum()
+    assert len(batches) < 1.2 * LENGTHS.sum() / 256
+    assert token_bounds([5, 5, 5, 2], 10) == [(0, 2), (2, 4)]
+    assert token_bounds([50, 1], 10) == [(0, 1), (1, 2)]  # a row alone may be longer
+    assert token_bounds([], 10) == []
+
+
+@pytest.mark.parametrize("tokens", [None, 256])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_epoch_and_do_as_many_steps(tokens, processes):
+    shares = [
+        list(drawn(tokens_per_batch=tokens, process=p, processes=processes, epoch=2))
+        for p in range(processes)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(r for share in shares for r in rows_of(share)) == list(range(len(LENGTHS)))
+    steps = [[padded([share[i]]) for share in shares] for i in range(len(shares[0]))]
+    assert np.mean([max(s) - min(s) for s in steps]) < 0.35 * np.mean(steps)  # nobody waits long
+
+
+def test_weights_say_how_often_a_row_is_drawn():
+    weights = np.where(np.arange(len(LENGTHS)) < 30, 2.5, 0.25)
+    seen = []
+    for epoch in range(4):
+        sampler = drawn(weights, epoch=epoch)
+        keys = [key for batch in sampler for key in batch]
+        assert len(set(keys)) == len(keys)  # a second draw of a row has a key of its own
+        counts = np.bincount(np.array(keys) % len(LENGTHS), minlength=len(LENGTHS))
+        assert set(counts[:30]) == {2, 3} and counts[:30].sum() == 75
+        assert set(counts[30:]) == {0, 1} and counts[30:].sum() == 50
+        seen.append(counts)
+    assert (seen[0] != seen[1]).any()  # another half each epoch
+
+
+def test_too_few_rows_for_the_processes_is_said():
+    sampler = DrawnBatches([5], [1.0], 8, processes=2)
+    with pytest.raises(ValueError, match="too few for 2 processes"):
+        list(sampler)
+
+
+def test_draws_map_keys_to_rows():
+    rows = Draws(Dataset.from_dict({"x": [10, 11, 12]}))
+    assert rows.__getitems__([0, 4, 8]) == [
+        {"x": 10, "key": 0},
+        {"x": 11, "key": 4},
+        {"x": 12, "key": 8},
+    ]
+    assert rows[5] == {"x": 12, "key": 5} and len(rows) == 3
+
+
+# ---------------------------------------------------------------- streams
+
+
+def stream(tokenizer, tokens=None, by_length=True):
+    def documents():
+        rng = np.random.default_rng(0)
+        number = 0
+        while True:
+            yield number, {"text": "red cat " * int(rng.integers(1, 9)), "corpus": "task"}
+            number += 1
+
+    maker = RowMaker(tokenizer, WindowSpec("hierarchical", 12), find_special_tokens(tokenizer))
+    return StreamedBatches(documents, maker, 4, tokens, by_length, seed=0, batches_per_chunk=6)
+
+
+@pytest.mark.parametrize("tokens", [None, 48])
+def test_a_stream_gives_batches_without_end_and_the_same_again(tokenizers, tokens):
+    source = stream(tokenizers["bert"], tokens)
+    first = list(islice(source, 40))
+    assert first == list(islice(stream(tokenizers["bert"], tokens), 40))
+    keys = [row["key"] for batch in first for row in batch]
+    assert len(set(keys)) == len(keys)
+    for batch in first:
+        longest = max(row["length"] for row in batch)
+        assert longest <= 12
+        assert len(batch) <= 4 if tokens is None else longest * len(batch) <= tokens
+    assert source.hashes == set(range(len(source.hashes)))
+    spread = [max(r["length"] for r in b) - min(r["length"] for r in b) for b in first]
+    loose = list(islice(stream(tokenizers["bert"], tokens, by_length=False), 40))
+    loose = [max(r["length"] for r in b) - min(r["length"] for r in b) for b in loose]
+    assert np.mean(spread) < 0.6 * np.mean(loose)

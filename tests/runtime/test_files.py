@@ -1,0 +1,118 @@
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors import SafetensorError
+
+from bertchain.runtime.files import replacing, replacing_files, write_csv, write_json, writing
+from bertchain.runtime.records import (
+    evaluation_history,
+    markdown_table,
+    model_card,
+    plot_history,
+    versions,
+)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_crash_while_writing_a_folder_leaves_the_old_files(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), replacing_files(tmp_path) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+    with replacing_files(tmp_path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "b").write_text("new")
+    assert (tmp_path / "sub" / "b").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["a", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+        (SafetensorError("Error while serializing: I/O error: (os error 28)"), errno.ENOSPC),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), None),
+        (RuntimeError("basic_ios::clear: iostream error"), None),
+        (RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"), None),
+    ],
+)
+def test_what_goes_wrong_with_the_disk_has_one_name(error, number, tmp_path, monkeypatch):
+    for free, expected in ((0, errno.ENOSPC), (2**30, errno.EIO)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(
+            "bertchain.runtime.files.shutil.disk_usage", lambda path, usage=usage: usage
+        )
+        with pytest.raises(OSError) as caught, writing(tmp_path):
+            raise error
+        assert caught.value.errno == (number or expected)
+        assert caught.value.filename == str(tmp_path)
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    for error in (RuntimeError("CUDA out of memory"), ValueError("no"), OSError(2, "no", "x")):
+        with pytest.raises(type(error)) as caught, writing(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+def test_undefined_metrics_become_null(tmp_path):
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5, float("inf")]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1.5, None]}
+
+
+def test_csv_keeps_text_as_it_is(tmp_path):
+    table = pd.DataFrame({"id": ["007", 'a,"b"'], "p": [0.5, 1.0]})
+    write_csv(tmp_path / "a.csv", table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv", dtype={"id": str}), table)
+
+
+def test_versions_name_packages_and_commit():
+    assert {"python", "torch", "transformers", "datasets", "commit"} <= versions().keys()
+
+
+def test_tables_escape_what_could_break_them():
+    table = markdown_table(pd.DataFrame({"a|b": ["<i>x\ny|z"], "n": [0.123456]}))
+    assert table == "| a\\|b | n |\n| --- | --- |\n| &lt;i>x y\\|z | 0.1235 |\n"
+
+
+def test_model_cards_name_a_hub_base_and_no_folder():
+    fields = dict(title="t", pipeline_tag="fill-mask", summary="s", usage="u", arguments={})
+    for base, known in (("bert-base-uncased", True), ("org/name", True), ("/tmp/x", False)):
+        card = model_card(base_model=base, metrics={"eval_loss": 1.0}, **fields)
+        front = yaml.safe_load(card.split("---")[1])
+        assert (front.get("base_model") == base) == known
+        assert "| eval_loss | 1.0000 |" in card
+
+
+def test_history_weighs_losses_by_steps_and_keeps_one_row_a_step(tmp_path):
+    log = [
+        {"eval_loss": 9.0, "epoch": 0, "step": 0},
+        {"loss": 4.0, "learning_rate": 2.0, "step": 10},
+        {"loss": 1.0, "learning_rate": 1.0, "learning_rate_head": 3.0, "step": 15},
+        {"eval_loss": 2.0, "eval_accuracy": 0.5, "eval_runtime": 1.0, "epoch": 1, "step": 15},
+        {"eval_loss": 2.0, "eval_accuracy": 0.5, "epoch": 1, "step": 15},
+        {"train_loss": 3.0, "step": 15},
+    ]
+    history = evaluation_history(log)
+    assert list(history["step"]) == [0, 15]
+    assert history["train_loss"][1] == pytest.approx((4.0 * 10 + 1.0 * 5) / 15)
+    assert history["learning_rate_head"][1] == 3.0 and "eval_runtime" not in history
+    plot_history(tmp_path / "h.png", history, "eval_accuracy")
+    assert (tmp_path / "h.png").read_bytes()[:4] == b"\x89PNG"
