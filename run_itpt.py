@@ -87,16 +87,16 @@ from transformers import (
 from bertchain.data.batching import keep_all_columns, refuse_other_order
 from bertchain.data.contamination import hash_texts, read_fingerprint
 from bertchain.data.documents import all_text
-from bertchain.data.tokenization import load_tokenizer, settle_windows
+from bertchain.data.tokenization import load_tokenizer, resolve_windows
 from bertchain.data.words import SEGMENTERS
 from bertchain.models.loading import first_position, is_document_classifier
 from bertchain.pretraining.corpora import (
     Source,
     check_test_text,
     clean,
+    parse_corpus_weights,
+    parse_sources,
     read_corpora,
-    settle_sources,
-    settle_weights,
     split_corpora,
 )
 from bertchain.pretraining.masked_lm import (
@@ -116,11 +116,11 @@ from bertchain.runtime.checkpoints import (
     remove_checkpoints,
 )
 from bertchain.runtime.files import (
+    disk_errors,
     write_csv,
     write_json,
     write_text,
     write_yaml,
-    writing,
 )
 from bertchain.runtime.locks import claim, frees_claims
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
@@ -136,33 +136,33 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    corpus, text, block, mask, start, run, training, as_run = parse(
+    corpus, text, block, mask, start, run, training, run_config = parse(
         (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS
     )
     start_logging()
     check_arguments(corpus, text, block, mask, run, training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path, hub = encoder_path(start.model_name_or_path or start.config_name), start.hub
+    path, hub_kwargs = encoder_path(start.model_name_or_path or start.config_name), start.hub_kwargs
 
     # 2. Corpora -> documents, some held out
-    sources, weights, test_hashes = settle_corpora(corpus, text, mask.label_words)
+    sources, weights, test_hashes = resolve_corpora(corpus, text, mask.label_words)
     read = stream_documents if corpus.streaming else read_documents
     documents, held_out, counts = read(corpus, sources, weights, test_hashes, training.seed)
 
     # 3. Tokenizer and model, perhaps with new tokens
-    tokenizer = load_tokenizer(start.tokenizer_name or path, **hub)
+    tokenizer = load_tokenizer(start.tokenizer_name or path, **hub_kwargs)
     check_mask_token(tokenizer, start.tokenizer_name or path)
     new_tokens = grow_tokenizer(tokenizer, start.add_tokens, documents)
     if start.config_name is not None:
-        model, untrained = masked_lm_from_scratch(path, tokenizer, hub)
+        model, untrained = masked_lm_from_scratch(path, tokenizer, hub_kwargs)
     else:
-        model, untrained = load_masked_lm(path, tokenizer, hub, new_tokens)
-    pooler = read_pooler(path, model, hub) if start.keep_pooler else {}
+        model, untrained = load_masked_lm(path, tokenizer, hub_kwargs, new_tokens)
+    pooler = read_pooler(path, model, hub_kwargs) if start.keep_pooler else {}
 
     # 4. Documents -> rows; those held out get their mask once and for all
-    maker = settle_rows(path, tokenizer, block, mask, hub)
-    collator = settle_masks(tokenizer, mask, model, training.seed)
+    maker = build_row_maker(path, tokenizer, block, mask, hub_kwargs)
+    collator = build_collator(tokenizer, mask, model, training.seed)
     held_out = collator.mask_for_good(to_rows(held_out, maker))
     if corpus.streaming:
         rows = stream_rows(documents, maker, block, training)
@@ -176,7 +176,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         block=block,
         weights=weights,
         pooler=pooler,
-        hashes=known_hashes(documents, rows, path, hub),
+        hashes=known_hashes(documents, rows, path, hub_kwargs),
         model=model,
         args=keep_all_columns(training),
         train_dataset=rows,
@@ -190,7 +190,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 6. Train, and keep the best
     facts = {"untrained_weights": len(untrained), "new_tokens": len(new_tokens)}
     results = {**counts, **facts, "transductive": corpus.include_test_text}
-    with writing(training.output_dir):
+    with disk_errors(training.output_dir):
         results |= trainer.train(resume_from_checkpoint=resume_from).metrics
 
     # 7. Measure on held-out documents
@@ -199,7 +199,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 8. Write the checkpoint, curves and results
     trainer.save_plain(Path(training.output_dir))
     if trainer.is_world_process_zero():
-        write_run(trainer, results, as_run)
+        write_run(trainer, results, run_config)
         if not run.keep_checkpoints:
             remove_checkpoints(training.output_dir)
     trainer.accelerator.wait_for_everyone()
@@ -243,7 +243,7 @@ def encoder_path(path: str) -> str:
 # ---------------------------------------------------------------- 2. documents
 
 
-def settle_corpora(
+def resolve_corpora(
     corpus: CorpusArguments, text: TextArguments, label_words: str | None
 ) -> tuple[list[Source], dict[str, float], np.ndarray | None]:
     """All tables, the weights of the corpora, and the hashes of the documents to leave out."""
@@ -254,14 +254,14 @@ def settle_corpora(
         "max_samples": corpus.max_train_samples,
         **text.format,
     }
-    sources = settle_sources(corpus.train_file, corpus.corpora, defaults, label_words)
+    sources = parse_sources(corpus.train_file, corpus.corpora, defaults, label_words)
     if corpus.dataset_name is not None:
         names = {
             "dataset_name": corpus.dataset_name,
             "dataset_config_name": corpus.dataset_config_name,
         }
         sources.append(Source("task", **names, label_words=label_words, **defaults))
-    test = settle_sources(corpus.test_file, None, {**defaults, "max_samples": None})
+    test = parse_sources(corpus.test_file, None, {**defaults, "max_samples": None})
     check_test_text(sources, test, corpus.include_test_text)
     test_hashes = None
     if corpus.include_test_text:
@@ -269,7 +269,7 @@ def settle_corpora(
     elif test:
         test_hashes = hash_texts(all_text(read_corpora(test)))
     names = list(dict.fromkeys(source.corpus for source in sources))
-    return sources, settle_weights(corpus.corpus_weights, names), test_hashes
+    return sources, parse_corpus_weights(corpus.corpus_weights, names), test_hashes
 
 
 def read_documents(
@@ -337,22 +337,22 @@ def grow_tokenizer(
 # ---------------------------------------------------------------- 4. rows and masks
 
 
-def settle_rows(
+def build_row_maker(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
     block: BlockArguments,
     mask: MaskArguments,
-    hub: dict[str, Any],
+    hub_kwargs: dict[str, Any],
 ) -> RowMaker:
     """Windows without overlap, of what the model takes; words where masks need them."""
     given = {"truncation": "hierarchical", "max_seq_length": block.max_seq_length}
     given = {name: value for name, value in given.items() if value is not None}
-    windows, special = settle_windows(given, path, tokenizer, **hub)
+    windows, special = resolve_windows(given, path, tokenizer, **hub_kwargs)
     segment = None if mask.mask_unit == "token" else SEGMENTERS[mask.word_segmenter]
     return RowMaker(tokenizer, windows, special, segment)
 
 
-def settle_masks(
+def build_collator(
     tokenizer: PreTrainedTokenizerBase, mask: MaskArguments, model: PreTrainedModel, seed: int
 ) -> MaskingCollator:
     masker = Masker(
@@ -376,16 +376,16 @@ def training_rows(
     model: PreTrainedModel,
 ) -> Dataset:
     """Windows as rows, or several in a row."""
-    rows, room = to_rows(documents, maker), maker.windows.max_seq_length
+    rows, capacity = to_rows(documents, maker), maker.windows.max_seq_length
     if block.blocks == "document":
         return rows
     lengths = np.array(rows["length"][:])
     order = [int(i) for i in np.argsort(-lengths, kind="stable")]
     longest, shortest = order[0], order[-1]
-    beside = next((i for i in order if lengths[i] + lengths[shortest] <= room), shortest)
+    beside = next((i for i in order if lengths[i] + lengths[shortest] <= capacity), shortest)
     for windows in ([longest], [beside, shortest]):
         check_packing(model, [rows[i] for i in windows], collator)
-    return pack_rows(rows, room)
+    return pack_rows(rows, capacity)
 
 
 def count_rows(rows: Dataset, held_out: Dataset) -> dict[str, int]:
@@ -415,10 +415,10 @@ def known_hashes(
     documents: Dataset | DocumentStream,
     rows: Dataset | StreamedBatches,
     path: str,
-    hub: dict[str, Any],
+    hub_kwargs: dict[str, Any],
 ) -> Callable[[], np.ndarray]:
     """What the checkpoint will have seen: all documents of this run and of those before it."""
-    before = read_fingerprint(path, **hub)
+    before = read_fingerprint(path, **hub_kwargs)
     before = np.zeros(0, dtype=np.uint64) if before is None else before
     if isinstance(rows, StreamedBatches):  # known when they were read
         return lambda: np.array([*before.tolist(), *gather_object([*rows.hashes])], np.uint64)
@@ -436,7 +436,7 @@ def add_callbacks(trainer: MaskedLMTrainer, run: RunArguments) -> None:
 # ---------------------------------------------------------------- 8. write
 
 
-def write_run(trainer: Trainer, results: dict[str, Any], as_run: dict[str, Any]) -> None:
+def write_run(trainer: Trainer, results: dict[str, Any], run_config: dict[str, Any]) -> None:
     """Beside the checkpoint: its card, curves, arguments and results."""
     folder = Path(trainer.args.output_dir)
     history = evaluation_history(trainer.state.log_history)
@@ -444,17 +444,17 @@ def write_run(trainer: Trainer, results: dict[str, Any], as_run: dict[str, Any])
     plot_history(folder / "history.png", history, "eval_masked_accuracy")
     card = model_card(
         title=folder.name,
-        base_model=as_run.get("model_name_or_path") or as_run["config_name"],
+        base_model=run_config.get("model_name_or_path") or run_config["config_name"],
         pipeline_tag="fill-mask",
         summary="Masked language model, "
-        + ("further pretrained" if "model_name_or_path" in as_run else "trained from scratch")
+        + ("further pretrained" if "model_name_or_path" in run_config else "trained from scratch")
         + " on the text of a task.",
         usage=USAGE,
         metrics={k: v for k, v in results.items() if k in SCORES},
-        arguments=changed(as_run, (*OWN_ARGUMENTS, TrainingArguments)),
+        arguments=changed(run_config, (*OWN_ARGUMENTS, TrainingArguments)),
     )
     write_text(folder / "README.md", card)
-    write_yaml(folder / "run_args.yaml", as_run)
+    write_yaml(folder / "run_args.yaml", run_config)
     seed = {"seed": trainer.args.seed}
     write_json(folder / "all_results.json", results | seed | {"versions": versions()})
     logger.info("Wrote %s: perplexity %.2f", folder, results["eval_perplexity"])

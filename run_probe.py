@@ -5,7 +5,7 @@ change?
         --train_file train.csv --test_file test.csv --output_dir probed
 
 One forward pass a model gives every layer and pooling; features are stored memory-mapped and read
-again on the next run. A linear probe is trained to convergence on each, its strength chosen on
+again on the next run. A linear probe is trained to convergence on each, its C chosen on
 validation. Nothing is chosen on test. Takes hub names, plain transformers folders, and folders of
 run_itpt.py and run_finetune.py; of the latter the fine-tuned head is scored as well.
 
@@ -72,18 +72,18 @@ from bertchain.data.labels import LabelSpec
 from bertchain.data.spans import (
     collator_for,
     cut_targets,
+    infer_span_labels,
     offsets_of,
     read_target_splits,
-    settle_target_labels,
     target_labels,
     target_words,
 )
 from bertchain.data.splits import hold_out_validation
 from bertchain.data.tables import Table, read_splits
-from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+from bertchain.data.tokenization import load_tokenizer, pad_id, resolve_windows, to_windows
 from bertchain.metrics import MAIN_METRIC, SCORES
 from bertchain.models.describe import describe_checkpoint
-from bertchain.models.layers import rooms_of
+from bertchain.models.layers import layer_ids_of
 from bertchain.models.loading import is_document_classifier, load_classifier, load_encoder
 from bertchain.models.modeling import DocumentClassifier, num_blocks
 from bertchain.probing.analyses import control_labels, online_code_length, weight_changes
@@ -93,8 +93,8 @@ from bertchain.probing.features import FeatureStore, TargetStore, token_batches
 from bertchain.probing.label_geometry import directprobe_table, label_geometry_table
 from bertchain.probing.probes import PROBES, Fit, ProbeResult, fit_linear_probe
 from bertchain.probing.report import headline_table, list_sections
-from bertchain.probing.scoreboard import Place, Scoreboard, chosen_layers, gains, movement
-from bertchain.runtime.checkpoints import whole_checkpoints
+from bertchain.probing.scoreboard import Place, Scoreboard, chosen_layers, drift, gains
+from bertchain.runtime.checkpoints import complete_checkpoints
 from bertchain.runtime.distributed import is_main_process, leave_processes, start_processes
 from bertchain.runtime.files import write_csv, write_json, write_yaml
 from bertchain.runtime.html import write_report_files
@@ -118,14 +118,14 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         return pd.DataFrame()
 
     # 1. Arguments
-    data, text, label, target, window, probing, as_run = parse(OWN_ARGUMENTS, argv)
+    data, text, label, target, window, probing, run_config = parse(OWN_ARGUMENTS, argv)
     start_logging()
     check_arguments(data, target, probing, argv)
     if target.task_level != "sequence":  # a word has one vector: the mean over its tokens
         probing.token_pooling = ["word"]
-        as_run.pop("token_pooling")
+        run_config.pop("token_pooling")
     if not probing.of_labels:
-        as_run.pop("directprobe_points")
+        run_config.pop("directprobe_points")
     models = named_models(probing.models) | named_checkpoints(probing.checkpoints_of)
     folder = Path(probing.output_dir)
     start_processes()
@@ -152,9 +152,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     for name, (layers, cut, about) in probed.items():
         add_probes(board, name, layers, task, probing)
         if is_document_classifier(models[name]):
-            add_own_head(board, name, models[name], cut, task.slots)
-        seen = find_seen(task.documents.get("test"), models[name], **hub_of(probing))
-        holds = describe_checkpoint(models[name], **hub_of(probing))
+            add_own_head(board, name, models[name], cut, task.num_spans)
+        seen = find_seen(task.documents.get("test"), models[name], **hub_kwargs_of(probing))
+        holds = describe_checkpoint(models[name], **hub_kwargs_of(probing))
         facts.append(about | {"holds": holds} | seen)
 
     # 5. Compare and write
@@ -162,7 +162,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     features = {name: layers[board.split] for name, (layers, _, _) in probed.items()}
     changes = compare(board, features, models, probing)
     changes |= measure_labels({n: x for n, (x, _, _) in probed.items()}, board, probing)
-    write_report(folder, board, headline, changes, facts, features, as_run)
+    write_report(folder, board, headline, changes, facts, features, run_config)
     headline = headline.drop(columns="place")
     logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
     return headline
@@ -203,7 +203,7 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
     """What a run of run_finetune.py started from, and its checkpoints, in order."""
     if run is None:
         return {}
-    checkpoints = whole_checkpoints(run)
+    checkpoints = complete_checkpoints(run)
     if not checkpoints:
         raise InputError(
             f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
@@ -238,14 +238,14 @@ class Task:
         documents: by split; with --task_level of words also their targets (see targets.py).
         labels: by split, as far as there are any: of documents, or of all targets.
         texts: by split, what a baseline may count: documents, or the words of each target.
-        slots: of each target (see targets.py); 0: documents are labelled.
+        spans: of each target (see targets.py); 0: documents are labelled.
     """
 
     spec: LabelSpec
     documents: dict[str, Dataset]
     labels: dict[str, np.ndarray]
     texts: dict[str, list[str]]
-    slots: int
+    num_spans: int
 
 
 def read_documents(
@@ -265,7 +265,7 @@ def read_documents(
         if "labels" in d.column_names
     }
     texts = {split: all_text(documents[split]) for split in labels}
-    return Task(spec, documents, labels, texts, slots=0)
+    return Task(spec, documents, labels, texts, num_spans=0)
 
 
 def read_words(
@@ -278,10 +278,10 @@ def read_words(
 ) -> Task:
     how = (data.limits, target, text.id_column_name, label.validation_split, seed)
     documents = read_target_splits(tables, *how)
-    spec = settle_target_labels(documents, target.task_level)
+    spec = infer_span_labels(documents, target.task_level)
     labels = {split: target_labels(rows, spec) for split, rows in documents.items()}
     texts = {split: target_words(rows) for split, rows in documents.items()}
-    return Task(spec, documents, labels, texts, target.slots)
+    return Task(spec, documents, labels, texts, target.num_spans)
 
 
 # ---------------------------------------------------------------- 3. features
@@ -294,7 +294,7 @@ def find_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def hub_of(probing: ProbeArguments) -> dict[str, Any]:
+def hub_kwargs_of(probing: ProbeArguments) -> dict[str, Any]:
     return {"trust_remote_code": probing.trust_remote_code}
 
 
@@ -302,10 +302,10 @@ def extract(
     name: str, path: str, task: Task, window: WindowArguments, probing: ProbeArguments
 ) -> tuple[dict[str, np.ndarray], dict[str, Dataset], dict[str, Any]]:
     """Features by split, the windows they are of, and what was probed."""
-    hub, of_words = hub_of(probing), task.slots > 0
-    tokenizer = load_tokenizer(path, **hub)
+    hub_kwargs, of_words = hub_kwargs_of(probing), task.num_spans > 0
+    tokenizer = load_tokenizer(path, **hub_kwargs)
     given = ({"truncation": "hierarchical"} if of_words else {}) | window.given
-    windows, special = settle_windows(given, path, tokenizer, **hub)
+    windows, special = resolve_windows(given, path, tokenizer, **hub_kwargs)
     cut = {
         split: cut_targets(rows, tokenizer, windows, special)
         if of_words
@@ -313,13 +313,13 @@ def extract(
         for split, rows in task.documents.items()
     }
     with as_input_error(f"--models {name}={path}"):
-        encoder, missing = load_encoder(path, **hub)
+        encoder, missing = load_encoder(path, **hub_kwargs)
     chosen_layers(probing.probe_layers, num_blocks(encoder.config) + 1)
     where = Path(probing.features_dir or Path(probing.output_dir) / "features")
     options = (where, encoder.to(find_device()), pad_id(tokenizer))
     options = (*options, probing.feature_dtype, probing.half_precision)
     if of_words:
-        store: FeatureStore = TargetStore(windows.max_seq_length, task.slots, *options)
+        store: FeatureStore = TargetStore(windows.max_seq_length, task.num_spans, *options)
     else:
         store = FeatureStore(*options)
     how = (probing.token_pooling, probing.tokens_per_batch)
@@ -358,7 +358,7 @@ def add_probes(
     jobs = list(itertools.product(each, chosen, pooled))
     jobs += [("mix", None, pooling) for pooling in pooled if "mix" in probing.probes]
     score = validation_score(labels["validation"], spec)
-    control = settle_control(task, labels["train"], probing)
+    control = assign_control_labels(task, labels["train"], probing)
     places = [(layer, pooling) for probe, layer, pooling in jobs if probe == "linear"]
     solve = partial(solve_paths, layers["train"], places, spec=spec, solver=probing.probe_solver)
     paths, control_paths = solve(labels["train"]), solve(control["train"]) if control else {}
@@ -398,7 +398,7 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> 
     return results
 
 
-def settle_control(
+def assign_control_labels(
     task: Task, labels: np.ndarray, probing: ProbeArguments
 ) -> dict[str, np.ndarray]:
     """Labels of the control task by split, if it is asked for."""
@@ -460,14 +460,14 @@ def validation_score(labels: np.ndarray, spec: LabelSpec) -> Any:
 
 @torch.no_grad()
 def add_own_head(
-    board: Scoreboard, name: str, path: str, cut: dict[str, Dataset], slots: int
+    board: Scoreboard, name: str, path: str, cut: dict[str, Dataset], num_spans: int
 ) -> None:
     """Scores of a fine-tuned model's own head, if it knows the same labels."""
     spec = board.spec
     model, _ = load_classifier(path)
     own = LabelSpec.from_config(model.config, spec.columns, spec.delimiter)
-    knows = (own.problem_type, own.names, model.config.slots)
-    if knows != (spec.problem_type, spec.names, slots):
+    knows = (own.problem_type, own.names, model.config.num_spans)
+    if knows != (spec.problem_type, spec.names, num_spans):
         logger.warning("%s: its head was trained for other labels and is not scored", name)
         return
     model = model.to(find_device()).eval()
@@ -480,17 +480,17 @@ def add_own_head(
 def predict_logits(model: DocumentClassifier, dataset: Dataset) -> np.ndarray:
     """[rows, labels] in row order; of words [targets, labels]."""
     collate = collator_for(model.config, model.config.pad_token_id or 0)
-    slots = model.config.slots
-    ends = offsets_of(dataset) if slots else np.arange(len(dataset) + 1)
+    of_words = model.config.num_spans > 0
+    ends = offsets_of(dataset) if of_words else np.arange(len(dataset) + 1)
     logits = np.empty((ends[-1], model.config.num_labels), dtype=np.float32)
-    wanted = ("windows", "window_types", "places")
+    wanted = ("windows", "window_types", "token_positions")
     rows_only = dataset.select_columns([n for n in dataset.column_names if n in wanted])
     for batch in token_batches(dataset["length"][:], 8192):
         inputs = collate([rows_only[int(i)] for i in batch])
         found = model(**{k: v.to(model.device) for k, v in inputs.items()}).logits.float().cpu()
         for row, own in zip(batch, found.numpy(), strict=True):
             count = ends[row + 1] - ends[row]
-            logits[ends[row] : ends[row + 1]] = own[:count] if slots else own
+            logits[ends[row] : ends[row + 1]] = own[:count] if of_words else own
     return logits
 
 
@@ -523,15 +523,17 @@ def compare(
     names = list(models)
     if "change" not in probing.analyses:
         return {}
-    start, _ = load_encoder(models[names[0]], **hub_of(probing))
+    start, _ = load_encoder(models[names[0]], **hub_kwargs_of(probing))
     changed = {}
     for name in names[1:]:
-        encoder, _ = load_encoder(models[name], **hub_of(probing))
-        rooms = {
-            k: room for k, room in rooms_of(encoder).items() if room <= num_blocks(encoder.config)
+        encoder, _ = load_encoder(models[name], **hub_kwargs_of(probing))
+        layer_ids = {
+            k: layer_id
+            for k, layer_id in layer_ids_of(encoder).items()
+            if layer_id <= num_blocks(encoder.config)
         }
-        changed[name] = weight_changes(start.state_dict(), encoder.state_dict(), rooms)
-    tables = {"movement": movement(features, names, compared_pooling(probing), changed)}
+        changed[name] = weight_changes(start.state_dict(), encoder.state_dict(), layer_ids)
+    tables = {"drift": drift(features, names, compared_pooling(probing), changed)}
     if len(names) > 1:
         tables["gains"] = gains(board, names)
     return tables
@@ -582,7 +584,7 @@ def write_report(
     changes: dict[str, pd.DataFrame],
     facts: list[dict[str, Any]],
     features: dict[str, np.ndarray],
-    as_run: dict[str, Any],
+    run_config: dict[str, Any],
 ) -> None:
     """report.html, report.md with its pictures, tables as csv, run_args.yaml, all_results.json."""
     for name, table in changes.items():
@@ -590,10 +592,10 @@ def write_report(
     write_csv(folder / "results.csv", board.table())
     sections = list_sections(board, headline, changes, facts, features)
     write_report_files(folder, "What the layers know", sections)
-    write_yaml(folder / "run_args.yaml", as_run)
+    write_yaml(folder / "run_args.yaml", run_config)
     plain = headline.drop(columns="place").to_dict("records")
     summary = {"headline": plain, "models": facts}
-    how = {"seed": as_run["seed"], "device": find_device().type, "versions": versions()}
+    how = {"seed": run_config["seed"], "device": find_device().type, "versions": versions()}
     write_json(folder / "all_results.json", summary | how)
 
 

@@ -153,7 +153,7 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     from bertchain.data.documents import label_documents
     from bertchain.data.labels import LabelSpec
     from bertchain.data.tables import read_splits
-    from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+    from bertchain.data.tokenization import load_tokenizer, pad_id, resolve_windows, to_windows
     from bertchain.models.loading import load_encoder
     from bertchain.probing.features import FeatureStore
 
@@ -165,7 +165,7 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     spec = LabelSpec.infer(*tables["train"], [label])
     documents = label_documents(tables, {"train": None}, spec, text_columns=["text"])["train"]
     tokenizer = load_tokenizer(model)
-    windows, special = settle_windows({"max_seq_length": 64}, model, tokenizer)
+    windows, special = resolve_windows({"max_seq_length": 64}, model, tokenizer)
     cut, _ = to_windows(documents, tokenizer, windows, special)
     store = FeatureStore(folder, load_encoder(model)[0], pad_id(tokenizer))
     features = store.of(cut, ["cls"], 8192, label)

@@ -185,7 +185,7 @@ def our_trainer(
     )
     windows = WindowSpec("hierarchical", options.max_seq_length)
     maker = RowMaker(tokenizer, windows, find_special_tokens(tokenizer))
-    collator = run_itpt.settle_masks(tokenizer, run_itpt.MaskArguments(), model, 1)
+    collator = run_itpt.build_collator(tokenizer, run_itpt.MaskArguments(), model, 1)
     documents = Dataset.from_dict({"text": texts, "corpus": ["task"] * len(texts)})
     return run_itpt.MaskedLMTrainer(
         block=block,

@@ -6,7 +6,7 @@
 
 Features: all layers, cls and mean pooling, against `SentenceTransformer.encode` of the last layer
 alone (mean pooling, its own sorting by length), same model and text, float32. Probes: the same grid
-(layers x strengths, mean pooling) by run_probe.py's linear probe against scikit-learn's
+(layers x c_values, mean pooling) by run_probe.py's linear probe against scikit-learn's
 LogisticRegression, one cold fit after the other; both reach the same objective, which is printed.
 
 Each measurement is a process of its own, and the ways take turns.
@@ -97,13 +97,13 @@ def encode(documents: object, options: argparse.Namespace) -> dict[str, float]:
 
 def extract(documents: object, options: argparse.Namespace, folder: Path) -> tuple:
     """Features [rows, layers, 2, hidden] and the seconds they took, tokenizing included."""
-    from bertchain.data.tokenization import load_tokenizer, pad_id, settle_windows, to_windows
+    from bertchain.data.tokenization import load_tokenizer, pad_id, resolve_windows, to_windows
     from bertchain.models.loading import load_encoder
     from bertchain.probing.features import FeatureStore
 
     tokenizer = load_tokenizer(options.model)
     given = {"max_seq_length": options.max_seq_length}
-    windows, special = settle_windows(given, options.model, tokenizer)
+    windows, special = resolve_windows(given, options.model, tokenizer)
     store = FeatureStore(folder, load_encoder(options.model)[0], pad_id(tokenizer))
     few, _ = to_windows(
         documents.select(range(min(64, len(documents)))), tokenizer, windows, special
@@ -116,31 +116,31 @@ def extract(documents: object, options: argparse.Namespace, folder: Path) -> tup
 
 
 def probe(features: object, documents: object, spec: object, way: str) -> dict[str, float]:
-    """Seconds for the grid of layers and strengths, and the sum of its objectives."""
+    """Seconds for the grid of layers and c_values, and the sum of its objectives."""
     import numpy as np
     from joblib import Parallel, cpu_count, delayed
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    from bertchain.probing.probes import STRENGTHS, TOLERANCE, Standardiser, fit_multinomial
+    from bertchain.probing.probes import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
 
     labels, classes = np.array(documents["labels"][:]), len(spec.names)
     rows = np.arange(len(labels))
 
-    def objective(weights: np.ndarray, p: np.ndarray, strength: float) -> float:
-        return float(-np.log(p[rows, labels]).sum() + (weights**2).sum() / (2 * strength))
+    def objective(weights: np.ndarray, p: np.ndarray, C: float) -> float:
+        return float(-np.log(p[rows, labels]).sum() + (weights**2).sum() / (2 * C))
 
     def ours(layer: int) -> float:
         x = Standardiser(features[:, layer, 1])(features[:, layer, 1])
-        fits = fit_multinomial(x, labels, classes, STRENGTHS)
-        return sum(objective(f.predict.weights, f.predict(x), f.strength) for f in fits)
+        fits = fit_multinomial(x, labels, classes, C_VALUES)
+        return sum(objective(f.predict.weights, f.predict(x), f.C) for f in fits)
 
     def theirs(layer: int) -> float:
         x = Standardiser(features[:, layer, 1])(features[:, layer, 1])
         total = 0.0
-        for strength in STRENGTHS:
-            model = LogisticRegression(C=strength, max_iter=2000, tol=TOLERANCE).fit(x, labels)
-            total += objective(model.coef_, model.predict_proba(x), strength)
+        for C in C_VALUES:
+            model = LogisticRegression(C=C, max_iter=2000, tol=TOLERANCE).fit(x, labels)
+            total += objective(model.coef_, model.predict_proba(x), C)
         return total
 
     layers = range(features.shape[1])

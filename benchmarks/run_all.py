@@ -79,7 +79,7 @@ RATIOS = (
         "seconds",
     ),
     Ratio(
-        "probes: layers x strengths against scikit-learn", "probe", "probes", "sklearn", "seconds"
+        "probes: layers x c_values against scikit-learn", "probe", "probes", "sklearn", "seconds"
     ),
     Ratio(
         "DirectProbe, 100 points in 5 dimensions, against the rule",

@@ -77,8 +77,8 @@ def parse(
             for cls in dataclass_types
         ]
     check_output_dir(values.get("output_dir"))
-    as_run = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
-    return *objects, as_run
+    run_config = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
+    return *objects, run_config
 
 
 def as_flags(argv: Sequence[str] | dict[str, Any] | None) -> list[str]:
@@ -156,13 +156,13 @@ def describe_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> str
     return f"unknown argument --{name}{nearest(name, known)}"
 
 
-def changed(as_run: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str, Any]:
+def changed(run_config: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str, Any]:
     """The arguments of a run whose values differ from the dataclasses' own defaults."""
     defaults = {}
     for f in (f for cls in dataclass_types for f in dataclasses.fields(cls)):
         factory = f.default_factory
         defaults[f.name] = f.default if factory is dataclasses.MISSING else factory()
-    return {k: v for k, v in as_run.items() if v != defaults.get(k)}
+    return {k: v for k, v in run_config.items() if v != defaults.get(k)}
 
 
 def start_script(

@@ -29,7 +29,7 @@ import run_probe
 from bertchain.arguments.common import DataArguments, LabelArguments, TextArguments, WindowArguments
 from bertchain.cli import flags_of, run_script
 from bertchain.errors import InputError
-from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
 # Roc auc does not depend on a threshold, which a badly trained head would not have found either.
@@ -159,7 +159,7 @@ def plot(path: Path, curves: dict[str, pd.DataFrame], probe: dict[str, float], m
     axis.set(xlabel="epoch", ylabel=f"validation {metric}", title="The same encoder, four ways")
     axis.legend(fontsize="small")
     axis.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

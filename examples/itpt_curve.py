@@ -26,7 +26,7 @@ import run_finetune
 from bertchain.cli import run_script
 from bertchain.errors import InputError
 from bertchain.metrics import MAIN_METRIC
-from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
 
@@ -150,7 +150,7 @@ def plot(path: Path, scores: pd.DataFrame, metric: str, history: pd.DataFrame) -
     right.set_title("Masked language model")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

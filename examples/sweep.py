@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bertchain.cli import flags_of, read_arguments, run_script
 from bertchain.errors import InputError, nearest
 from bertchain.metrics import MAIN_METRIC
-from bertchain.runtime.files import replacing, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,7 +222,7 @@ def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) 
         axis.set(xlabel=metric)
     axis.set_title(f"Mean and standard deviation of {len(sweep['seeds'])} seeds", fontsize="medium")
     axis.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 

@@ -28,26 +28,26 @@ def test_a_file_stands_for_arguments_and_flags_override_it(tmp_path, suffix):
     )
     numbers, _ = parse([Numbers], [str(path)])
     assert numbers == Numbers(1e-4, ["b", "c"], True)
-    numbers, as_run = parse([Numbers], [str(path), "--rate", "2", "--many", "d"])
+    numbers, run_config = parse([Numbers], [str(path), "--rate", "2", "--many", "d"])
     assert numbers == Numbers(2.0, ["d"], True)
-    assert as_run == {"rate": 2.0, "many": ["d"], "switch": True}
+    assert run_config == {"rate": 2.0, "many": ["d"], "switch": True}
 
 
 def test_what_was_run_round_trips():
-    first, as_run = parse([Numbers], ["--rate=-3", "--many", "x y", "z", "--switch"])
-    again, _ = parse([Numbers], flags_of(as_run))
-    assert again == first == parse([Numbers], as_run)[0]
+    first, run_config = parse([Numbers], ["--rate=-3", "--many", "x y", "z", "--switch"])
+    again, _ = parse([Numbers], flags_of(run_config))
+    assert again == first == parse([Numbers], run_config)[0]
 
 
 def test_secrets_are_not_kept():
-    numbers, as_run = parse([Numbers], ["--hub_token", "s3cret"])
-    assert numbers.hub_token == "s3cret" and "hub_token" not in as_run
+    numbers, run_config = parse([Numbers], ["--hub_token", "s3cret"])
+    assert numbers.hub_token == "s3cret" and "hub_token" not in run_config
 
 
 def test_defaults_of_the_script_and_what_a_run_changed():
-    numbers, as_run = parse([Numbers], ["--switch"], {"rate": 0.5})
+    numbers, run_config = parse([Numbers], ["--switch"], {"rate": 0.5})
     assert numbers.rate == 0.5
-    assert changed(as_run, [Numbers]) == {"rate": 0.5, "switch": True}
+    assert changed(run_config, [Numbers]) == {"rate": 0.5, "switch": True}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,18 @@ from typing import Any
 from bertchain.errors import InputError, at_least, one_of, share
 
 
-def arg(default: Any, text: str) -> Any:
-    """A dataclass field with a help text."""
+def arg(default: Any, text: str, *, shown: str | None = None, common: bool = False) -> Any:
+    """Make a dataclass field with a help text.
+
+    Args:
+        text: what the value is; `--help` adds the default.
+        shown: the default as `--help` says it, where None stands for one that depends on others.
+        common: whether `--help` lists it; `--help_all` lists all.
+    """
+    metadata = {"help": text, "shown": shown, "common": common}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -144,7 +151,7 @@ class EncoderArguments:
     trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
 
     @property
-    def hub(self) -> dict[str, Any]:
+    def hub_kwargs(self) -> dict[str, Any]:
         """For every `from_pretrained`."""
         return {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
@@ -181,35 +188,26 @@ class WindowArguments:
 
 
 @dataclass
-class TargetArguments:
-    """What a label is of: a document, or words inside it."""
+class SpanArguments:
+    """Labelled words inside documents, in place of labelled documents."""
 
-    _argument_group_name = "task level"
+    _argument_group_name = "labels of words"
 
-    task_level: str = arg(
-        "sequence", "sequence (documents), token, span or pair (head and dependent) of words."
+    spans_column_name: str | None = arg(
+        None,
+        "Column with labelled spans, which are then classified in place of documents: a list of "
+        "{words: [[3, 4]], label: PER}; two lists of word numbers for a pair.",
     )
-    tokens_column_name: str = arg("tokens", "Column with the words of a sentence, a list.")
-    tags_column_name: str = arg("tags", "token: a label for each word, a list.")
-    heads_column_name: str = arg("heads", "pair: the number of each word's head, -1 for none.")
-    relations_column_name: str = arg("deprels", "pair: the relation to it, a list.")
-    targets_column_name: str = arg("targets", "span: a list of {span: word numbers, label ...}.")
-    target_label_field: str = arg("label", "span: which field of a target is its label.")
-    longest_target: int | None = arg(None, "span: leave out targets of more words. Default: none.")
-    skip_labels: list[str] = arg([], "Leave out targets with these labels.")
+    tokens_column_name: str = arg("tokens", "Column with the words of a document, a list.")
 
-    def __post_init__(self) -> None:
-        one_of("task_level", self.task_level, ("sequence", "token", "span", "pair"))
-        at_least("longest_target", self.longest_target, 1)
-        if self.longest_target and self.task_level != "span":
-            raise InputError("--longest_target needs --task_level span")
-        if self.skip_labels and self.task_level == "sequence":
-            raise InputError("--skip_labels needs a --task_level of words")
 
-    @property
-    def slots(self) -> int:
-        """How many words (or spans) a target has side by side; 0: documents are labelled."""
-        return {"sequence": 0, "token": 1, "span": 1, "pair": 2}[self.task_level]
+def refuse_other_order(training: Any) -> None:
+    """Raises InputError where the Trainer is asked to order the rows, which is done here."""
+    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
+    if strategy != "random" or getattr(training, "group_by_length", False):
+        raise InputError(
+            "--batch_by_length orders batches here; leave the Trainer's own order alone"
+        )
 
 
 def unescape(text: str) -> str:

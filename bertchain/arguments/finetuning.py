@@ -2,9 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from bertchain.arguments.common import arg
+from bertchain.arguments.common import (
+    DataArguments,
+    EncoderArguments,
+    LabelArguments,
+    SpanArguments,
+    TextArguments,
+    WindowArguments,
+    arg,
+    refuse_other_order,
+)
+from bertchain.cli import refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, exclude, one_of
 
 
@@ -212,6 +222,11 @@ class RunArguments:
         exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
 
     @property
+    def subset(self) -> dict[str, Any]:
+        """Which training rows are used; see `splits.choose_subset`."""
+        return {"fraction": self.train_fraction, "per_class": self.train_per_class}
+
+    @property
     def seconds(self) -> float | None:
         """The time budget."""
         return None if self.time_budget is None else to_seconds(self.time_budget)
@@ -317,3 +332,124 @@ class SubmissionArguments:
         one_of("fit_thresholds", self.fit_thresholds, ("global", "per_label", "ordinal"))
         if self.submission_values and not self.sample_submission:
             raise InputError("--submission_values needs --sample_submission")
+
+
+GROUPS = (
+    DataArguments,
+    TextArguments,
+    LabelArguments,
+    SpanArguments,
+    WindowArguments,
+    EncoderArguments,
+    ModelArguments,
+    RateArguments,
+    LossArguments,
+    RegulariserArguments,
+    AdapterArguments,
+    FoldArguments,
+    SubmissionArguments,
+    RunArguments,
+)
+
+
+class Arguments(NamedTuple):
+    """The arguments of run_finetune.py, by group."""
+
+    data: DataArguments
+    text: TextArguments
+    label: LabelArguments
+    span: SpanArguments
+    window: WindowArguments
+    checkpoint: EncoderArguments
+    model: ModelArguments
+    rates: RateArguments
+    losses: LossArguments
+    regularisers: RegulariserArguments
+    adapter: AdapterArguments
+    folds: FoldArguments
+    submission: SubmissionArguments
+    run: RunArguments
+    training: Any  # transformers.TrainingArguments, which takes seconds to import
+    run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+
+    @property
+    def sources(self) -> tuple[DataArguments, TextArguments, LabelArguments, SpanArguments]:
+        """Where documents and labels come from."""
+        return self.data, self.text, self.label, self.span
+
+    @property
+    def wanted_splits(self) -> set[str]:
+        """All splits; with any of --do_train, --do_eval, --do_predict, those that they name."""
+        flags = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
+        asked = {split for split, flag in flags.items() if self.run_config.get(flag)}
+        if "train" in asked:
+            asked.add("validation")  # chooses the best checkpoint
+        return asked or {*flags}
+
+
+NOT_OF_SPANS = (
+    "num_folds",
+    "fold_column_name",
+    "seeds",
+    "sample_submission",
+    "fit_thresholds",
+    "train_fraction",
+    "train_per_class",
+    "rdrop_alpha",
+    "token_pooling",
+    "segment_pooling",
+    "segments_per_forward",
+    "text_pair",
+    "max_segments",
+)
+NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")
+
+
+def check_combinations(args: Arguments) -> None:
+    """Check combinations of arguments across groups.
+
+    Raises:
+        InputError: naming the arguments, where one needs another or excludes it.
+    """
+    given, training, folds = args.run_config, args.training, args.folds
+    _check_files(args.data, given)
+    if args.span.spans_column_name:
+        for name in NOT_OF_SPANS:
+            if given.get(name):
+                raise InputError(f"--{name} does not go with --spans_column_name")
+    frozen_by_lora = {name: given.get(name) for name in NOT_WITH_LORA}
+    frozen_by_lora["freeze"] = args.rates.freeze != "none"
+    for name, value in frozen_by_lora.items():
+        exclude(lora_r=args.adapter.lora_r, **{name: value})
+    if args.run.early_stopping_patience and not training.load_best_model_at_end:
+        raise InputError("--early_stopping_patience needs --load_best_model_at_end")
+    name = "num_folds" if folds.num_folds else "fold_column_name"
+    exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
+    if args.submission.fit_thresholds and not folds.with_folds:
+        raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")
+    if args.submission.sample_submission and args.text.id_column_name is None:
+        raise InputError("--sample_submission needs --id_column_name")
+    if (folds.with_folds or folds.seeds) and training.resume_from_checkpoint:
+        raise InputError(
+            "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
+        )
+    refuse_data_parallel(training.n_gpu)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
+    refuse_other_order(training)
+    if not (folds.with_folds or folds.seeds or args.run.checkpoint_dir):
+        from bertchain.runtime.checkpoints import find_checkpoint  # imports transformers
+
+        find_checkpoint(training.output_dir, training.resume_from_checkpoint)  # refuse it early
+
+
+def _check_files(data: DataArguments, given: dict[str, Any]) -> None:
+    if data.dataset_name is not None:
+        return
+    needs = {
+        "do_train": ("train_file",),
+        "do_eval": ("validation_file", "train_file"),
+        "do_predict": ("test_file",),
+    }
+    for flag, names in needs.items():
+        if given.get(flag) and not any(getattr(data, name) for name in names):
+            raise InputError(f"--{flag} needs " + " or ".join(f"--{name}" for name in names))

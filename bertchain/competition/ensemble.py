@@ -11,45 +11,50 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from bertchain.competition.run_folder import Part
+from bertchain.arguments.finetuning import SubmissionArguments
+from bertchain.competition.run_folder import Member, RunFolder
 from bertchain.competition.thresholds import KINDS, fit_and_judge, score
 from bertchain.data.labels import LabelSpec, Thresholds
+from bertchain.data.tasks import Task
 from bertchain.errors import InputError
-from bertchain.metrics import is_score
+from bertchain.metrics import is_score, score_function
+from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.runtime.files import write_csv, write_json
 from bertchain.training.prediction import read_predictions, write_predictions
 
 logger = logging.getLogger(__name__)
+
+ScoreFunction = Callable[[np.ndarray, Sequence], dict[str, float]]
 
 
 # ---------------------------------------------------------------- many tables -> one
 
 
 def out_of_folds(
-    folder: Path, parts: Sequence[Part], spec: LabelSpec, ids: Sequence[str], folds: np.ndarray
+    folder: Path, members: Sequence[Member], spec: LabelSpec, ids: Sequence[str], folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each row as predicted by the models that did not train on it, averaged over seeds.
 
     Args:
-        parts: models whose predictions_validation.csv are in their folders.
+        members: models whose predictions_validation.csv are in their folders.
         ids, folds: of all training rows.
 
     Returns:
-        row numbers [m], ascending, of the rows whose fold is among the parts; probabilities
+        row numbers [m], ascending, of the rows whose fold is among the members; probabilities
         [m, labels].
     """
     place = {name: row for row, name in enumerate(ids)}
     total = np.zeros((len(ids), len(spec.names)))
     count = np.zeros(len(ids), dtype=int)
-    for part in parts:
+    for member in members:
         own, probabilities = read_predictions(
-            folder / part.name / "predictions_validation.csv", spec
+            folder / member.name / "predictions_validation.csv", spec
         )
         rows = np.array([place[name] for name in own])
-        if (folds[rows] != part.fold).any() or len(rows) != (folds == part.fold).sum():
+        if (folds[rows] != member.fold).any() or len(rows) != (folds == member.fold).sum():
             raise InputError(
-                f"{folder / part.name}: its predictions are of other rows than fold {part.fold}; "
-                "choose another --output_dir"
+                f"{folder / member.name}: its predictions are of other rows than fold "
+                f"{member.fold}; choose another --output_dir"
             )
         total[rows] += probabilities
         count[rows] += 1
@@ -58,104 +63,146 @@ def out_of_folds(
 
 
 def averaged(
-    folder: Path, parts: Sequence[Part], split: str, spec: LabelSpec
+    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
 ) -> tuple[list[str], np.ndarray]:
     """The mean over models of their predictions_<split>.csv: ids, probabilities [n, labels]."""
     total, ids = None, []
-    for part in parts:
-        path = folder / part.name / f"predictions_{split}.csv"
+    for member in members:
+        path = folder / member.name / f"predictions_{split}.csv"
         own, probabilities = read_predictions(path, spec)
         if total is None:
             total, ids = np.zeros_like(probabilities), own
         if own != ids:
             raise InputError(f"{path}: its rows differ from those of the other models")
         total += probabilities
-    return ids, total / len(parts)
+    return ids, total / len(members)
 
 
 def by_fold(
-    folder: Path, parts: Sequence[Part], split: str, spec: LabelSpec
+    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
 ) -> Iterator[tuple[int, list[str], np.ndarray]]:
     """For each fold its number, ids and probabilities, averaged over seeds."""
-    for fold in sorted({part.fold for part in parts}):
-        yield fold, *averaged(folder, [p for p in parts if p.fold == fold], split, spec)
+    for fold in sorted({member.fold for member in members}):
+        yield fold, *averaged(folder, [m for m in members if m.fold == fold], split, spec)
 
 
 # ---------------------------------------------------------------- what a run of several leaves
 
 
 def combine(
-    folder: Path,
-    parts: Sequence[Part],
-    spec: LabelSpec,
-    rows: dict[str, Dataset],
-    folds: np.ndarray | None,
-    scores_of: Callable[[np.ndarray, Sequence], dict[str, float]],
-    fit_thresholds: str | None = None,
-    thresholds: Thresholds | None = None,
+    run: RunFolder, task: Task, options: SubmissionArguments, extra_metrics: list[str]
 ) -> dict[str, Any]:
-    """Write predictions out of the folds and averages over models, and parts.csv.
+    """Write out-of-fold predictions, averages over the trained members, and members.csv.
 
     Args:
-        rows: documents by split. With folds train is predicted out of them; without, validation
-            is averaged, as test is in any case.
-        fit_thresholds: of `thresholds.KINDS`, on the rows out of the folds.
-        thresholds: those of an earlier run, to predict with.
+        task: with documents cut into windows. With folds train is predicted out of them; without,
+            validation is averaged, as test is in any case.
 
     Returns:
-        scores: oof_... over all rows, eval_..._mean and _sd over models, test_... of the average.
+        scores: oof_... over all rows, eval_..._mean and _sd over members, test_... of the average.
     """
-    results: dict[str, Any] = {"models": len(parts)}
-    if "train" in rows:
-        results |= write_parts(folder, parts)
-    if folds is not None:
-        train = rows["train"]
-        ids = train["id"][:]
-        own, probabilities = out_of_folds(folder, parts, spec, ids, folds)
-        truth = np.asarray(train["labels"][:])[own]
-        results |= {"oof_rows": len(own), "train_rows": len(train)}
-        results |= prefixed("oof", scores_of(probabilities, truth))
-        if fit_thresholds and len(own) == len(train):
-            fitted = fit_and_judge(fit_thresholds, probabilities, spec.truth(truth), folds[own])
-            thresholds, gains = fitted
-            results |= gains
-        elif fit_thresholds:
-            logger.warning("--fit_thresholds waits until all folds are trained")
-        columns = {"fold": folds[own], **spec.label_columns(truth)}
-        path = folder / "predictions_oof.csv"
-        own_ids = [ids[row] for row in own]
-        write_predictions(path, spec, own_ids, probabilities, thresholds, **columns)
-    write_thresholds(folder, thresholds)
-    for split, prefix in (("validation", "eval"), ("test", "test")):
-        if split not in rows or (split == "validation" and folds is not None):
-            continue
-        ids, probabilities = averaged(folder, parts, split, spec)
-        write_predictions(folder / f"predictions_{split}.csv", spec, ids, probabilities, thresholds)
-        if "labels" in rows[split].column_names:
-            labels = np.asarray(rows[split]["labels"][:])
-            results |= prefixed(prefix, scores_of(probabilities, labels))
-            if thresholds is not None:
-                name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
-                decisions = thresholds.decide(probabilities)
-                results[name] = score(thresholds.kind, decisions, spec.truth(labels))
-    if folds is not None and "test" in rows:
-        write_by_fold(folder, parts, spec)
+    members, spec = run.trained(), task.spec
+    if not is_main_process():
+        return broadcast({})
+    results: dict[str, Any] = {"models": len(members)}
+    thresholds = read_thresholds(Path(members[0].checkpoint).parent)  # of a run that predicts
+    if task.has_training_rows:
+        results |= write_members(run.folder, members)
+        thresholds = None
+    scores_of = score_function(spec, extra_metrics)
+    if task.folds is not None:
+        thresholds, scores = write_out_of_folds(
+            run.folder, members, task, options.fit_thresholds, scores_of
+        )
+        results |= scores
+    write_thresholds(run.folder, thresholds)
+    averages = ["test"] if task.folds is not None else ["validation", "test"]
+    for split in averages:
+        if split in task.documents:
+            rows = task.documents[split]
+            results |= write_average(run.folder, members, split, rows, spec, thresholds, scores_of)
+    if task.folds is not None and "test" in task.documents:
+        write_by_fold(run.folder, members, spec)
+    return broadcast(results)
+
+
+def write_out_of_folds(
+    folder: Path,
+    members: Sequence[Member],
+    task: Task,
+    fit_thresholds: str | None,
+    scores_of: ScoreFunction,
+) -> tuple[Thresholds | None, dict[str, float]]:
+    """Write predictions_oof.csv.
+
+    Args:
+        fit_thresholds: of `thresholds.KINDS`, fitted on these rows once all folds are trained.
+
+    Returns:
+        the thresholds; scores with the prefix oof_, and how many rows they are of.
+    """
+    spec, train, thresholds = task.spec, task.documents["train"], None
+    ids = train["id"][:]
+    rows, probabilities = out_of_folds(folder, members, spec, ids, task.folds)
+    truth = np.asarray(train["labels"][:])[rows]
+    results = {"oof_rows": len(rows), "train_rows": len(train)}
+    results |= prefixed("oof", scores_of(probabilities, truth))
+    if fit_thresholds and len(rows) == len(train):
+        targets, folds = spec.truth(truth), task.folds[rows]
+        thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, folds)
+        results |= gains
+    elif fit_thresholds:
+        logger.warning("--fit_thresholds waits until all folds are trained")
+    columns = {"fold": task.folds[rows], **spec.label_columns(truth)}
+    path, own_ids = folder / "predictions_oof.csv", [ids[row] for row in rows]
+    write_predictions(path, spec, own_ids, probabilities, thresholds, **columns)
+    return thresholds, results
+
+
+def write_average(
+    folder: Path,
+    members: Sequence[Member],
+    split: str,
+    rows: Dataset,
+    spec: LabelSpec,
+    thresholds: Thresholds | None,
+    scores_of: ScoreFunction,
+) -> dict[str, float]:
+    """Write predictions_<split>.csv, the mean over members; its scores, where there are labels."""
+    ids, probabilities = averaged(folder, members, split, spec)
+    write_predictions(folder / f"predictions_{split}.csv", spec, ids, probabilities, thresholds)
+    if "labels" not in rows.column_names:
+        return {}
+    prefix = {"validation": "eval", "test": "test"}[split]
+    labels = np.asarray(rows["labels"][:])
+    results = prefixed(prefix, scores_of(probabilities, labels))
+    if thresholds is not None:
+        name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
+        decisions = thresholds.decide(probabilities)
+        results[name] = score(thresholds.kind, decisions, spec.truth(labels))
     return results
+
+
+def write_folds(folder: Path, task: Task) -> None:
+    """Write folds.csv: the fold of each training row, which pseudo-labels are checked against."""
+    if task.folds is not None and is_main_process():
+        table = {"id": task.documents["train"]["id"][:], "fold": task.folds}
+        write_csv(folder / "folds.csv", pd.DataFrame(table))
 
 
 def prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-def write_parts(folder: Path, parts: Sequence[Part]) -> dict[str, float]:
-    """parts.csv, a model a row; the mean and standard deviation of their validation scores."""
+def write_members(folder: Path, members: Sequence[Member]) -> dict[str, float]:
+    """members.csv, a model a row; the mean and standard deviation of their validation scores."""
     rows = []
-    for part in parts:
-        content = (folder / part.name / "all_results.json").read_text(encoding="utf-8")
+    for member in members:
+        content = (folder / member.name / "all_results.json").read_text(encoding="utf-8")
         scores = {k: v for k, v in json.loads(content).items() if is_score(k)}
-        rows.append({"model": part.name, "fold": part.fold, "seed": part.seed, **scores})
+        rows.append({"model": member.name, "fold": member.fold, "seed": member.seed, **scores})
     table = pd.DataFrame(rows)
-    write_csv(folder / "parts.csv", table)
+    write_csv(folder / "members.csv", table)
     spread = {}
     for name in (name for name in table if name.startswith("eval_")):
         values = table[name].astype(float)
@@ -164,11 +211,11 @@ def write_parts(folder: Path, parts: Sequence[Part]) -> dict[str, float]:
     return spread
 
 
-def write_by_fold(folder: Path, parts: Sequence[Part], spec: LabelSpec) -> None:
+def write_by_fold(folder: Path, members: Sequence[Member], spec: LabelSpec) -> None:
     """predictions_test_by_fold.csv: what --pseudo_label_file of another run takes."""
     tables = [
         spec.prediction_table(ids, probabilities, fold=[fold] * len(ids))
-        for fold, ids, probabilities in by_fold(folder, parts, "test", spec)
+        for fold, ids, probabilities in by_fold(folder, members, "test", spec)
     ]
     write_csv(folder / "predictions_test_by_fold.csv", pd.concat(tables))
 

@@ -7,32 +7,30 @@ labels that the earlier model of fold k made, which has not seen fold k either.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from bertchain.arguments.finetuning import FoldArguments
 from bertchain.data.labels import LabelSpec
+from bertchain.data.tasks import Task
 from bertchain.errors import InputError
 from bertchain.training.prediction import read_table_of
 
 
-class PseudoLabels(NamedTuple):
-    ids: list[str]
-    labels: np.ndarray  # [n, labels]: probabilities, of regression values
+def read_pseudo_labels(options: FoldArguments, task: Task) -> dict[int, dict[str, Dataset]]:
+    """Read a file like predictions_test_by_fold.csv: id, fold, and the columns of the labels.
 
-
-def read_pseudo_labels(
-    path: str, spec: LabelSpec, ids: Sequence[str], folds: np.ndarray
-) -> dict[int, PseudoLabels]:
-    """A file as predictions_test_by_fold.csv: id, fold, and the columns of the labels.
-
-    Args:
-        ids, folds: of this run's training rows, which must be the same in the run the file is of.
+    Returns:
+        for each fold {"pseudo": rows of the test split with labels and weight}; {} without a file.
 
     Raises:
-        InputError: naming the file, for a missing column or fold, or other folds than this run's.
+        InputError: naming the file, for a missing column, fold or id, or other folds than this
+            run's.
     """
+    path, spec = options.pseudo_label_file, task.spec
+    if path is None:
+        return {}
     table = read_table_of(path)
     for name in ("id", "fold", *spec.value_columns):
         if name not in table:
@@ -40,6 +38,25 @@ def read_pseudo_labels(
                 f"{path}: no column {name!r} (--pseudo_label_file); give the "
                 "predictions_test_by_fold.csv of a run with folds"
             )
+    _check_folds(path, task.documents["train"]["id"][:], task.folds)
+    test = task.documents["test"]
+    place = {name: row for row, name in enumerate(test["id"][:])}
+    found = {}
+    for fold in np.unique(task.folds).tolist():
+        own = table[table["fold"] == fold]
+        if own.empty:
+            raise InputError(f"{path}: no rows of fold {fold}")
+        stray = [name for name in own["id"] if name not in place]
+        if stray:
+            raise InputError(f"--pseudo_label_file: id {stray[0]!r} is not in --test_file")
+        rows = test.select([place[name] for name in own["id"]])
+        labels = own[spec.value_columns].to_numpy(float)
+        found[fold] = {"pseudo": _relabelled(rows, labels, options.pseudo_label_weight)}
+    return found
+
+
+def _check_folds(path: str, ids: Sequence[str], folds: np.ndarray) -> None:
+    """Raises InputError unless the run that a file is of had the same rows in the same folds."""
     assignment = Path(path).parent / "folds.csv"
     if not assignment.is_file():
         raise InputError(
@@ -51,39 +68,26 @@ def read_pseudo_labels(
             f"{assignment}: not the folds of this run, so that its labels come from models that "
             "saw rows which are validated now; use the same --seed, --num_folds and rows"
         )
-    found = {}
-    for fold in np.unique(folds).tolist():
-        rows = table[table["fold"] == fold]
-        if rows.empty:
-            raise InputError(f"{path}: no rows of fold {fold}")
-        found[fold] = PseudoLabels(rows["id"].tolist(), rows[spec.value_columns].to_numpy(float))
-    return found
 
 
-def add_pseudo_labels(
-    train: Dataset, unlabelled: Dataset, pseudo: PseudoLabels, weight: float, spec: LabelSpec
-) -> Dataset:
-    """The training rows, then those with pseudo-labels; a column weight is 1.0 or `weight`.
+def join(rows: dict[str, Dataset], spec: LabelSpec) -> Dataset:
+    """The training rows, then those with pseudo-labels, if there are any.
 
-    Args:
-        unlabelled: rows with windows, found by their ids.
-
-    Raises:
-        InputError: naming an id that `unlabelled` lacks.
+    With them, labels are probabilities and a column weight is 1.0 or --pseudo_label_weight.
     """
-    place = {name: row for row, name in enumerate(unlabelled["id"][:])}
-    stray = [name for name in pseudo.ids if name not in place]
-    if stray:
-        raise InputError(f"--pseudo_label_file: id {stray[0]!r} is not in --test_file")
-    labels = spec.truth(train["labels"][:]).astype(float)
-    real = relabelled(train, labels, 1.0)
-    more = relabelled(
-        unlabelled.select([place[name] for name in pseudo.ids]), pseudo.labels, weight
-    )
-    return concatenate_datasets([real, more.select_columns(real.column_names)])
+    train = rows["train"]
+    if "pseudo" not in rows:
+        return train
+    labelled = _relabelled(train, spec.truth(train["labels"][:]).astype(float), 1.0)
+    return concatenate_datasets([labelled, rows["pseudo"].select_columns(labelled.column_names)])
 
 
-def relabelled(rows: Dataset, labels: np.ndarray, weight: float) -> Dataset:
+def count(rows: dict[str, Dataset]) -> dict[str, int]:
+    """For the results: how many rows with pseudo-labels were trained on, if any."""
+    return {"pseudo_labelled_rows": len(rows["pseudo"])} if "pseudo" in rows else {}
+
+
+def _relabelled(rows: Dataset, labels: np.ndarray, weight: float) -> Dataset:
     kept = [name for name in rows.column_names if name not in ("labels", "weight")]
     rows = rows.select_columns(kept).add_column("labels", labels.tolist())
     return rows.add_column("weight", [weight] * len(rows))

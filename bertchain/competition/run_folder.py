@@ -1,21 +1,36 @@
-"""What a run of several models consists of: its command goes on with it, another is refused."""
+"""The output folder of a run: its members, its manifest, its lock, and where checkpoints go."""
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bertchain.arguments.finetuning import FoldArguments, RunArguments
 from bertchain.errors import InputError
-from bertchain.runtime.files import write_json
+from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
+from bertchain.runtime.distributed import barrier, broadcast, is_main_process
+from bertchain.runtime.files import write_json, write_yaml
+from bertchain.runtime.locks import lock
+from bertchain.runtime.records import versions
+
+logger = logging.getLogger(__name__)
+
+FILE = "manifest.json"
+EARLIER_FILE = "plan.json"  # its name in earlier versions
+
+
+# ---------------------------------------------------------------- members
 
 
 @dataclass(frozen=True)
-class Part:
+class Member:
     """One of the models of a run.
 
     Attributes:
@@ -23,74 +38,199 @@ class Part:
             the output folder itself.
         fold: whose rows it validates; None without folds.
         seed: of everything random in its training.
+        checkpoint: what it is loaded from: the encoder to train, or the member as it was trained.
     """
 
     name: str
     fold: int | None
     seed: int
+    checkpoint: str
 
 
-def plan_parts(
-    folds: np.ndarray | None, wanted: Sequence[int], seeds: Sequence[int], seed: int
-) -> list[Part]:
-    """The models of a run, fold by fold, each with all seeds.
+def plan_members(
+    folds: np.ndarray | None, options: FoldArguments, seed: int, checkpoint: str
+) -> list[Member]:
+    """List the models of a run, fold by fold, each with all --seeds.
 
     Args:
         folds: of each row, or None.
-        wanted: --folds, or [] for all.
-        seeds: --seeds, or [] for `seed` alone.
+        seed: where no --seeds are given.
 
     Raises:
-        InputError: for a wanted fold that there is not.
+        InputError: for a wanted fold that does not exist.
     """
+    wanted, seeds = options.wanted, options.seeds
     numbers = [None] if folds is None else sorted(set(folds.tolist()))
     unknown = sorted(set(wanted) - set(numbers))
     if unknown:
         there = ", ".join(map(str, numbers))
         raise InputError(f"--folds {unknown[0]}: there are {there}")
-    parts = []
+    members = []
     for fold in numbers:
         if wanted and fold not in wanted:
             continue
         for own in seeds or [seed]:
             names = [f"seed-{own}"] if seeds else []
             names += [] if fold is None else [f"fold-{fold}"]
-            parts.append(Part("-".join(names), fold, part_seed(own, fold)))
-    return parts
+            members.append(Member("-".join(names), fold, member_seed(own, fold), checkpoint))
+    return members
 
 
-def part_seed(seed: int, fold: int | None) -> int:
-    """A seed of its own for each fold, the same in every run."""
+def member_seed(seed: int, fold: int | None) -> int:
+    """Derive a seed for each fold, the same in every run."""
     if fold is None:
         return seed
     return int(np.random.SeedSequence((seed, fold)).generate_state(1)[0] >> 1)  # below 2^31
 
 
-def rows_of_part(part: Part, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers that a fold's model trains on, and those that it validates."""
-    return np.flatnonzero(folds != part.fold), np.flatnonzero(folds == part.fold)
+def read_members(folder: str | os.PathLike) -> list[Member]:
+    """Read the members of a run that are trained to their end; [] for any other folder."""
+    folder = Path(folder)
+    for name, key in ((FILE, "members"), (EARLIER_FILE, "parts")):
+        if (folder / name).is_file():
+            rows = json.loads((folder / name).read_text(encoding="utf-8"))[key]
+            members = [
+                Member(row["name"], row["fold"], row["seed"], str(folder / row["name"]))
+                for row in rows
+            ]
+            return [member for member in members if _is_trained(folder, member)]
+    return []
 
 
-FILE = "plan.json"
+def _is_trained(folder: Path, member: Member) -> bool:
+    """all_results.json is the last file that a model's training writes."""
+    return (folder / member.name / "all_results.json").is_file()
+
+
+# ---------------------------------------------------------------- the folder
+
+
+class RunFolder:
+    """The output folder while a run writes to it: locked from `with` to its end.
+
+    A run of several members has a manifest of what makes them, by which the same command goes on
+    where it was cut off, and another is refused.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        members: Sequence[Member],
+        manifest: dict[str, Any] | None,
+        options: RunArguments,
+    ):
+        """Args:
+        manifest: see `make_manifest`; None where nothing is trained.
+        options: say where checkpoints go, and whether they are kept.
+        """
+        self.folder, self.members, self.manifest = Path(folder), list(members), manifest
+        self.keep_checkpoints = options.keep_checkpoints
+        self.scratch = self.folder
+        if manifest is not None and options.checkpoint_dir is not None:
+            self.scratch = (
+                Path(options.checkpoint_dir) / f"{self.folder.name}-{digest_of(manifest)}"
+            )
+        self._stack = ExitStack()
+
+    @property
+    def has_several(self) -> bool:
+        return bool(self.members[0].name)
+
+    def __enter__(self) -> "RunFolder":
+        """Raises InputError where another run writes to the folder or has trained members there."""
+        with self._stack as stack:  # left at once, lock and all, if the manifest does not fit
+            stack.enter_context(lock(self.folder))
+            if self.manifest is not None and self.has_several:
+                check_manifest(self.folder, self.manifest)
+                if is_main_process():
+                    write_manifest(self.folder, self.manifest, self.members)
+                barrier()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    def folder_of(self, member: Member) -> Path:
+        return self.folder / member.name
+
+    def scratch_of(self, member: Member) -> Path:
+        """Where a member's checkpoints go."""
+        return self.scratch / member.name
+
+    def unfinished(self) -> list[Member]:
+        """The members to train or to predict with: those not yet trained by the same command."""
+        if self.manifest is None or not self.has_several:
+            return self.members
+        done = broadcast([m.name for m in self.members if _is_trained(self.folder, m)])
+        if done:
+            logger.info("done before: %s", ", ".join(done))
+        if is_main_process() and not self.keep_checkpoints:  # a kill may have left some
+            for name in done:
+                remove_checkpoints(self.scratch / name)
+        return [member for member in self.members if member.name not in done]
+
+    def trained(self) -> list[Member]:
+        """The members that are trained to their end, by this command or an earlier one."""
+        return self.members if self.manifest is None else broadcast(read_members(self.folder))
+
+    def resume_from(self, member: Member, asked: str | None) -> str | None:
+        """The checkpoint to resume from: of several members the latest; of one, as asked."""
+        if not self.has_several:
+            return find_checkpoint(self.scratch, asked)
+        return broadcast(latest_checkpoint(self.scratch_of(member)) if is_main_process() else None)
+
+    def write_results(self, results: dict[str, Any], run_config: dict[str, Any], seed: int) -> None:
+        """Write run_args.yaml and all_results.json, with the seed and the versions."""
+        if is_main_process():
+            write_yaml(self.folder / "run_args.yaml", run_config)
+            content = results | {"seed": seed, "versions": versions()}
+            write_json(self.folder / "all_results.json", content)
+            logger.info("Wrote %s", self.folder)
+        barrier()
+
+    def remove_checkpoints(self, member: Member) -> None:
+        if not self.keep_checkpoints:
+            remove_checkpoints(self.scratch_of(member))
+
+
+# ---------------------------------------------------------------- manifest
 
 # Arguments that a run may be continued with another value of: they change no model.
 FREE = {
-    *("output_dir", "checkpoint_dir", "folds", "seeds", "time_budget", "keep_checkpoints"),
-    *("sample_submission", "submission_values", "fit_thresholds", "resume_from_checkpoint"),
-    *("disable_tqdm", "log_level", "log_level_replica", "logging_steps", "logging_strategy"),
-    *("report_to", "run_name", "dataloader_num_workers", "per_device_eval_batch_size"),
-    *("train_file", "test_file", "model_name_or_path", "tokenizer_name", "pseudo_label_file"),
-}  # the last ones by what is in them
+    "checkpoint_dir",
+    "dataloader_num_workers",
+    "disable_tqdm",
+    "fit_thresholds",
+    "folds",
+    "keep_checkpoints",
+    "log_level",
+    "log_level_replica",
+    "logging_steps",
+    "logging_strategy",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "report_to",
+    "resume_from_checkpoint",
+    "run_name",
+    "sample_submission",
+    "seeds",
+    "submission_values",
+    "time_budget",
+}
+# Of these the content counts, and not the path.
+FILES = ("train_file", "test_file", "pseudo_label_file")
+FOLDERS = ("model_name_or_path", "tokenizer_name")
 
 
-def make_plan(as_run: dict[str, Any], seed: int) -> dict[str, Any]:
+def make_manifest(run_config: dict[str, Any], seed: int) -> dict[str, Any]:
     """The arguments that make the models, the content of the files they name, and the seed."""
-    arguments = {name: value for name, value in sorted(as_run.items()) if name not in FREE}
-    model = as_run["model_name_or_path"]
-    named = ("train_file", "test_file", "pseudo_label_file")
-    files = {name: hash_files([Path(as_run[name])]) for name in named if as_run.get(name)}
-    for name in ("model_name_or_path", "tokenizer_name"):
-        folder = as_run.get(name)
+    left_out = {*FREE, *FILES, *FOLDERS}
+    arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
+    model = run_config["model_name_or_path"]
+    files = {n: hash_files([Path(run_config[n])]) for n in FILES if run_config.get(n)}
+    for name in FOLDERS:
+        folder = run_config.get(name)
         if folder and os.path.isdir(folder):
             files[name] = hash_files(p for p in Path(folder).iterdir() if p.is_file())
     if not os.path.isdir(model):
@@ -116,22 +256,28 @@ def _sha256(file: Any) -> bytes:
     return digest.digest()
 
 
-def digest_of(plan: dict[str, Any]) -> str:
-    """A short name for the plan."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+def digest_of(manifest: dict[str, Any]) -> str:
+    """A short name for a manifest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Raises InputError, naming what differs, if models of another plan are in the folder."""
-    file = folder / FILE
+def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises InputError, naming what differs, if the folder holds members of another manifest."""
     begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
-    if not file.is_file() or not begun:
+    if not begun:
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    if (folder / EARLIER_FILE).is_file():
+        raise InputError(
+            f"--output_dir {folder} holds a run of an earlier version, which this one predicts "
+            "with but does not continue; choose another --output_dir, or delete it"
+        )
+    if not (folder / FILE).is_file():
+        return
+    before = json.loads((folder / FILE).read_text(encoding="utf-8"))
     for kind in ("arguments", "files"):
-        names = {*before[kind], *plan[kind]}
+        names = {*before[kind], *manifest[kind]}
         for name in sorted(names):
-            then, now = before[kind].get(name), plan[kind].get(name)
+            then, now = before[kind].get(name), manifest[kind].get(name)
             if then == now:
                 continue
             what = f"was {then} and is {now}" if kind == "arguments" else "holds something else now"
@@ -141,24 +287,8 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
             )
 
 
-def write_plan(folder: Path, plan: dict[str, Any], parts: Sequence[Part]) -> None:
-    """plan.json; models that an earlier command has trained stay named in it."""
-    there = {part.name: part for part in read_parts(folder)}
-    named = there | {part.name: part for part in parts}
-    rows = [{"name": p.name, "fold": p.fold, "seed": p.seed} for p in named.values()]
-    write_json(folder / FILE, plan | {"parts": rows})
-
-
-def read_parts(folder: str | os.PathLike) -> list[Part]:
-    """The models of a run that are trained to their end; [] for any other folder."""
-    file = Path(folder) / FILE
-    if not file.is_file():
-        return []
-    rows = json.loads(file.read_text(encoding="utf-8"))["parts"]
-    parts = [Part(row["name"], row["fold"], row["seed"]) for row in rows]
-    return [part for part in parts if is_done(Path(folder), part)]
-
-
-def is_done(folder: Path, part: Part) -> bool:
-    """all_results.json is the last file that a model's training writes."""
-    return (folder / part.name / "all_results.json").is_file()
+def write_manifest(folder: Path, manifest: dict[str, Any], members: Sequence[Member]) -> None:
+    """Write manifest.json; members that an earlier command has trained stay named in it."""
+    named = {member.name: member for member in [*read_members(folder), *members]}
+    rows = [{"name": m.name, "fold": m.fold, "seed": m.seed} for m in named.values()]
+    write_json(folder / FILE, manifest | {"members": rows})

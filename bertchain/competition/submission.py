@@ -1,13 +1,22 @@
 """A sample submission -> the submission: its columns, its rows, its order, our predictions."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bertchain.data.labels import LabelSpec, to_name, to_number
+from bertchain.arguments.finetuning import SubmissionArguments
+from bertchain.competition.thresholds import check_kind
+from bertchain.data.labels import LabelSpec, Thresholds, to_name, to_number
 from bertchain.data.tables import read_table
+from bertchain.data.tasks import Task
 from bertchain.errors import InputError, nearest
+from bertchain.runtime.files import write_csv
+from bertchain.training.prediction import read_predictions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,3 +133,28 @@ def _outputs(columns: list[str], spec: LabelSpec, values: str, source: str) -> d
         f"{source}: column {stray!r} is none of the labels {', '.join(spec.names[:8])}"
         f"{' ...' if len(spec.names) > 8 else ''}{nearest(stray, spec.names)}"
     )
+
+
+def read_sample(
+    options: SubmissionArguments, id_column: str | None, task: Task
+) -> SampleSubmission | None:
+    """Read the sample submission, and check it and --fit_thresholds before anything is trained."""
+    if options.fit_thresholds:
+        truth = task.spec.truth(task.documents["train"]["labels"][:])
+        check_kind(options.fit_thresholds, task.spec.problem_type, truth)
+    if options.sample_submission is None:
+        return None
+    source, values = options.sample_submission, options.submission_values
+    sample = SampleSubmission.read(source, task.spec, id_column, values)
+    sample.check_ids(task.documents["test"]["id"][:])
+    return sample
+
+
+def write_submission(
+    sample: SampleSubmission, folder: Path, spec: LabelSpec, thresholds: Thresholds | None
+) -> None:
+    """Write submission.csv in the form of the sample, from predictions_test.csv."""
+    ids, probabilities = read_predictions(folder / "predictions_test.csv", spec)
+    decisions = spec.decide(probabilities, thresholds)
+    write_csv(folder / "submission.csv", sample.fill(ids, probabilities, decisions, spec))
+    logger.info("Wrote %s, %d rows", folder / "submission.csv", len(sample.sample))

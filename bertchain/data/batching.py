@@ -10,7 +10,6 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
-from bertchain.errors import InputError
 from bertchain.models.modeling import pad_documents
 
 
@@ -19,15 +18,6 @@ def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
     training.remove_unused_columns = False
     training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
     return training
-
-
-def refuse_other_order(training: TrainingArguments) -> None:
-    """Raises InputError where the Trainer is asked to order the rows, which is done here."""
-    strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
-    if strategy != "random" or getattr(training, "group_by_length", False):
-        raise InputError(
-            "--batch_by_length orders batches here; leave the Trainer's own order alone"
-        )
 
 
 @dataclass

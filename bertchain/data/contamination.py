@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
 from bertchain.data.words import plain_words
-from bertchain.runtime.files import replacing
+from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray) -> None:
     """Save the sorted hashes of all documents beside a checkpoint."""
-    with replacing(Path(folder) / FILE) as temporary, temporary.open("wb") as file:
+    with atomic_write(Path(folder) / FILE) as temporary, temporary.open("wb") as file:
         np.save(file, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
 
 

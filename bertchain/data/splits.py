@@ -115,19 +115,20 @@ def choose_subset(
 # ---------------------------------------------------------------- which fold a row is in
 
 
-def settle_folds(
+def resolve_folds(
     train: Dataset, table: Table, spec: LabelSpec, options: FoldArguments, seed: int
-) -> np.ndarray | None:
-    """The fold of each training row [n], or None where the run has no folds.
+) -> np.ndarray:
+    """Assign training rows to folds: by a column of the table, or by a strategy.
 
     Args:
         train: documents with labels, the first rows of the table.
 
+    Returns:
+        the fold of each row [n].
+
     Raises:
         InputError: for a missing column, or folds that cannot be made.
     """
-    if not options.with_folds:
-        return None
     columns = {}
     for flag in ("fold_column_name", "group_column_name"):
         name = getattr(options, flag)

@@ -10,6 +10,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from bertchain.arguments.common import EncoderArguments
+from bertchain.data import spans
+from bertchain.data.batching import DocumentCollator
 from bertchain.errors import InputError, as_input_error
 from bertchain.models.loading import is_document_classifier, max_positions, quiet_loading
 from bertchain.models.modeling import DocumentClassifierConfig
@@ -80,7 +83,7 @@ ONLY_UNDER = {
 }
 
 
-def settle_windows(
+def resolve_windows(
     given: dict[str, Any], path: str, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
 ) -> tuple[WindowSpec, SpecialTokens]:
     """Flags, else what a trained classifier says, else head windows of what the model takes.
@@ -118,17 +121,78 @@ def settle_windows(
     return spec, special
 
 
-def cut(
-    documents: Dataset,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: WindowSpec,
-    special: SpecialTokens,
-) -> Dataset:
-    """Documents -> windows, and a line that says what the windows leave out."""
-    dataset, report = to_windows(documents, tokenizer, windows, special)
-    logger.info("%s: %s (%s, %d)", split, report, windows.truncation, windows.max_seq_length)
-    return dataset
+@dataclass(frozen=True)
+class Preprocessor:
+    """Documents -> windows -> tensors, as one checkpoint takes them.
+
+    Attributes:
+        windows: how documents are cut.
+        special: the special tokens of a window.
+        num_spans: see `Task.num_spans`; 0: documents are classified.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    windows: WindowSpec
+    special: SpecialTokens
+    num_spans: int = 0
+
+    @classmethod
+    def for_checkpoint(
+        cls,
+        path: str,
+        given: dict[str, Any],
+        num_spans: int,
+        checkpoint: EncoderArguments,
+    ) -> "Preprocessor":
+        """Load the tokenizer and resolve the windows of a checkpoint.
+
+        Args:
+            path: a hub name or folder.
+            given: the fields of `WindowSpec` that the user set.
+            checkpoint: whose tokenizer_name, revision and trust_remote_code hold.
+        """
+        hub_kwargs = checkpoint.hub_kwargs
+        tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub_kwargs)
+        if num_spans:  # no word may be cut off
+            given = {"truncation": "hierarchical"} | given
+        windows, special = resolve_windows(given, path, tokenizer, **hub_kwargs)
+        return cls(tokenizer, windows, special, num_spans)
+
+    def encode(self, documents: dict[str, Dataset], name: str = "") -> dict[str, Dataset]:
+        """Documents by split -> their windows; see `to_windows` and `spans.cut_targets`.
+
+        Args:
+            name: stands before the split in the log.
+        """
+        return {split: self._encode(rows, f"{name}{split}") for split, rows in documents.items()}
+
+    def _encode(self, rows: Dataset, name: str) -> Dataset:
+        if self.num_spans:
+            return spans.cut_targets(rows, self.tokenizer, self.windows, self.special)
+        encoded, report = to_windows(rows, self.tokenizer, self.windows, self.special)
+        size = self.windows.max_seq_length
+        logger.info("%s, %s %d: %s", name, self.windows.truncation, size, report)
+        return encoded
+
+    @property
+    def collator(self) -> DocumentCollator:
+        if self.num_spans:
+            return spans.SpanCollator(self.pad_id, self.windows.max_seq_length)
+        return DocumentCollator(self.pad_id)
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id(self.tokenizer)
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of `DocumentClassifierConfig` that say how text is prepared."""
+        return {
+            "windows": self.windows.to_dict(),
+            "special_tokens": self.special.to_dict(),
+            "num_spans": self.num_spans,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
 
 
 # ---------------------------------------------------------------- windows

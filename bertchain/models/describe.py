@@ -54,12 +54,12 @@ HEADS = {
 }
 
 
-def describe_checkpoint(path: str, **hub: Any) -> str:
+def describe_checkpoint(path: str, **hub_kwargs: Any) -> str:
     """About ten lines of plain text.
 
     Args:
         path: a hub name, a transformers folder or a folder of one of these scripts.
-        hub: `revision`, `trust_remote_code`.
+        hub_kwargs: `revision`, `trust_remote_code`.
 
     Raises:
         InputError: if nothing can be loaded from there.
@@ -67,13 +67,15 @@ def describe_checkpoint(path: str, **hub: Any) -> str:
     with as_input_error(str(path)), quiet_loading(), _no_progress():
         if is_document_classifier(path):
             return "\n".join(_describe_classifier(path))
-        config = AutoConfig.from_pretrained(path, **hub)
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, **hub)
+        config = AutoConfig.from_pretrained(path, **hub_kwargs)
+        model = AutoModel.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, **hub_kwargs
+        )
         names = _saved_names(path)
         lines = [_first_line(path, config), _size(model)]
         lines += _parts(model, names)
         for auto, purpose in CLASSES.items():
-            loaded = _load(auto, path, config, **hub)
+            loaded = _load(auto, path, config, **hub_kwargs)
             if loaded is not None:
                 lines.append(_loading_line(auto.__name__, *loaded, purpose))
     return "\n".join(lines)
@@ -161,13 +163,15 @@ def _saved_names(path: str) -> set[str] | None:
     return names
 
 
-def _load(auto: Any, path: str, config: Any, **hub: Any) -> tuple[str, list[str], list[str]] | None:
+def _load(
+    auto: Any, path: str, config: Any, **hub_kwargs: Any
+) -> tuple[str, list[str], list[str]] | None:
     """Class name, missing and unused weights; None where there is no such class for the model."""
     decoder = config.model_type in DECODERS
     if type(config) not in auto._model_mapping or (auto is AutoModelForCausalLM and not decoder):
         return None
     model, info = auto.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
     )
     return type(model).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
@@ -197,7 +201,7 @@ def _describe_classifier(path: str) -> list[str]:
     windows = WindowSpec(**config.windows)
     hidden = model.encoder.config.get_text_config().hidden_size
     words = {1: "words, the mean over their tokens", 2: "pairs of words, side by side"}
-    pooled = words.get(config.slots, f"{config.token_pooling} of tokens")
+    pooled = words.get(config.num_spans, f"{config.token_pooling} of tokens")
     head = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     lines = [
         f"{path}: a classifier of run_finetune.py around {encoder}, {blocks} blocks of {hidden}",
@@ -207,7 +211,11 @@ def _describe_classifier(path: str) -> list[str]:
         f"windows: {windows.truncation}, {windows.max_seq_length} tokens",
         "pooler: taken off" if getattr(model.encoder, "pooler", None) is None else "pooler: in use",
         "AutoModelForSequenceClassification with trust_remote_code=True: all weights found. For "
-        + ("Python with `places` of words" if config.slots else "pipeline('text-classification')"),
+        + (
+            "Python with `token_positions` of words"
+            if config.num_spans
+            else "pipeline('text-classification')"
+        ),
         "modeling.DocumentClassifier: all weights found. For Python beside these scripts",
     ]
     if (Path(path) / "encoder").is_dir():

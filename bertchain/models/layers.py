@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier, num_blocks
 
-HEAD = 10**6  # the room above all blocks
+HEAD = 10**6  # the layer_id above all blocks
 
 # Modules of encoders that stand outside the list of blocks, by the name of the attribute.
-ROOMS = {
+LAYER_IDS = {
     **dict.fromkeys(("embeddings", "embeddings_project", "embedding_hidden_mapping_in"), 0),
     **dict.fromkeys(("embed_tokens", "wte", "wpe", "rel_embeddings", "relative_attention_bias"), 0),
     "LayerNorm": 0,  # DeBERTa: of the relative position embeddings
@@ -51,7 +51,7 @@ def shares_blocks(encoder: PreTrainedModel) -> bool:
     return len(find_blocks(encoder)[1]) < num_blocks(encoder.config)
 
 
-def room_of(name: str, model: DocumentClassifier) -> int:
+def layer_id_of(name: str, model: DocumentClassifier) -> int:
     """Where a parameter stands: 0 = embeddings, k = block k, HEAD = above the blocks.
 
     A block that several layers share counts as the highest of them.
@@ -70,15 +70,17 @@ def room_of(name: str, model: DocumentClassifier) -> int:
             return (index + 1) * num_blocks(model.encoder.config) // len(blocks)
         parts = parts[1:]
     for part in parts:
-        if part in ROOMS:
-            return ROOMS[part]
-    raise ValueError(f"parameter {name} is in no known place; add its module to ROOMS in layers.py")
+        if part in LAYER_IDS:
+            return LAYER_IDS[part]
+    raise ValueError(
+        f"parameter {name} is in no known place; add its module to LAYER_IDS in layers.py"
+    )
 
 
-def rooms_of(encoder: PreTrainedModel) -> dict[str, int]:
+def layer_ids_of(encoder: PreTrainedModel) -> dict[str, int]:
     """Where each parameter of an encoder stands, by its name."""
     around = SimpleNamespace(encoder=encoder)
-    return {name: room_of(f"encoder.{name}", around) for name, _ in encoder.named_parameters()}
+    return {name: layer_id_of(f"encoder.{name}", around) for name, _ in encoder.named_parameters()}
 
 
 def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:
@@ -134,7 +136,7 @@ def freeze(model: DocumentClassifier, what: str) -> None:
     and does not stall processes that wait for its gradient.
     """
     blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
-    rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
+    layer_ids = {name: layer_id_of(name, model) for name, _ in model.named_parameters()}
     shared = shares_blocks(model.encoder)
     lowest = {"none": -1, "embeddings": 0, "encoder": blocks}.get(what)
     if lowest is None:
@@ -143,15 +145,15 @@ def freeze(model: DocumentClassifier, what: str) -> None:
             reason = "shares its blocks" if shared else f"has {blocks} blocks"
             raise InputError(f"--freeze {what}: {model.encoder.config.model_type} {reason}")
     for name, parameter in model.named_parameters():
-        room = rooms[name]
-        above = name.startswith("encoder.") and room == HEAD  # a final norm
-        frozen = room <= lowest or (above and (what == "encoder" or top < blocks))
-        unused = not shared and top < room < HEAD
+        layer_id = layer_ids[name]
+        above = name.startswith("encoder.") and layer_id == HEAD  # a final norm
+        frozen = layer_id <= lowest or (above and (what == "encoder" or top < blocks))
+        unused = not shared and top < layer_id < HEAD
         parameter.requires_grad_(parameter.requires_grad and not (frozen or unused))
 
 
 def unfrozen_from(epoch: float, epochs_a_block: float, blocks: int) -> int:
-    """The lowest room that learns under gradual unfreezing (Howard & Ruder 2018, section 3.3).
+    """The lowest layer_id that learns under gradual unfreezing (Howard & Ruder 2018, section 3.3).
 
     At first the head alone, and every `epochs_a_block` one block more from the top; embeddings
     last.
@@ -170,7 +172,7 @@ def layer_rates(
     embedding: float | None = None,
     explicit: Sequence[float] = (),
 ) -> dict[int, float]:
-    """The learning rate of each room (Sun et al. 2019, eq. 1: eta^(k-1) = xi * eta^k).
+    """The learning rate of each layer_id (Sun et al. 2019, eq. 1: eta^(k-1) = xi * eta^k).
 
     Block k of L learns at learning_rate * decay^(L - k), embeddings at learning_rate * decay^L, all
     above the blocks at learning_rate.
@@ -188,7 +190,9 @@ def layer_rates(
             f"--layer_learning_rates needs one rate for each of {blocks} blocks, lowest first; got "
             f"{len(explicit)}"
         )
-    rates = {room: learning_rate * decay ** (blocks - room) for room in range(blocks + 1)}
+    rates = {
+        layer_id: learning_rate * decay ** (blocks - layer_id) for layer_id in range(blocks + 1)
+    }
     if explicit:
         rates = {0: explicit[0], **dict(enumerate(explicit, 1))}
     rates[HEAD] = learning_rate if head is None else head
@@ -200,34 +204,37 @@ def layer_rates(
 def layer_groups(
     model: DocumentClassifier, rates: dict[int, float], weight_decay: float, decayed: set[str]
 ) -> list[dict[str, Any]]:
-    """Optimizer groups by room.
+    """Optimizer groups by layer_id.
 
     Args:
-        rates: of each room, see `layer_rates`.
+        rates: of each layer_id, see `layer_rates`.
         decayed: names of the parameters that get `weight_decay`; the others get none.
 
     Returns:
-        groups from the lowest room to the head, each with name, room, params, lr, weight_decay.
-        Every trainable parameter is in exactly one.
+        groups from the embeddings to the head, each with name, layer_id, params, lr and
+        weight_decay. Every trainable parameter is in exactly one.
 
     Raises:
         ValueError: for a parameter in no known place.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        room, decays = room_of(name, model), name in decayed  # every name is checked, frozen or not
+        layer_id, decays = (
+            layer_id_of(name, model),
+            name in decayed,
+        )  # every name is checked, frozen or not
         if not parameter.requires_grad:
             continue
-        if (room, decays) not in groups:
-            place = {0: "embeddings", HEAD: "head"}.get(room, f"block {room}")
-            groups[room, decays] = {
+        if (layer_id, decays) not in groups:
+            place = {0: "embeddings", HEAD: "head"}.get(layer_id, f"block {layer_id}")
+            groups[layer_id, decays] = {
                 "name": place if decays else f"{place}, no decay",
-                "room": room,
+                "layer_id": layer_id,
                 "params": [],
-                "lr": rates[room],
+                "lr": rates[layer_id],
                 "weight_decay": weight_decay if decays else 0.0,
             }
-        groups[room, decays]["params"].append(parameter)
+        groups[layer_id, decays]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 

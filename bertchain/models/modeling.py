@@ -29,8 +29,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .pooling import (
     LAYER_POOLINGS,
-    SEGMENT_POOLINGS,
     TOKEN_POOLINGS,
+    WINDOW_POOLINGS,
     AttentionPooling,
     BiLSTMPooling,
     LayerMix,
@@ -210,8 +210,8 @@ class DocumentClassifierConfig(PreTrainedConfig):
     `segments_per_forward` bounds how many windows the encoder sees at once. `windows` and
     `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
     `target_mean` and `target_scale` (one per target) undo the
-    standardisation of regression targets. `slots` above 0: words inside documents are classified
-    and not documents, each by so many slots (see targets.py; a pair has two).
+    standardisation of regression targets. `num_spans` above 0: words inside documents are
+    classified and not documents, each by so many spans (two for a pair).
     """
 
     model_type = "document_classifier"
@@ -232,9 +232,10 @@ class DocumentClassifierConfig(PreTrainedConfig):
         special_tokens: dict | None = None,
         target_mean: Sequence[float] = (0.0,),
         target_scale: Sequence[float] = (1.0,),
-        slots: int = 0,
+        num_spans: int = 0,
         **kwargs: Any,
     ):
+        num_spans = kwargs.pop("slots", num_spans)  # its name in folders of earlier versions
         # The parent comes before the encoder's config: it resets the attention implementation of
         # every sub-config it finds, and a loaded encoder would get a mask of one kind, attention of
         # another.
@@ -255,7 +256,7 @@ class DocumentClassifierConfig(PreTrainedConfig):
         self.special_tokens = special_tokens or {}
         self.target_mean = list(target_mean)
         self.target_scale = list(target_scale)
-        self.slots = slots
+        self.num_spans = num_spans
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.encoder_config if self.encoder_config is not None else self
@@ -302,7 +303,7 @@ class DocumentClassifier(PreTrainedModel):
         if config.segment_pooling == "attention":
             self.segment_attention = AttentionPooling(features)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(features * max(1, config.slots), config.num_labels)
+        self.head = nn.Linear(features * max(1, config.num_spans), config.num_labels)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -325,9 +326,9 @@ class DocumentClassifier(PreTrainedModel):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
-        places: Tensor | None = None,
+        token_positions: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple:
-        """Classify documents, or, with `slots`, words inside them.
+        """Classify documents, or, with `num_spans`, words inside them.
 
         Args:
             input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives
@@ -335,27 +336,27 @@ class DocumentClassifier(PreTrainedModel):
             attention_mask: like `input_ids`; a segment with no 1 is absent.
             labels: [documents] or [documents, labels]; adds the loss.
             num_items_in_batch: see `document_loss`.
-            places: of words [documents, targets, slots, tokens]: the tokens of each slot, counted
-                over segments * length; -1 is none. Labels are then [documents, targets], -100 is
-                none.
+            token_positions: of words [documents, targets, spans, tokens]: the tokens of each span,
+                counted over segments * length; -1 is none. Labels are then [documents, targets],
+                -100 is none.
 
         Returns:
             loss (with labels) and logits [documents, labels] (of words [documents, targets,
             labels]); in training with several `dropout_samples` and no labels, one more dimension
             in front.
         """
-        if self.config.slots and places is None:
-            raise ValueError("this model classifies words: pass their places (see targets.py)")
+        if self.config.num_spans and token_positions is None:
+            raise ValueError("this model classifies words: pass their token_positions")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if input_ids.dim() == 2:
             input_ids, attention_mask, token_type_ids = self._as_documents(
                 input_ids, attention_mask, token_type_ids
             )
-        if places is None:
+        if token_positions is None:
             document = self.pool_documents(input_ids, attention_mask, token_type_ids)
         else:  # [documents, targets, features]
-            document = self.pool_words(input_ids, attention_mask, token_type_ids, places)
+            document = self.pool_words(input_ids, attention_mask, token_type_ids, token_positions)
         document = document.to(self.head.weight.dtype)
         if self.training and self.config.dropout_samples > 1 and labels is None:
             document = document.expand(self.config.dropout_samples, *document.shape)
@@ -366,7 +367,9 @@ class DocumentClassifier(PreTrainedModel):
             )
         loss = None
         if labels is not None:
-            scored = (logits, labels) if places is None else without_padding(logits, labels)
+            scored = (
+                (logits, labels) if token_positions is None else without_padding(logits, labels)
+            )
             loss = document_loss(*scored, self.config, num_items_in_batch)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
@@ -387,14 +390,18 @@ class DocumentClassifier(PreTrainedModel):
         )  # [documents, segments, features]
         segments[present] = vectors
         return self._pool(
-            SEGMENT_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
+            WINDOW_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
         )
 
     def pool_words(
-        self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None, places: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        types: Tensor | None,
+        token_positions: Tensor,
     ) -> Tensor:
-        """[documents, segments, length] -> [documents, targets, slots * features]: the mean over
-        the tokens of each slot, in whichever windows they stand."""
+        """[documents, segments, length] -> [documents, targets, spans * features]: the mean over
+        the tokens of each span, in whichever windows they stand."""
         present = attention_mask.bool().any(dim=-1)  # [documents, segments]
         types = None if types is None else types[present]
         mask = attention_mask[present]
@@ -404,9 +411,11 @@ class DocumentClassifier(PreTrainedModel):
         windows = real.new_zeros(*input_ids.shape, real.shape[-1])
         windows[present] = real
         flat = windows.flatten(1, 2)  # [documents, segments * length, features]
-        there = places >= 0
+        there = token_positions >= 0
         rows = torch.arange(len(flat), device=flat.device).view(-1, 1, 1, 1)
-        tokens = flat[rows, places.clamp_min(0)]  # [documents, targets, slots, tokens, features]
+        tokens = flat[
+            rows, token_positions.clamp_min(0)
+        ]  # [documents, targets, spans, tokens, features]
         tokens = tokens * there.unsqueeze(-1)
         counts = there.sum(dim=-1, keepdim=True).clamp_min(1)
         return (tokens.sum(dim=3) / counts).flatten(2)

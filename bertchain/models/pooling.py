@@ -143,7 +143,7 @@ TOKEN_POOLINGS = {  # ([real, length, features], mask [real, length]) -> [real, 
     "attention": None,  # has parameters: AttentionPooling
     "bilstm": None,  # has parameters: BiLSTMPooling
 }
-SEGMENT_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
+WINDOW_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
     "mean": mean_items,
     "max": max_items,
     "attention": None,

@@ -72,7 +72,7 @@ class Source:
 # ---------------------------------------------------------------- what the user named
 
 
-def settle_sources(
+def parse_sources(
     files: Sequence[str],
     corpora: str | None,
     defaults: dict[str, Any],
@@ -124,7 +124,7 @@ def _source(corpus: str, fields: Any, defaults: dict[str, Any]) -> Source:
     return source
 
 
-def settle_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+def parse_corpus_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """`name=number ...` -> the weight of each corpus; 1 where none is given."""
     settled = dict.fromkeys(names, 1.0)
     for entry in weights:

@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 def load_masked_lm(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
-    hub: dict[str, Any],
+    hub_kwargs: dict[str, Any],
     new_tokens: dict[int, list[int]] | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load any `*ForMaskedLM`; says aloud which weights of its head were not in the checkpoint.
 
     Args:
-        hub: for `from_pretrained`: revision, trust_remote_code.
+        hub_kwargs: for `from_pretrained`: revision, trust_remote_code.
         new_tokens: what `vocabulary.add_words` gave.
 
     Returns:
@@ -47,7 +47,7 @@ def load_masked_lm(
     """
     with as_input_error(f"--model_name_or_path {path}"), quiet_loading():
         model, info = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
         )
     # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
     # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
@@ -67,11 +67,11 @@ def load_masked_lm(
 
 
 def masked_lm_from_scratch(
-    config_name: str, tokenizer: PreTrainedTokenizerBase, hub: dict[str, Any]
+    config_name: str, tokenizer: PreTrainedTokenizerBase, hub_kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model with random weights; its vocabulary and padding are the tokenizer's."""
     with as_input_error(f"--config_name {config_name}"):
-        config = AutoConfig.from_pretrained(config_name, **hub)
+        config = AutoConfig.from_pretrained(config_name, **hub_kwargs)
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
         model = AutoModelForMaskedLM.from_config(config).float()
@@ -83,7 +83,7 @@ def masked_lm_from_scratch(
     return model, sorted(name for name, _ in model.named_parameters())
 
 
-def read_pooler(path: str, model: PreTrainedModel, hub: dict[str, Any]) -> dict[str, Tensor]:
+def read_pooler(path: str, model: PreTrainedModel, hub_kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """The pooler's weights of a checkpoint, named as in a checkpoint of `model`.
 
     A masked LM has no use for BERT's pooler, so its checkpoints lack it, and a classifier that
@@ -94,7 +94,7 @@ def read_pooler(path: str, model: PreTrainedModel, hub: dict[str, Any]) -> dict[
     """
     with as_input_error("--keep_pooler"), quiet_loading():
         encoder, info = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
         )
     weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
     if not weights or {*weights} & {*info["missing_keys"]}:

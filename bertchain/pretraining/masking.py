@@ -64,18 +64,18 @@ class Masker:
     label_rate: float = 0.5
 
     def __call__(
-        self, ids: np.ndarray, units: np.ndarray, rng: np.random.Generator
+        self, ids: np.ndarray, word_ids: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mask one row.
 
         Args:
             ids: [length].
-            units: [length], the word of each token, or SPECIAL, or LABEL.
+            word_ids: [length], the word of each token, or SPECIAL, or LABEL.
 
         Returns:
             ids with the chosen tokens replaced, and labels: their ids there, IGNORE elsewhere.
         """
-        chosen = np.flatnonzero(self.choose(units, rng))
+        chosen = np.flatnonzero(self.choose(word_ids, rng))
         labels = np.full(len(ids), IGNORE, dtype=np.int64)
         labels[chosen] = ids[chosen]
         masked = ids.astype(np.int64)
@@ -85,20 +85,20 @@ class Masker:
         masked[other] = rng.choice(self.vocabulary, len(other))
         return masked, labels
 
-    def choose(self, units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, word_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A mask [length], True where to predict."""
-        text = units >= 0
-        chosen = np.zeros(len(units), dtype=bool)
+        text = word_ids >= 0
+        chosen = np.zeros(len(word_ids), dtype=bool)
         if self.unit == "token":
             chosen[text] = _share(int(text.sum()), self.rate, rng)
         else:
-            words, number = np.unique(units[text], return_inverse=True)
+            words, number = np.unique(word_ids[text], return_inverse=True)
             if self.unit == "word":
                 picked = _share(len(words), self.rate, rng)
             else:
                 picked = self._runs(len(words), rng)
             chosen[text] = picked[number]
-        label = units == LABEL
+        label = word_ids == LABEL
         if label.any():
             chosen[label] = rng.random() < self.label_rate
         return chosen

@@ -31,10 +31,10 @@ from bertchain.pretraining.masking import IGNORE, LABEL, SPECIAL, Masker, word_n
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Cuts documents into rows: input_ids, units, (token_type_ids,) length, corpus.
+    """Cuts documents into rows: input_ids, word_ids, (token_type_ids,) length, corpus.
 
-    units hold the number of each token's word in the document, or what masking.py calls SPECIAL and
-    LABEL. A label stands before each window like the first text of a pair.
+    word_ids hold the number of each token's word in the document, or what masking.py calls SPECIAL
+    and LABEL. A label stands before each window like the first text of a pair.
 
     segment: how words are found; None: each token for itself.
     """
@@ -50,12 +50,18 @@ class RowMaker:
         second = self._tokens(documents["text_pair"]) if "text_pair" in documents else None
         labels = self._tokens(documents["label"]) if "label" in documents else None
         typed = (second is not None or labels is not None) and self.special.pair_types is not None
-        names = ["input_ids", "units", *(["token_type_ids"] if typed else []), "length", "corpus"]
+        names = [
+            "input_ids",
+            "word_ids",
+            *(["token_type_ids"] if typed else []),
+            "length",
+            "corpus",
+        ]
         rows: dict[str, list] = {name: [] for name in names}
         special = {*self.tokenizer.all_special_ids}
-        for i, (ids, units) in enumerate(texts):
-            front = (ids, units) if second is not None else None
-            body = second[i] if second is not None else (ids, units)
+        for i, (ids, word_ids) in enumerate(texts):
+            front = (ids, word_ids) if second is not None else None
+            body = second[i] if second is not None else (ids, word_ids)
             if labels is not None and labels[i][0]:
                 front = (labels[i][0], [LABEL] * len(labels[i][0]))
             cut_ids, types = self._cut(front, body, self.special)
@@ -66,7 +72,7 @@ class RowMaker:
                     for token, unit in zip(row, cut_units[n], strict=True)
                 ]
                 rows["input_ids"].append(row)
-                rows["units"].append(units_of_row)
+                rows["word_ids"].append(units_of_row)
                 rows["length"].append(len(row))
                 rows["corpus"].append(documents["corpus"][i])
                 if typed:
@@ -89,7 +95,7 @@ class RowMaker:
     def _cut(
         self, front: tuple | None, body: tuple, special: SpecialTokens
     ) -> tuple[list[list[int]], list[list[int]] | None]:
-        of = 1 if special.blank == SPECIAL else 0  # ids or units
+        of = 1 if special.blank == SPECIAL else 0  # ids or word_ids
         if front is None:
             return cut_windows(body[of], self.windows, special), None
         return cut_pair_windows(front[of], body[of], self.windows, special)
@@ -103,7 +109,7 @@ class RowMaker:
 
 
 def _marked(special: SpecialTokens) -> SpecialTokens:
-    """The same template for units: SPECIAL in place of each special token."""
+    """The same template for word_ids: SPECIAL in place of each special token."""
     names = ("prefix", "suffix", "pair_prefix", "pair_middle", "pair_suffix")
     marks = {name: (SPECIAL,) * len(getattr(special, name)) for name in names}
     return SpecialTokens(**marks, pair_types=special.pair_types, blank=SPECIAL)
@@ -122,24 +128,24 @@ def to_rows(documents: Dataset, maker: RowMaker) -> Dataset:
 # ---------------------------------------------------------------- packing
 
 
-def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Put windows into as few rows of `room` tokens as best fit by falling length finds.
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put windows into as few rows of `capacity` tokens as best fit by falling length finds.
 
     Returns:
         window numbers by row.
     """
     rows: list[list[int]] = []
-    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # by the room that is left
+    open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the capacity that is left
     some = 0  # bit r is set where open_rows[r] holds any
     for window in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = lengths[window]
         fits = some >> length << length
         if fits:
-            left = (fits & -fits).bit_length() - 1  # the least room that suffices
+            left = (fits & -fits).bit_length() - 1  # the least capacity that suffices
             row = open_rows[left].pop()
             some &= ~(1 << left) if not open_rows[left] else -1
         else:
-            row, left = len(rows), room
+            row, left = len(rows), capacity
             rows.append([])
         rows[row].append(window)
         open_rows[left - length].append(row)
@@ -147,7 +153,7 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def pack_rows(rows: Dataset, room: int) -> Dataset:
+def pack_rows(rows: Dataset, capacity: int) -> Dataset:
     """Rows of windows -> rows of several windows of one corpus, and a column parts: their lengths.
 
     Words keep different numbers.
@@ -156,7 +162,7 @@ def pack_rows(rows: Dataset, room: int) -> Dataset:
     packed: list[list[int]] = []
     for name in dict.fromkeys(corpus.tolist()):
         windows = np.flatnonzero(corpus == name)
-        packed += [windows[row].tolist() for row in pack(lengths[windows].tolist(), room)]
+        packed += [windows[row].tolist() for row in pack(lengths[windows].tolist(), capacity)]
 
     return Dataset.from_dict({"windows": packed}).map(
         lambda row: join_windows(rows[row["windows"]]),
@@ -169,11 +175,11 @@ def pack_rows(rows: Dataset, room: int) -> Dataset:
 def join_windows(windows: dict[str, list]) -> dict[str, Any]:
     """Columns of several windows -> one packed row."""
     row: dict[str, Any] = {"input_ids": [*itertools.chain(*windows["input_ids"])]}
-    units, above = [], 0
-    for part in windows["units"]:
-        units += [unit + above if unit >= 0 else unit for unit in part]
-        above = max(units, default=-1) + 1 if max(units, default=-1) >= 0 else 0
-    row["units"] = units
+    word_ids, above = [], 0
+    for part in windows["word_ids"]:
+        word_ids += [unit + above if unit >= 0 else unit for unit in part]
+        above = max(word_ids, default=-1) + 1 if max(word_ids, default=-1) >= 0 else 0
+    row["word_ids"] = word_ids
     if "token_type_ids" in windows:
         row["token_type_ids"] = [*itertools.chain(*windows["token_type_ids"])]
     row |= {"length": len(row["input_ids"]), "corpus": windows["corpus"][0]}
@@ -231,7 +237,7 @@ class MaskingCollator:
         if "labels" in row:
             return np.asarray(row["input_ids"]), np.asarray(row["labels"])
         rng = np.random.default_rng((self.seed, row["key"]))
-        return self.masker(np.asarray(row["input_ids"]), np.asarray(row["units"]), rng)
+        return self.masker(np.asarray(row["input_ids"]), np.asarray(row["word_ids"]), rng)
 
     def positions(self, parts: list[list[int]], length: int) -> dict[str, Tensor]:
         """Packed rows: positions that start anew with each document, and who sees whom.
@@ -273,7 +279,7 @@ class MaskingCollator:
                 "larger --validation_split"
             )
         order = np.argsort(-np.array(masked["length"][:]), kind="stable")
-        return masked.select(order).remove_columns("units")
+        return masked.select(order).remove_columns("word_ids")
 
 
 HELD_OUT = 2**62  # keys of held-out rows: no drawn row has one

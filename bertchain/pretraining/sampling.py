@@ -12,7 +12,7 @@ from bertchain.errors import InputError
 from bertchain.pretraining.packing import RowMaker
 
 
-class Draws(torch.utils.data.Dataset):
+class RepeatedDataset(torch.utils.data.Dataset):
     """Rows by a key = row + rows * draw: a row drawn again has another key, and another mask."""
 
     def __init__(self, rows: Dataset):
@@ -33,11 +33,11 @@ class Draws(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
 
-class DrawnBatches:
-    """The batches of an epoch for one of several processes: a batch sampler of `Draws`.
+class WeightedBatchSampler:
+    """The batches of an epoch for one of several processes: a batch sampler of `RepeatedDataset`.
 
     Each row is drawn as often as its weight says: 2 = twice, 0.5 = a random half of the rows, anew
-    each epoch. Draws are shuffled, cut into chunks, sorted by length inside a chunk (if
+    each epoch. RepeatedDataset are shuffled, cut into chunks, sorted by length inside a chunk (if
     `by_length`) and cut into batches of `batch_size` rows or at most `tokens_per_batch` tokens with
     padding; what the processes compute at the same time is of similar length. All depends on seed
     and epoch alone, so that a resumed run goes on exactly. Every epoch and process has the same
@@ -166,7 +166,7 @@ class StreamedBatches(IterableDataset):
     """Batches of rows out of an endless stream of documents, for one process.
 
     Rows are collected for `batches_per_chunk` batches, then shuffled, sorted by length and cut as
-    in `DrawnBatches`. `hashes` gathers which documents were used.
+    in `WeightedBatchSampler`. `hashes` gathers which documents were used.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class StreamedBatches(IterableDataset):
         self.hashes: set[int] = set()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        room = self.tokens_per_batch or self.batch_size * self.maker.windows.max_seq_length
+        capacity = self.tokens_per_batch or self.batch_size * self.maker.windows.max_seq_length
         chunk: list[dict[str, Any]] = []
         key = tokens = rows = 0
         for number, document in self.documents():
@@ -204,14 +204,14 @@ class StreamedBatches(IterableDataset):
             full = (
                 rows >= self.batch_size * self.batches_per_chunk
                 if by_rows
-                else (tokens >= room * self.batches_per_chunk)
+                else (tokens >= capacity * self.batches_per_chunk)
             )
             if full:
                 yield from self._batches(chunk)
                 chunk, tokens, rows = [], 0, 0
 
     def _batches(self, chunk: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        drawn = DrawnBatches(
+        drawn = WeightedBatchSampler(
             [row["length"] for row in chunk],
             np.ones(len(chunk)),
             self.batch_size,

@@ -15,9 +15,9 @@ from bertchain.arguments.pretraining import BlockArguments
 from bertchain.data.contamination import write_fingerprint
 from bertchain.errors import InputError
 from bertchain.pretraining.masked_lm import SparseHead
-from bertchain.pretraining.sampling import DrawnBatches, Draws, StreamedBatches
-from bertchain.runtime.checkpoints import LeaveOnSignal, MarkWhole
-from bertchain.runtime.files import replacing_files
+from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
+from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete
+from bertchain.runtime.files import atomic_files
 
 
 class MaskedLMTrainer(Trainer):
@@ -41,7 +41,7 @@ class MaskedLMTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.add_callback(MarkWhole())
+        self.add_callback(MarkComplete())
         self.add_callback(LeaveOnSignal())  # after the mark
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.block = block
@@ -56,7 +56,7 @@ class MaskedLMTrainer(Trainer):
         options = {"collate_fn": self.data_collator, "pin_memory": args.dataloader_pin_memory}
         if isinstance(data, StreamedBatches):
             return DataLoader(data, batch_size=None, **options)
-        batches = DrawnBatches(
+        batches = WeightedBatchSampler(
             data["length"][:],
             [self.weights[name] for name in data["corpus"][:]],
             self._train_batch_size,
@@ -68,7 +68,7 @@ class MaskedLMTrainer(Trainer):
             args.world_size,
         )
         return DataLoader(
-            Draws(data),
+            RepeatedDataset(data),
             batch_sampler=batches,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
@@ -117,7 +117,7 @@ class MaskedLMTrainer(Trainer):
         hashes = self.hashes()
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model)
-            with replacing_files(folder) as temporary:
+            with atomic_files(folder) as temporary:
                 model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
                 self.processing_class.save_pretrained(temporary)
                 write_fingerprint(temporary, hashes)

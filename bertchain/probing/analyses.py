@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from bertchain.probing.probes import STRENGTHS, Standardiser, fit_multinomial, fit_one_versus_rest
+from bertchain.probing.probes import C_VALUES, Standardiser, fit_multinomial, fit_one_versus_rest
 
 
 def control_labels(
@@ -37,7 +37,7 @@ def online_code_length(
     labels: np.ndarray,
     num_labels: int,
     seed: int,
-    strengths: Sequence[float] = STRENGTHS,
+    c_values: Sequence[float] = C_VALUES,
     portions: Sequence[float] = PORTIONS,
     problem_type: str = "single_label",
 ) -> dict[str, float]:
@@ -55,14 +55,14 @@ def online_code_length(
 
     Returns:
         bits; uniform_bits, of n labels without any features; compression, their ratio; model_bits,
-        those beyond the bits of a probe trained on all rows: what learning took; strength.
+        those beyond the bits of a probe trained on all rows: what learning took; C.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     x, y = np.asarray(features, dtype=np.float32)[order], np.asarray(labels)[order]
     ends = sorted({max(1, round(share * len(y))) for share in portions})
     each = np.log2(num_labels) if problem_type == "single_label" else num_labels
     code = {"single_label": _class_bits, "multi_label": _label_bits}[problem_type]
-    ordered = sorted(strengths)
+    ordered = sorted(c_values)
     bits = np.full(len(ordered), ends[0] * each + np.log2(len(ordered)))
     for end, following in itertools.pairwise(ends):
         bits += code(x[:end], y[:end], x[end:following], y[end:following], num_labels, ordered)
@@ -70,7 +70,7 @@ def online_code_length(
     (whole,) = code(x, y, x, y, num_labels, [ordered[best]])
     uniform = len(y) * each
     values = {"bits": bits[best], "uniform_bits": uniform, "compression": uniform / bits[best]}
-    values |= {"model_bits": bits[best] - whole, "strength": ordered[best]}
+    values |= {"model_bits": bits[best] - whole, "C": ordered[best]}
     return {name: float(value) for name, value in values.items()}
 
 
@@ -80,19 +80,19 @@ def _class_bits(
     new: np.ndarray,
     truth: np.ndarray,
     classes: int,
-    strengths: Sequence[float],
+    c_values: Sequence[float],
 ) -> np.ndarray:
-    """-log2 of the probabilities of new labels after training on x, y, by strength.
+    """-log2 of the probabilities of new labels after training on x, y, by C.
 
     A class not seen so far must cost something finite: each keeps a share of 1 / (rows + classes).
     """
     if len(np.unique(y)) < 2:
         p = np.zeros((len(new), classes))
         p[:, y[0]] = 1.0
-        found = [p] * len(strengths)
+        found = [p] * len(c_values)
     else:
         standardise = Standardiser(x)
-        fits = fit_multinomial(standardise(x), y, classes, strengths)
+        fits = fit_multinomial(standardise(x), y, classes, c_values)
         found = [fit.predict(standardise(new)) for fit in fits]
     shares = [(p * len(x) + 1.0) / (len(x) + classes) for p in found]
     return np.array([-np.log2(p[np.arange(len(truth)), truth]).sum() for p in shares])
@@ -104,12 +104,12 @@ def _label_bits(
     new: np.ndarray,
     truth: np.ndarray,
     labels: int,
-    strengths: Sequence[float],
+    c_values: Sequence[float],
 ) -> np.ndarray:
     """The same for several labels, each yes or no."""
     standardise = Standardiser(x)
     bits = []
-    for fit in fit_one_versus_rest(standardise(x), y, labels, strengths):
+    for fit in fit_one_versus_rest(standardise(x), y, labels, c_values):
         p = (fit.predict(standardise(new)).astype(np.float64) * len(x) + 1.0) / (len(x) + 2)
         bits.append(-np.log2(np.where(truth > 0.5, p, 1.0 - p)).sum())
     return np.array(bits)
@@ -190,13 +190,15 @@ def effective_rank(x: np.ndarray) -> float:
 
 
 def weight_changes(
-    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], rooms: Mapping[str, int]
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    layer_ids: Mapping[str, int],
 ) -> dict[int, float]:
     """||after - before|| / ||before|| over all weights of a layer.
 
     Args:
         before, after: name -> tensor; names or shapes that only one has are left out.
-        rooms: name -> layer, 0 = embeddings.
+        layer_ids: name -> layer, 0 = embeddings.
 
     Returns:
         layer -> relative change.
@@ -205,10 +207,10 @@ def weight_changes(
     size: dict[int, float] = {}
     for name, old in before.items():
         new = after.get(name)
-        if name not in rooms or new is None or new.shape != old.shape:
+        if name not in layer_ids or new is None or new.shape != old.shape:
             continue
         old, new = old.double(), new.double()
-        layer = rooms[name]
+        layer = layer_ids[name]
         moved[layer] = moved.get(layer, 0.0) + float(((new - old) ** 2).sum())
         size[layer] = size.get(layer, 0.0) + float((old**2).sum())
     return {

@@ -9,7 +9,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from bertchain.probing.probes import ProbeResult, Score, SoftmaxPredictor
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+C_VALUES = (0.1, 1.0, 10.0, 100.0)
 
 
 def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
@@ -27,9 +27,9 @@ def tfidf_baseline(
     num_labels: int,
     problem_type: str,
     validation_score: Score,
-    strengths: Sequence[float] = STRENGTHS,
+    c_values: Sequence[float] = C_VALUES,
 ) -> ProbeResult | None:
-    """Words and pairs of words, weighted by tf-idf, under a linear model; strength by validation.
+    """Words and pairs of words, weighted by tf-idf, under a linear model; C by validation.
 
     Args:
         texts: train and validation, and any further splits to predict.
@@ -45,19 +45,19 @@ def tfidf_baseline(
         return None
     x = {split: words.transform(rows) for split, rows in texts.items()}
     tried = {}
-    for strength in strengths:
-        tried[strength] = _fit(x, labels, num_labels, problem_type, strength)
-    best = max(tried, key=lambda strength: validation_score(tried[strength]["validation"]))
-    return ProbeResult({"strength": best}, True, tried[best])
+    for C in c_values:
+        tried[C] = _fit(x, labels, num_labels, problem_type, C)
+    best = max(tried, key=lambda C: validation_score(tried[C]["validation"]))
+    return ProbeResult({"C": best}, True, tried[best])
 
 
 def _fit(
-    x: dict, labels: np.ndarray, num_labels: int, problem_type: str, strength: float
+    x: dict, labels: np.ndarray, num_labels: int, problem_type: str, C: float
 ) -> dict[str, np.ndarray]:
     if problem_type == "regression":
-        model = Ridge(alpha=1 / strength).fit(x["train"], labels)
+        model = Ridge(alpha=1 / C).fit(x["train"], labels)
         return {split: model.predict(rows).reshape(rows.shape[0], -1) for split, rows in x.items()}
-    one = LogisticRegression(C=strength, max_iter=2000)
+    one = LogisticRegression(C=C, max_iter=2000)
     if problem_type == "multi_label":
         model = OneVsRestClassifier(one).fit(x["train"], labels.astype(int))
         return {split: model.predict_proba(rows) for split, rows in x.items()}

@@ -1,8 +1,8 @@
-"""Linear probes of many layers, poolings and strengths as one solve, for a GPU.
+"""Linear probes of many layers, poolings and c_values as one solve, for a GPU.
 
 A single fit keeps a GPU idle; all of them side by side are a few large matrix products. The
 objectives are those of probes.py. The tolerance is tighter: a path of warm starts comes to its weak
-strengths from nearby, these fits come from zero.
+c_values from nearby, these fits come from zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertchain.probing.probes import (
+    C_VALUES,
     MAX_ITERATIONS,
-    STRENGTHS,
     Fit,
     SigmoidPredictor,
     SoftmaxPredictor,
@@ -30,11 +30,11 @@ MEMORY = 4 * 2**30  # bytes of features and logits in one solve
 
 
 class Solution(NamedTuple):
-    """Linear functions of problems x strengths."""
+    """Linear functions of problems x c_values."""
 
-    weights: Tensor  # [problems, strengths, features, outputs]
-    bias: Tensor  # [problems, strengths, outputs]
-    converged: Tensor  # [problems, strengths]
+    weights: Tensor  # [problems, c_values, features, outputs]
+    bias: Tensor  # [problems, c_values, outputs]
+    converged: Tensor  # [problems, c_values]
 
 
 def fit_many(
@@ -42,7 +42,7 @@ def fit_many(
     labels: np.ndarray,
     num_labels: int,
     problem_type: str,
-    strengths: Sequence[float] = STRENGTHS,
+    c_values: Sequence[float] = C_VALUES,
     device: torch.device | str = "cpu",
 ) -> list[list[Fit]]:
     """What the fits of probes.py find for each feature matrix, from strong to weak regularisation.
@@ -57,9 +57,9 @@ def fit_many(
     rows, width = features[0].shape
     targets, wrap = _targets(labels, num_labels, problem_type)
     outputs = targets.shape[1]
-    each = 4 * rows * (width + 4 * outputs * len(strengths))  # logits, errors and room to form them
+    each = 4 * rows * (width + 4 * outputs * len(c_values))  # logits, errors and room to form them
     at_once = max(1, int(MEMORY // each))
-    ordered, paths = sorted(strengths), []
+    ordered, paths = sorted(c_values), []
     for first in range(0, len(features), at_once):
         few = features[first : first + at_once]
         x = torch.stack([torch.from_numpy(Standardiser(own)(own)) for own in few]).to(device)
@@ -106,26 +106,26 @@ class _ValuePredictor:
 # ---------------------------------------------------------------- solvers
 
 
-def solve_logistic(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
+def solve_logistic(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
     """Each output for itself. Args: standardised x [problems, n, d], targets [n, outputs]."""
-    return _minimise(x, targets, strengths, _binary_losses)
+    return _minimise(x, targets, c_values, _binary_losses)
 
 
-def solve_classes(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
+def solve_classes(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
     """Softmax over outputs; one output alone holds log odds."""
     if targets.shape[1] == 1:
-        return solve_logistic(x, targets, strengths)
-    return _minimise(x, targets, strengths, _class_losses)
+        return solve_logistic(x, targets, c_values)
+    return _minimise(x, targets, c_values, _class_losses)
 
 
-def solve_ridge(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Solution:
-    """Squared error + |w|^2 / C in closed form: one eigendecomposition serves all strengths."""
+def solve_ridge(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
+    """Squared error + |w|^2 / C in closed form: one eigendecomposition serves all c_values."""
     x = x.double()
     middle_x, middle_y = x.mean(1, keepdim=True), targets.double().mean(0)
     centred, y = x - middle_x, targets.double() - middle_y
     values, vectors = torch.linalg.eigh(centred.mT @ centred)  # [p, d], [p, d, d]
     along = vectors.mT @ (centred.mT @ y)  # [p, d, outputs]
-    penalty = 1.0 / torch.tensor(strengths, dtype=torch.float64, device=x.device)
+    penalty = 1.0 / torch.tensor(c_values, dtype=torch.float64, device=x.device)
     shrunk = along[:, None] / (values[:, None] + penalty[:, None])[..., None]  # [p, s, d, outputs]
     weights = vectors[:, None] @ shrunk
     bias = middle_y - (middle_x[:, None] @ weights)[:, :, 0]
@@ -158,41 +158,41 @@ def _binary_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class _Objective:
     """Mean loss + |w|^2 / (2 C n), and its gradient [p, s, (d + 1) * outputs]."""
 
-    def __init__(self, x: Tensor, targets: Tensor, strengths: Tensor, losses: Callable):
+    def __init__(self, x: Tensor, targets: Tensor, c_values: Tensor, losses: Callable):
         self.x, self.targets, self.losses = x, targets, losses
-        self.penalty = 1.0 / (strengths * x.shape[1])  # [s]
+        self.penalty = 1.0 / (c_values * x.shape[1])  # [s]
 
     def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        problems, strengths, _ = flat.shape
+        problems, c_values, _ = flat.shape
         rows, width = self.x.shape[1:]
         outputs = self.targets.shape[1]
-        own = flat.view(problems, strengths, width + 1, outputs)
+        own = flat.view(problems, c_values, width + 1, outputs)
         weights, bias = own[:, :, :width], own[:, :, width]
-        side_by_side = weights.permute(0, 2, 1, 3).reshape(problems, width, strengths * outputs)
-        logits = (self.x @ side_by_side).view(problems, rows, strengths, outputs)
+        side_by_side = weights.permute(0, 2, 1, 3).reshape(problems, width, c_values * outputs)
+        logits = (self.x @ side_by_side).view(problems, rows, c_values, outputs)
         losses, errors = self.losses(logits + bias[:, None], self.targets)
         value = losses.double().mean(1)
         value += 0.5 * self.penalty * weights.double().square().sum((2, 3))
-        errors = errors.reshape(problems, rows, strengths * outputs) / rows
-        back = (self.x.mT @ errors).view(problems, width, strengths, outputs).permute(0, 2, 1, 3)
+        errors = errors.reshape(problems, rows, c_values * outputs) / rows
+        back = (self.x.mT @ errors).view(problems, width, c_values, outputs).permute(0, 2, 1, 3)
         gradient = torch.empty_like(own)
         gradient[:, :, :width] = back + self.penalty[:, None, None].float() * weights
-        gradient[:, :, width] = errors.sum(1).view(problems, strengths, outputs)
+        gradient[:, :, width] = errors.sum(1).view(problems, c_values, outputs)
         return value, gradient.view_as(flat)
 
 
-def _minimise(x: Tensor, targets: Tensor, strengths: Sequence[float], losses: Callable) -> Solution:
-    """From zero, each problem and strength by its own L-BFGS; what has converged is left out.
+def _minimise(x: Tensor, targets: Tensor, c_values: Sequence[float], losses: Callable) -> Solution:
+    """From zero, each problem and C by its own L-BFGS; what has converged is left out.
 
-    A strength leaves as soon as all problems have converged at it: strong ones do within a few
+    A C leaves as soon as all problems have converged at it: strong ones do within a few
     iterations, and the products get smaller.
     """
     problems, _, width = x.shape
-    outputs, count = targets.shape[1], len(strengths)
-    every = torch.tensor(strengths, dtype=torch.float64, device=x.device)
+    outputs, count = targets.shape[1], len(c_values)
+    every = torch.tensor(c_values, dtype=torch.float64, device=x.device)
     solved = torch.zeros(problems, count, (width + 1) * outputs, device=x.device)
     converged = torch.zeros(problems, count, dtype=torch.bool, device=x.device)
-    live = torch.arange(count, device=x.device)  # strengths still at work
+    live = torch.arange(count, device=x.device)  # c_values still at work
     point, memory = solved.clone(), _Memory()
     objective = _Objective(x, targets, every, losses)
     value, gradient = objective(point)

@@ -21,9 +21,9 @@ from bertchain.data.spans import offsets_of
 from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
-from bertchain.runtime.distributed import agreed, is_main_process, rank_and_size, wait_for_all
-from bertchain.runtime.files import replacing
-from bertchain.runtime.locks import one_at_a_time
+from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
+from bertchain.runtime.files import atomic_write
+from bertchain.runtime.locks import wait_for_lock
 from bertchain.runtime.records import versions
 
 logger = logging.getLogger(__name__)
@@ -71,12 +71,12 @@ class FeatureStore:
     ) -> np.ndarray:
         """Features of every row, memory-mapped; computed as far as they are not there."""
         path = self.folder / f"{self.key(dataset, poolings)}.npy"
-        if agreed(path.is_file()):
+        if broadcast(path.is_file()):
             logger.info("%s: features read from %s", what, path)
             return np.load(path, mmap_mode="r")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(path, what):
-            if not agreed(path.is_file()):  # another run may have made it meanwhile
+        with wait_for_lock(path, what):
+            if not broadcast(path.is_file()):  # another run may have made it meanwhile
                 self._make(path, dataset, poolings, tokens_per_batch, what)
         return np.load(path, mmap_mode="r")
 
@@ -95,13 +95,13 @@ class FeatureStore:
         marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
         if is_main_process():
             self._begin(unfinished, marks, self.shape(dataset, poolings), len(batches))
-        wait_for_all()
+        barrier()
         self._compute_all(dataset, poolings, batches, unfinished, marks, what)
-        wait_for_all()
+        barrier()
         if is_main_process():
             unfinished.replace(path)
             marks.unlink()
-        wait_for_all()
+        barrier()
         seconds = time.perf_counter() - start
         logger.info("%s: features of %d rows in %.1f s", what, len(dataset), seconds)
 
@@ -191,7 +191,9 @@ class FeatureStore:
 
     def key(self, dataset: Dataset, poolings: Sequence[str]) -> str:
         content = hashlib.sha256()
-        kept = [n for n in ("windows", "window_types", "places") if n in dataset.column_names]
+        kept = [
+            n for n in ("windows", "window_types", "token_positions") if n in dataset.column_names
+        ]
         for table in dataset.select_columns(kept).with_format("arrow").iter(10_000):
             for column in table.columns:
                 add_numbers(content, column.combine_chunks())
@@ -205,19 +207,19 @@ class FeatureStore:
 
 
 class TargetStore(FeatureStore):
-    """Features of words inside documents, kept as [targets, layers, 1, slots * hidden].
+    """Features of words inside documents, kept as [targets, layers, 1, spans * hidden].
 
-    A slot's vector is the mean over its tokens, in whichever windows they stand; a pair has two
-    slots side by side (see targets.py).
+    A span's vector is the mean over its tokens, in whichever windows they stand; a pair has two
+    spans side by side (see data/spans.py).
     """
 
-    def __init__(self, max_seq_length: int, slots: int, *args: Any, **kwargs: Any):
+    def __init__(self, max_seq_length: int, num_spans: int, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.max_seq_length, self.slots = max_seq_length, slots
+        self.max_seq_length, self.num_spans = max_seq_length, num_spans
 
     def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
         _, layers, _, hidden = super().shape(dataset, poolings)
-        return int(offsets_of(dataset)[-1]), layers, 1, self.slots * hidden
+        return int(offsets_of(dataset)[-1]), layers, 1, self.num_spans * hidden
 
     def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
         if dataset is not self.counted:
@@ -228,35 +230,37 @@ class TargetStore(FeatureStore):
 
     @torch.no_grad()
     def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
-        """[targets, layers, 1, slots * hidden]"""
+        """[targets, layers, 1, spans * hidden]"""
         layers, present, mask = self._forward(columns)
         length = mask.shape[1]
         first_window = [0, *present.sum(dim=1).cumsum(0).tolist()]
-        tokens, slot_of = [], []  # of all slots: which tokens of the flat windows; whose they are
-        slots = 0
-        for document, targets in enumerate(columns["places"]):
+        tokens, span_of = [], []  # of all spans: which tokens of the flat windows; whose they are
+        spans = 0
+        for document, targets in enumerate(columns["token_positions"]):
             for target in targets:
-                for slot in target:
-                    for place in slot:
+                for span in target:
+                    for place in span:
                         window, position = divmod(place, self.max_seq_length)
                         tokens.append((first_window[document] + window) * length + position)
-                        slot_of.append(slots)
-                    slots += 1
-        index = torch.tensor(slot_of, device=mask.device, dtype=torch.long)
+                        span_of.append(spans)
+                    spans += 1
+        index = torch.tensor(span_of, device=mask.device, dtype=torch.long)
         taken = torch.tensor(tokens, device=mask.device, dtype=torch.long)
-        counts = torch.bincount(index, minlength=slots).clamp_min(1).unsqueeze(-1)
+        counts = torch.bincount(index, minlength=spans).clamp_min(1).unsqueeze(-1)
         found = []
         for layer in layers:
             vectors = layer.flatten(0, 1)[taken]  # [tokens, hidden]
-            sums = vectors.new_zeros(slots, vectors.shape[-1]).index_add_(0, index, vectors)
-            found.append((sums / counts).view(slots // self.slots, -1))  # [targets, slots * hidden]
+            sums = vectors.new_zeros(spans, vectors.shape[-1]).index_add_(0, index, vectors)
+            found.append(
+                (sums / counts).view(spans // self.num_spans, -1)
+            )  # [targets, spans * hidden]
         return self._stored(torch.stack(found, dim=1).unsqueeze(2))
 
 
 def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """An array of zeros on disk. Its room is taken at once: without it the first write into the
     memory map that finds no place would kill the process."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
         if hasattr(os, "posix_fallocate"):
             with temporary.open("r+b") as file:

@@ -27,7 +27,7 @@ from bertchain.directprobe.clustering import (
 )
 from bertchain.probing.analyses import effective_rank
 from bertchain.probing.scoreboard import chosen_layers, half_width
-from bertchain.runtime.files import replacing
+from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def cluster_and_keep(points: np.ndarray, labels: np.ndarray, folder: Path) -> Cl
 
 def _write(path: Path, decisions: Sequence[bool]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(decisions, dtype=bool))
 
 
@@ -167,7 +167,7 @@ def label_geometry_table(
     most: int,
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How labels' centroids lie: spread of the features, movement, similarity before and after, and
+    """How labels' centroids lie: spread of the features, drift, similarity before and after, and
     of training rows and new ones, with bootstrap intervals over rows.
 
     The first model is what the others are compared with. Labels with at least two of the

@@ -21,16 +21,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C, from strong to weak
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation C, from strong to weak
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss
 
 
 @dataclass
 class Fit:
-    """A trained probe at one strength."""
+    """A trained probe at one C."""
 
-    strength: float
+    C: float
     converged: bool
     predict: Callable[[np.ndarray], np.ndarray]  # [n, features] -> probabilities or values
 
@@ -40,7 +40,7 @@ class ProbeResult:
     """The probe whose setting did best on validation.
 
     Attributes:
-        setting: what was chosen, such as strength: inverse regularisation C on standardised
+        setting: what was chosen, such as C: inverse regularisation C on standardised
             features.
         converged: whether the chosen fit reached its tolerance.
         probabilities: by split, [n, labels] (regression: values).
@@ -62,10 +62,10 @@ def fit_linear_probe(
     num_labels: int,
     problem_type: str,
     validation_score: Score,
-    strengths: Sequence[float] = STRENGTHS,
+    c_values: Sequence[float] = C_VALUES,
     path: list[Fit] | None = None,
 ) -> ProbeResult:
-    """Train a linear probe at every strength and keep the one that does best on validation.
+    """Train a linear probe at every C and keep the one that does best on validation.
 
     Multinomial logistic regression, one-versus-rest logistic regression, or ridge regression by
     problem type, on features standardised by the training rows. Strengths go from strong to weak,
@@ -81,12 +81,12 @@ def fit_linear_probe(
     standardise = Standardiser(features["train"])
     if path is None:
         fit = FITS[problem_type]
-        path = fit(standardise(features["train"]), labels["train"], num_labels, sorted(strengths))
+        path = fit(standardise(features["train"]), labels["train"], num_labels, sorted(c_values))
     validation = standardise(features["validation"])
     scored = [(validation_score(fit.predict(validation)), fit) for fit in path]
     best = max(scored, key=lambda pair: pair[0])[1]  # the first of equals is the strongest
     predictions = {split: best.predict(standardise(x)) for split, x in features.items()}
-    return ProbeResult({"strength": best.strength}, best.converged, predictions)
+    return ProbeResult({"C": best.C}, best.converged, predictions)
 
 
 NEIGHBOURS = (1, 3, 5, 9, 17, 33)
@@ -209,7 +209,7 @@ LOSSES = {
     "regression": F.mse_loss,
 }
 
-MIX_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+MIX_C_VALUES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def fit_mix_probe(
@@ -218,18 +218,18 @@ def fit_mix_probe(
     num_labels: int,
     problem_type: str,
     validation_score: Score,
-    strengths: Sequence[float] = MIX_STRENGTHS,
+    c_values: Sequence[float] = MIX_C_VALUES,
 ) -> ProbeResult:
     """A linear probe on a learned mix of all layers (the scalar mix of Peters et al. 2018).
 
     Layers are standardised, weighed by a softmax, added up; weights and probe are trained together
-    by L-BFGS until the gradient vanishes, each strength from the solution before.
+    by L-BFGS until the gradient vanishes, each C from the solution before.
 
     Args:
         features: [n, layers, features]. Others: see `fit_linear_probe`.
 
     Returns:
-        setting holds strength, and weight_<layer> of each layer.
+        setting holds C, and weight_<layer> of each layer.
     """
     scalers = [Standardiser(features["train"][:, k]) for k in range(features["train"].shape[1])]
     x = {
@@ -252,8 +252,8 @@ def fit_mix_probe(
         return torch.einsum("nlh,l->nh", rows, mix.softmax(0)) @ weight.T + bias
 
     best: tuple[float, ProbeResult] | None = None
-    for strength in sorted(strengths):
-        penalty = 1 / (2 * strength * len(y))
+    for C in sorted(c_values):
+        penalty = 1 / (2 * C * len(y))
         optimizer = torch.optim.LBFGS(
             parameters, max_iter=MAX_ITERATIONS, tolerance_grad=TOLERANCE, tolerance_change=1e-12,
             history_size=20, line_search_fn="strong_wolfe",
@@ -274,7 +274,7 @@ def fit_mix_probe(
         if problem_type == "regression":
             found = {s: v * scale.numpy() + center.numpy() for s, v in found.items()}
         shares = mix.detach().softmax(0).tolist()
-        setting = {"strength": strength} | {f"weight_{k}": w for k, w in enumerate(shares)}
+        setting = {"C": C} | {f"weight_{k}": w for k, w in enumerate(shares)}
         reached = validation_score(found["validation"])
         if best is None or reached > best[0]:
             best = reached, ProbeResult(setting, converged, found)
@@ -312,17 +312,17 @@ class Standardiser:
 
 
 def fit_multinomial(
-    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+    x: np.ndarray, y: np.ndarray, num_labels: int, c_values: Sequence[float]
 ) -> list[Fit]:
     """scikit-learn's L-BFGS: sum of log losses + |W|^2 / (2 C), warm-started."""
     model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     fits = []
-    for strength in strengths:
+    for C in c_values:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # told by Fit.converged
-            model.set_params(C=strength).fit(x, y)
+            model.set_params(C=C).fit(x, y)
         predict = SoftmaxPredictor.of(model, num_labels)
-        fits.append(Fit(strength, bool(model.n_iter_.max() < MAX_ITERATIONS), predict))
+        fits.append(Fit(C, bool(model.n_iter_.max() < MAX_ITERATIONS), predict))
     return fits
 
 
@@ -348,7 +348,7 @@ class SoftmaxPredictor:
 
 
 def fit_one_versus_rest(
-    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+    x: np.ndarray, y: np.ndarray, num_labels: int, c_values: Sequence[float]
 ) -> list[Fit]:
     """All labels in one L-BFGS solve: the objectives are a plain sum, each scikit-learn's own.
 
@@ -360,8 +360,8 @@ def fit_one_versus_rest(
     shape = (d + 1, num_labels)  # last row: bias, not regularised
     start = np.zeros(shape)
     fits = []
-    for strength in strengths:
-        penalty = 1.0 / (strength * n)
+    for C in c_values:
+        penalty = 1.0 / (C * n)
 
         def objective(flat: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
             solution = flat.reshape(shape).astype(np.float32)
@@ -379,7 +379,7 @@ def fit_one_versus_rest(
         )
         start = solved.x.reshape(shape)
         converged = bool(np.abs(solved.jac).max() <= TOLERANCE)
-        fits.append(Fit(strength, converged, SigmoidPredictor(start[:-1], start[-1])))
+        fits.append(Fit(C, converged, SigmoidPredictor(start[:-1], start[-1])))
     return fits
 
 
@@ -392,15 +392,13 @@ class SigmoidPredictor:
 
 
 def fit_ridge(
-    x: np.ndarray, y: np.ndarray, num_labels: int, strengths: Sequence[float]
+    x: np.ndarray, y: np.ndarray, num_labels: int, c_values: Sequence[float]
 ) -> list[Fit]:
     """Ridge regression with penalty 1 / C per row, solved in closed form."""
     fits = []
-    for strength in strengths:
-        model = Ridge(alpha=1.0 / strength, solver="cholesky").fit(x.astype(np.float64), y)
-        fits.append(
-            Fit(strength, True, lambda rows, m=model: m.predict(rows).reshape(len(rows), -1))
-        )
+    for C in c_values:
+        model = Ridge(alpha=1.0 / C, solver="cholesky").fit(x.astype(np.float64), y)
+        fits.append(Fit(C, True, lambda rows, m=model: m.predict(rows).reshape(len(rows), -1)))
     return fits
 
 

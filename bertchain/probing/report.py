@@ -11,10 +11,10 @@ from bertchain.probing.scoreboard import Place, Scoreboard
 from bertchain.runtime.figures import (
     confusion_figure,
     directprobe_figure,
+    drift_figure,
     gains_figure,
     geometry_figure,
     layers_figure,
-    movement_figure,
     pca_figure,
 )
 from bertchain.runtime.html import Section
@@ -109,7 +109,7 @@ def list_sections(
 
     Args:
         headline: of `headline_table`, with its column place.
-        changes: tables gains and movement, as far as they were made.
+        changes: tables gains and drift, as far as they were made.
         facts: of each model, what was probed.
         features: by model, [rows, layers, poolings, hidden] of the reported split.
     """
@@ -131,7 +131,7 @@ def headline_section(board: Scoreboard, headline: pd.DataFrame) -> Section:
     text = (
         f"Task: {board.spec.problem_type}, {len(board.spec.names)} labels. Metric: {board.metric} "
         f"({less} is better). Encoders are frozen: only probes are trained. Layer, pooling and "
-        "strength of a probe are chosen on validation. Intervals: bootstrap over the "
+        "C of a probe are chosen on validation. Intervals: bootstrap over the "
         f"{board.split} rows."
     )
     return Section("headline", "In short", text, headline.drop(columns="place"))
@@ -220,18 +220,18 @@ def change_sections(changes: dict[str, pd.DataFrame]) -> list[Section]:
                 fold=True,
             )
         )
-    if "movement" in changes:
+    if "drift" in changes:
         text = (
             "Features are compared with those of the first model on the same rows: linear CKA (1 = "
             "the same up to rotation and scale), cosine of a row before and after; weights by the "
             "norm of their change. The mean cosine of two rows says how narrow the cone is that "
             "all rows lie in."
         )
-        table = changes["movement"]
+        table = changes["drift"]
         what = "CKA and change of weights by layer"
-        figure = movement_figure(table)
+        figure = drift_figure(table)
         sections.append(
-            Section("movement", "How far the layers moved", text, table, figure, what, fold=True)
+            Section("drift", "How far the layers moved", text, table, figure, what, fold=True)
         )
     return sections
 

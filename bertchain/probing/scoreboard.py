@@ -59,7 +59,7 @@ class Scoreboard:
         """Score predictions by split; of several repeats the mean, and the main metric's spread.
 
         Args:
-            facts: more to keep of the fit, such as strength or converged.
+            facts: more to keep of the fit, such as C or converged.
         """
         at = place._asdict()
         self.rows += [at | {"split": "train", "metric": k, "value": v} for k, v in facts.items()]
@@ -181,7 +181,7 @@ def gains(board: Scoreboard, models: list[str], probe: str = "linear") -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def movement(
+def drift(
     features: dict[str, np.ndarray], models: list[str], pooling: int, changed: dict[str, dict]
 ) -> pd.DataFrame:
     """How far each layer of the later models is from the first model's.

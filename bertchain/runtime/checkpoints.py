@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertchain.errors import InputError
-from bertchain.runtime.distributed import agreed, leave_processes, rank_and_size, wait_for_all
+from bertchain.runtime.distributed import barrier, broadcast, leave_processes, rank_and_size
 from bertchain.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ ASK_EVERY = 10  # steps between two times that several processes agree on whethe
 WHOLE = "whole"  # the last file of a checkpoint
 
 
-class MarkWhole(TrainerCallback):
+class MarkComplete(TrainerCallback):
     """Marks a checkpoint when all of it is on disk: what lacks the mark was cut off."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        wait_for_all()  # each process writes its part
+        barrier()  # each process writes its part
         if state.is_world_process_zero:
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
 
@@ -58,7 +58,7 @@ class LeaveOnSignal(TrainerCallback):
     ) -> None:
         if rank_and_size()[1] > 1 and state.global_step % ASK_EVERY:
             return
-        self.asked = agreed(self.asked)
+        self.asked = broadcast(self.asked)
         control.should_save = control.should_save or self.asked
 
     def on_save(
@@ -91,7 +91,7 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
 
 
-def whole_checkpoints(folder: str | os.PathLike) -> list[Path]:
+def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """Those that were written to their end, by step."""
     return [path for path in checkpoints_in(folder) if (path / WHOLE).is_file()]
 
@@ -107,7 +107,7 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
         InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
             new run would mix with its own.
     """
-    left, whole = checkpoints_in(folder), whole_checkpoints(folder)
+    left, whole = checkpoints_in(folder), complete_checkpoints(folder)
     if asked is None and left:
         raise InputError(
             f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
@@ -127,9 +127,9 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
     return asked
 
 
-def go_on_from(folder: str | os.PathLike) -> str | None:
+def latest_checkpoint(folder: str | os.PathLike) -> str | None:
     """The newest whole checkpoint, or None; half-written ones are deleted."""
-    whole = whole_checkpoints(folder)
+    whole = complete_checkpoints(folder)
     for path in checkpoints_in(folder):
         if path not in whole:
             logger.warning("%s was not written to its end: deleted", path)
@@ -161,19 +161,19 @@ class TimeBudget:
     def left(self) -> float:
         return self.seconds - (self.clock() - self.started)
 
-    def callbacks(
-        self, parts_left: int, train: int, validation: int, test: int
-    ) -> list[TrainerCallback]:
-        """What keeps one of the models that are still to be trained within its share.
+    def callbacks(self, members_left: int, splits: dict[str, Any]) -> list[TrainerCallback]:
+        """Make what keeps one of the models that are still to be trained within its share.
 
         Args:
-            parts_left: models to train, this one included: each gets an equal share.
-            train, validation, test: tokens of each split.
+            members_left: models to train, this one included: each gets an equal share.
+            splits: rows with a column length, their tokens, by split.
         """
         if self.seconds is None:
             return []
-        share = (self.left() - AT_THE_END) / parts_left
-        return [StopInTime(self.clock() + share, train, validation, test, self.clock)]
+        names = ("train", "validation", "test")
+        tokens = {name: sum(splits[name]["length"][:]) if name in splits else 0 for name in names}
+        share = (self.left() - AT_THE_END) / members_left
+        return [StopInTime(self.clock() + share, **tokens, clock=self.clock)]
 
 
 class StopInTime(TrainerCallback):
@@ -223,7 +223,7 @@ class StopInTime(TrainerCallback):
         a_step = training / max(1.0, epochs / max(1e-9, state.epoch) * state.global_step)
         a_token = max(0.5 * training / (epochs * self.train), self.slowest)
         needed = a_step + MARGIN * a_token * self.at_the_end
-        if not agreed(self.clock() + needed >= self.deadline):
+        if not broadcast(self.clock() + needed >= self.deadline):
             return control
         self.stopped = control.should_training_stop = True
         if args.eval_strategy == "steps":  # by epoch it is evaluated on leaving anyway

@@ -36,7 +36,7 @@ def _distributed() -> Any:
     return torch.distributed if torch.distributed.is_initialized() else None
 
 
-def agreed(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The main process's value, in all processes."""
     distributed = _distributed()
     if distributed is None:
@@ -46,7 +46,7 @@ def agreed(value: Any) -> Any:
     return values[0]
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     distributed = _distributed()
     if distributed is not None:
         distributed.barrier()

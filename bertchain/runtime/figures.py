@@ -80,11 +80,9 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
     return figure
 
 
-def movement_figure(movement: pd.DataFrame) -> Figure | None:
+def drift_figure(drift: pd.DataFrame) -> Figure | None:
     """CKA with the first model by layer, and how much the weights changed; None for one model."""
-    later = (
-        movement.dropna(subset=["CKA with the first"]) if "CKA with the first" in movement else []
-    )
+    later = drift.dropna(subset=["CKA with the first"]) if "CKA with the first" in drift else []
     if not len(later):
         return None
     figure = new_figure(8.4, 3.4)

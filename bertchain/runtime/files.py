@@ -21,7 +21,7 @@ SPARE = 2**20  # bytes: with less left a disk is full
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def disk_errors(path: str | os.PathLike) -> Iterator[None]:
     """Let what goes wrong with the disk in this block be an OSError that names `path`.
 
     safetensors and torch have errors of their own for it, and a full disk is often without a name.
@@ -50,7 +50,7 @@ def _failed_write(error: Exception, path: str | os.PathLike) -> int | None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block ends well.
 
     A crash leaves the old file or the new one, never half of one.
@@ -61,7 +61,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with writing(path):
+        with disk_errors(path):
             yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -72,13 +72,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
+def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder; move each of its files into `folder` when the block ends well."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
-        with writing(folder):
+        with disk_errors(folder):
             yield temporary
         for source in sorted(temporary.rglob("*")):
             target = folder / source.relative_to(temporary)
@@ -91,7 +91,7 @@ def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -118,5 +118,5 @@ def write_yaml(path: str | os.PathLike, content: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bertchain.runtime.figures import as_png, as_svg
-from bertchain.runtime.files import replacing, write_text
+from bertchain.runtime.files import atomic_write, write_text
 from bertchain.runtime.records import markdown_table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write_report_files(folder: Path, title: str, sections: Sequence[Section]) ->
     """report.html, report.md and a .png for each picture."""
     for section in sections:
         if section.figure is not None:
-            with replacing(folder / f"{section.name}.png") as temporary:
+            with atomic_write(folder / f"{section.name}.png") as temporary:
                 temporary.write_bytes(as_png(section.figure))
     write_text(folder / "report.md", to_markdown(title, sections))
     write_text(folder / "report.html", to_html(title, sections))

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from bertchain.runtime.files import replacing
+from bertchain.runtime.files import atomic_write
 
 PACKAGES = (
     "torch",
@@ -153,5 +153,5 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
     right.set(xlabel="step", ylabel=name, title=f"Validation {name}")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, Trainer
 
-from bertchain.arguments.finetuning import AdapterArguments, ModelArguments, RateArguments
+from bertchain.arguments.finetuning import (
+    AdapterArguments,
+    Arguments,
+    ModelArguments,
+)
 from bertchain.data.labels import LabelSpec
+from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import InputError, as_input_error
 from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks
 from bertchain.models.loading import (
@@ -53,94 +58,115 @@ def add_lora(encoder: PreTrainedModel, options: AdapterArguments) -> Any:
         return get_peft_model(encoder, config)
 
 
-def merge_lora(lora: Any, trainer: Trainer, folder: Path | None) -> None:
+def merge_lora(lora: Any, trainer: Trainer, folder: Path, options: AdapterArguments) -> None:
     """Add the matrices to the weights they stand beside, so that the encoder is plain again.
 
     Args:
-        folder: where they are written first, as `adapter/`; None: nowhere.
+        lora: what `add_lora` made, or None.
+        folder: where --save_adapter writes them first, as `adapter/`.
     """
-    if folder is not None and trainer.is_world_process_zero():
+    if lora is None:
+        return
+    if options.save_adapter and trainer.is_world_process_zero():
         lora.save_pretrained(folder / "adapter")
     lora.merge_and_unload()
 
 
-def load_start(
-    path: str, architecture: ModelArguments, dropout: float | None, **hub: Any
+def load_checkpoint(
+    path: str, architecture: ModelArguments, dropout: float | None, **hub_kwargs: Any
 ) -> tuple[PreTrainedModel, DocumentClassifier | None]:
-    """The encoder to start from, its upper blocks dropped as asked; and the trained classifier
-    around it, where the folder holds one.
+    """Load an encoder, its upper blocks dropped as asked.
 
     Args:
-        hub: `revision`, `trust_remote_code`.
+        hub_kwargs: `revision`, `trust_remote_code`.
+
+    Returns:
+        the encoder; the trained classifier around it, or None where the folder holds none.
     """
-    before, pooler = None, architecture.token_pooling == "pooler"
+    previous, pooler = None, architecture.token_pooling == "pooler"
     with as_input_error(f"--model_name_or_path {path}"):
         if is_document_classifier(path):
-            before, missing = load_classifier(path, dropout)
-            encoder = require_pooler(before.encoder, [], pooler)
+            previous, missing = load_classifier(path, dropout)
+            encoder = require_pooler(previous.encoder, [], pooler)
         else:
-            encoder, missing = load_encoder(path, pooler, dropout, **hub)
+            encoder, missing = load_encoder(path, pooler, dropout, **hub_kwargs)
     if missing:
         logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
     if architecture.drop_layers_above is not None:
         drop_blocks_above(encoder, architecture.drop_layers_above)
-    return encoder, before
+    return encoder, previous
 
 
 def build_model(
     encoder: PreTrainedModel,
-    before: DocumentClassifier | None,
+    previous: DocumentClassifier | None,
     architecture: ModelArguments,
     spec: LabelSpec,
-    shape: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    preprocessor: Preprocessor,
 ) -> tuple[DocumentClassifier, bool]:
-    """Encoder and head, and whether the head is new.
+    """Put a head on an encoder; a trained one is kept where labels, layers and poolings agree.
 
-    A trained classifier keeps its head where labels, layers and poolings agree.
-
-    Args:
-        shape: the config's `windows` and `special_tokens`.
+    Returns:
+        the classifier; whether its head is new.
 
     Raises:
         InputError: for a pooling over windows where there is one window.
     """
-    truncation = shape["windows"]["truncation"]
+    truncation = preprocessor.windows.truncation
     if architecture.segment_pooling is not None and truncation != "hierarchical":
         raise InputError(f"--segment_pooling needs --truncation hierarchical, not {truncation}")
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
-        **settle_architecture(architecture, encoder, before),
-        **shape,
+        **resolve_architecture(architecture, encoder, previous),
+        **preprocessor.config_fields,
         **spec.config_fields(),
-        pad_token_id=tokenizer.pad_token_id,
     )
     model = DocumentClassifier(config, encoder)
     head = [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
-    new_head = before is None or not same_head(before.config, config)
+    new_head = previous is None or not same_head(previous.config, config)
     if new_head:
         logger.info("New, from random weights: %s", ", ".join(head))
     else:
-        model.load_state_dict({name: before.state_dict()[name] for name in head}, strict=False)
+        model.load_state_dict({name: previous.state_dict()[name] for name in head}, strict=False)
         logger.info("Head: kept")
     return model, new_head
 
 
-def prepare_training(
-    model: DocumentClassifier,
-    new_head: bool,
-    labels: list,
-    rates: RateArguments,
-    adapter: AdapterArguments,
-) -> Any:
-    """Where the head starts, which blocks start anew, what is frozen; LoRA, or None."""
+def build_classifier(
+    path: str, spec: LabelSpec, preprocessor: Preprocessor, args: Arguments, labels: list | None
+) -> tuple[DocumentClassifier, Any]:
+    """Load a checkpoint, put a head on it and prepare it for training.
+
+    A new head starts at the frequencies of several labels; then blocks are started anew, frozen, or
+    given LoRA matrices, as asked.
+
+    Args:
+        labels: of the training rows; None: it is not trained.
+
+    Returns:
+        the classifier; what `add_lora` made, or None.
+
+    Raises:
+        InputError: where the head would be new and is not to be trained.
+    """
+    dropout = args.regularisers.encoder_dropout
+    encoder, previous = load_checkpoint(path, args.model, dropout, **args.checkpoint.hub_kwargs)
+    check_vocabulary(preprocessor.tokenizer, encoder, path)
+    model, new_head = build_model(encoder, previous, args.model, spec, preprocessor)
+    if labels is None and new_head:
+        raise InputError(
+            f"--model_name_or_path {path}: its head was trained for other labels, layers, pooling "
+            "or spans than these flags say; leave them out, or give --train_file"
+        )
+    if labels is None:
+        return model, None
     if new_head:
         start_at_frequencies(model.head, labels, model.config.problem_type)
     with as_input_error():
-        reinit_top_blocks(model.encoder, rates.reinit_layers)
-        lora = add_lora(model.encoder, adapter) if adapter.lora_r else None
-        freeze(model, rates.freeze)
-    return lora
+        reinit_top_blocks(model.encoder, args.rates.reinit_layers)
+        lora = add_lora(model.encoder, args.adapter) if args.adapter.lora_r else None
+        freeze(model, args.rates.freeze)
+    return model, lora
 
 
 def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
@@ -156,8 +182,8 @@ def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> No
     head.bias.data.copy_(torch.logit(frequencies))
 
 
-def settle_architecture(
-    architecture: ModelArguments, encoder: PreTrainedModel, before: DocumentClassifier | None
+def resolve_architecture(
+    architecture: ModelArguments, encoder: PreTrainedModel, previous: DocumentClassifier | None
 ) -> dict[str, Any]:
     """Flags, else those of the trained classifier, else the defaults."""
     settled = {
@@ -169,8 +195,8 @@ def settle_architecture(
         "dropout_samples": 1,
         "segments_per_forward": None,
     }
-    if before is not None:
-        settled = {name: getattr(before.config, name) for name in settled}
+    if previous is not None:
+        settled = {name: getattr(previous.config, name) for name in settled}
     settled |= {name: flag for name, flag in architecture.fields.items() if flag is not None}
     with as_input_error():
         settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
@@ -179,7 +205,7 @@ def settle_architecture(
     return settled
 
 
-def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -> bool:
+def same_head(previous: DocumentClassifierConfig, now: DocumentClassifierConfig) -> bool:
     fields = (
         "problem_type",
         "id2label",
@@ -187,6 +213,6 @@ def same_head(before: DocumentClassifierConfig, now: DocumentClassifierConfig) -
         "layer_pooling",
         "token_pooling",
         "segment_pooling",
-        "slots",
+        "num_spans",
     )
-    return all(getattr(before, f) == getattr(now, f) for f in fields)
+    return all(getattr(previous, f) == getattr(now, f) for f in fields)

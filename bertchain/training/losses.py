@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import TrainingArguments
 
 from bertchain.arguments.finetuning import LossArguments
 from bertchain.data.labels import LabelSpec
@@ -141,9 +142,9 @@ def _weighed(each: Tensor, weights: Tensor | None) -> Tensor:
     return each if weights is None else each * weights
 
 
-def settle_loss(
+def build_loss(
     losses: LossArguments,
-    smoothing: float,
+    training: TrainingArguments,
     spec: LabelSpec,
     config: DocumentClassifierConfig,
     labels: list,
@@ -151,9 +152,10 @@ def settle_loss(
     """The flags as a loss; refuses those that mean nothing for the problem type.
 
     Args:
-        smoothing: --label_smoothing_factor.
+        training: whose label_smoothing_factor holds.
         labels: of the training rows, for balanced weights; empty without training.
     """
+    smoothing = training.label_smoothing_factor
     only_for = {
         "class_weights": (losses.class_weights, ("single_label",)),
         "positive_weights": (losses.positive_weights, ("multi_label",)),
@@ -167,7 +169,7 @@ def settle_loss(
     weights = {}
     if labels:
         for flag in ("class_weights", "positive_weights"):
-            weights[flag] = settle_weights(getattr(losses, flag), flag, spec, labels)
+            weights[flag] = resolve_class_weights(getattr(losses, flag), flag, spec, labels)
     return TrainingLoss(
         config=config,
         focal_gamma=losses.focal_gamma,
@@ -178,7 +180,7 @@ def settle_loss(
     )
 
 
-def settle_weights(
+def resolve_class_weights(
     given: Sequence[str], flag: str, spec: LabelSpec, labels: list
 ) -> tuple[float, ...] | None:
     """`balanced` or name=weight ... -> one weight a label, in the model's order; None if none.

@@ -17,7 +17,7 @@ from bertchain.data.batching import longest_first
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import is_score
-from bertchain.runtime.files import replacing
+from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def predict(
     """
     prefix = {"validation": "eval", "test": "test"}[split]
     compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
-    of_words = "places" in dataset.column_names
-    counts = [len(own) for own in dataset["places"]] if of_words else [1] * len(dataset)
+    of_words = "token_positions" in dataset.column_names
+    counts = [len(own) for own in dataset["token_positions"]] if of_words else [1] * len(dataset)
     ends = np.cumsum(counts)  # of the predictions of each row
     lengths = np.asarray(dataset["length"][:])
     logits = np.empty((ends[-1], len(spec.names)), dtype=np.float32)
@@ -86,7 +86,7 @@ def write_predictions(
         probabilities: [n, labels].
         columns: more of them, after the id, each of n values.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         for start in range(0, len(ids), ROWS_AT_ONCE):
             piece = slice(start, start + ROWS_AT_ONCE)
             more = {name: values[piece] for name, values in columns.items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Trainer, TrainerCallback
 
-from bertchain.models.layers import HEAD, room_of
+from bertchain.models.layers import HEAD, layer_id_of
 from bertchain.models.modeling import DocumentClassifier
 
 # ---------------------------------------------------------------- adversarial training
@@ -39,7 +39,7 @@ class Adversary:
             if parameter is word:
                 if fgm:
                     self.moved.append((parameter, fgm, False))
-            elif awp and parameter.dim() > 1 and 0 < room_of(name, model) < HEAD:
+            elif awp and parameter.dim() > 1 and 0 < layer_id_of(name, model) < HEAD:
                 self.moved.append((parameter, awp, True))
         self.before: list[Tensor | None] = []
 

@@ -3,52 +3,74 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from bertchain.arguments.finetuning import GROUPS
+from bertchain.cli import changed
 from bertchain.data.contamination import read_fingerprint, write_fingerprint
 from bertchain.data.labels import LabelSpec
-from bertchain.metrics import is_score
+from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
-from bertchain.runtime.files import replacing_files, write_text
-from bertchain.runtime.records import model_card
+from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
+from bertchain.runtime.records import evaluation_history, model_card, plot_history
+
+
+def write_member(
+    trainer: Trainer,
+    spec: LabelSpec,
+    folder: Path,
+    results: dict[str, Any],
+    run_config: dict[str, Any],
+    with_encoder: bool,
+) -> None:
+    """Write a trained model, its curves and its results; the results last: they say it is done."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer = trainer.processing_class
+    write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)
+    history = evaluation_history(trainer.state.log_history)
+    write_csv(folder / "history.csv", history)
+    metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
+    plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
+    write_json(folder / "all_results.json", results | {"seed": trainer.args.seed})
 
 
 def write_model(
     model: DocumentClassifier,
     tokenizer: PreTrainedTokenizerBase,
+    spec: LabelSpec,
     folder: Path,
     results: dict[str, Any],
-    spec: LabelSpec,
-    as_run: dict[str, Any],
-    arguments: dict[str, Any],
+    run_config: dict[str, Any],
     with_encoder: bool = True,
 ) -> None:
-    """The classifier with its code; and the encoder alone as a plain `AutoModel` checkpoint, which
-    is left out where many models are kept.
+    """Write a classifier with its code, a model card, and the encoder alone.
 
     Args:
         results: whose scores stand in the model card.
-        as_run: all arguments; arguments: those that differ from the defaults, for the card.
+        run_config: all arguments; the card shows those that differ from the defaults.
+        with_encoder: whether encoder/, a plain `AutoModel` checkpoint, is written; it is left out
+            where many models are kept.
     """
-    hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
-    with replacing_files(folder) as temporary:
+    hashes = read_fingerprint(
+        run_config["model_name_or_path"], revision=run_config["model_revision"]
+    )
+    with atomic_files(folder) as temporary:
         alone = [(model.encoder, temporary / "encoder")] if with_encoder else []
         for part, where in ((model, temporary), *alone):
             part.save_pretrained(where)
             tokenizer.save_pretrained(where)
             if hashes is not None:  # what the encoder has seen stays with it
                 write_fingerprint(where, hashes)
-    scores = {k: v for k, v in results.items() if is_score(k)}
     card = model_card(
         title=folder.name,
-        base_model=as_run["model_name_or_path"],
+        base_model=run_config["model_name_or_path"],
         pipeline_tag="text-classification",
         summary=f"{spec.problem_type} document classifier, {len(spec.names)} labels: "
         + ", ".join(spec.names[:20])
         + (" ..." if len(spec.names) > 20 else ""),
-        usage=USAGE_OF_WORDS if model.config.slots else USAGE,
-        metrics=scores,
-        arguments=arguments,
+        usage=USAGE_OF_SPANS if model.config.num_spans else USAGE,
+        metrics={k: v for k, v in results.items() if is_score(k)},
+        arguments=changed(run_config, (*GROUPS, TrainingArguments)),
     )
     write_text(folder / "README.md", card)
 
@@ -65,9 +87,9 @@ encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_l
 """
 
 
-USAGE_OF_WORDS = """
+USAGE_OF_SPANS = """
 # labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\
-#     --task_level token (or span, pair, as it was trained)
+#     --spans_column_name spans
 
 # the encoder alone, without the head
 from transformers import AutoModel

@@ -102,12 +102,12 @@ from bertchain.data.batching import keep_all_columns, refuse_other_order
 from bertchain.data.contamination import find_seen, read_fingerprint, write_fingerprint
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import hold_out_validation
-from bertchain.data.task import read_labelled
+from bertchain.data.tasks import read_labelled
 from bertchain.data.tokenization import (
     check_vocabulary,
     load_tokenizer,
     pad_id,
-    settle_windows,
+    resolve_windows,
     to_windows,
 )
 from bertchain.errors import as_input_error
@@ -115,7 +115,7 @@ from bertchain.metrics import MAIN_METRIC, is_score, metric_function
 from bertchain.models.layers import freeze, layer_rates, reinit_top_blocks
 from bertchain.models.modeling import PROBLEM_TYPES, num_blocks
 from bertchain.runtime.checkpoints import find_checkpoint, remove_checkpoints
-from bertchain.runtime.files import replacing_files, write_csv, write_json, write_yaml, writing
+from bertchain.runtime.files import atomic_files, disk_errors, write_csv, write_json, write_yaml
 from bertchain.runtime.locks import claim, frees_claims
 from bertchain.runtime.records import evaluation_history, plot_history, versions
 from bertchain.training.initialization import build_model, load_start, start_at_frequencies
@@ -135,7 +135,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json: eval_<task>_accuracy, test_<task>_accuracy ...
     """
     # 1. Arguments
-    run, window, checkpoint, architecture, rates, regularisers, training, as_run = parse(
+    run, window, checkpoint, architecture, rates, regularisers, training, run_config = parse(
         (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS | device_precision(argv)
     )
     start_logging()
@@ -144,18 +144,18 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     refuse_other_order(training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path, hub = checkpoint.model_name_or_path, checkpoint.hub
+    path, hub_kwargs = checkpoint.model_name_or_path, checkpoint.hub_kwargs
 
     # 2. The tables of each task -> labelled documents
     specs, documents = {}, {}
-    for name, task in settle_tasks(run.tasks).items():
+    for name, task in parse_tasks(run.tasks).items():
         specs[name], rows, _ = read_labelled(*task, path)
         share = task[-1].validation_split
         documents[name] = hold_out_validation(rows, share, specs[name].problem_type, training.seed)
 
     # 3. Documents -> windows, cut alike for all tasks
-    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub)
-    windows, special = settle_windows(window.given, path, tokenizer, **hub)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub_kwargs)
+    windows, special = resolve_windows(window.given, path, tokenizer, **hub_kwargs)
     splits: dict[str, dict[str, Dataset]] = {"train": {}, "validation": {}, "test": {}}
     for name, parts in documents.items():
         for split, rows in parts.items():
@@ -163,8 +163,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
             logger.info("%s, %s: %s", name, split, report)
 
     # 4. Model: one encoder, a head for each task
-    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict(), "slots": 0}
-    encoder, _ = load_start(path, architecture, regularisers.encoder_dropout, **hub)
+    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict(), "spans": 0}
+    encoder, _ = load_start(path, architecture, regularisers.encoder_dropout, **hub_kwargs)
     check_vocabulary(tokenizer, encoder, path)
     heads = {
         name: build_model(encoder, None, architecture, spec, shape, tokenizer)[0]
@@ -188,7 +188,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         unfreeze_every=rates.unfreeze_every,
         regularisers=regularisers,
         model=model,
-        args=settle_training(training),
+        args=prepare_arguments(training),
         train_dataset=TaskRows(splits["train"], batch),
         eval_dataset=splits["validation"],
         processing_class=tokenizer,
@@ -197,7 +197,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     )
 
     # 6. Train, and keep what is best over all tasks
-    with writing(training.output_dir):
+    with disk_errors(training.output_dir):
         results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
 
     # 7. Predict validation and test of each task
@@ -208,13 +208,13 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
                 metrics = predict(trainer, with_task(rows, name), split, specs[name], folder / name)
             results |= {insert(name, metric): value for metric, value in metrics.items()}
     for name in specs:
-        seen = find_seen(documents[name].get("test"), path, **hub)
+        seen = find_seen(documents[name].get("test"), path, **hub_kwargs)
         results |= {f"{name}_{key}": value for key, value in seen.items()}
     results["eval_mean_score"] = mean_score(results, specs)
 
     # 8. Write the encoder, a classifier for each task, curves and results
     if trainer.is_world_process_zero():
-        write_run(trainer, results, specs, as_run)
+        write_run(trainer, results, specs, run_config)
         if not run.keep_checkpoints:
             remove_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
@@ -226,7 +226,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 Task = tuple[DataArguments, TextArguments, LabelArguments]
 
 
-def settle_tasks(tasks: str) -> dict[str, Task]:
+def parse_tasks(tasks: str) -> dict[str, Task]:
     """YAML -> the arguments of each task.
 
     Raises:
@@ -257,7 +257,7 @@ def settle_tasks(tasks: str) -> dict[str, Task]:
 # ---------------------------------------------------------------- 5. trainer
 
 
-def settle_training(training: TrainingArguments) -> TrainingArguments:
+def prepare_arguments(training: TrainingArguments) -> TrainingArguments:
     """The Trainer's settings that follow from there being several tasks."""
     keep_all_columns(training)
     training.greater_is_better = True
@@ -340,27 +340,29 @@ def write_run(
     trainer: MultiTaskTrainer,
     results: dict[str, Any],
     specs: dict[str, LabelSpec],
-    as_run: dict[str, Any],
+    run_config: dict[str, Any],
 ) -> None:
     """The encoder in the folder itself, and a folder for each task as run_finetune.py writes it."""
     folder, tokenizer = Path(trainer.args.output_dir), trainer.processing_class
     model = trainer.accelerator.unwrap_model(trainer.model)
-    hashes = read_fingerprint(as_run["model_name_or_path"], revision=as_run["model_revision"])
-    with replacing_files(folder) as temporary:
+    hashes = read_fingerprint(
+        run_config["model_name_or_path"], revision=run_config["model_revision"]
+    )
+    with atomic_files(folder) as temporary:
         model.encoder.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if hashes is not None:
             write_fingerprint(temporary, hashes)
     for name, spec in specs.items():
         own = {k.replace(f"_{name}_", "_", 1): v for k, v in results.items() if f"_{name}_" in k}
-        arguments = changed(as_run, (*OWN_ARGUMENTS, TrainingArguments))
-        what = (own, spec, as_run, arguments)
+        arguments = changed(run_config, (*OWN_ARGUMENTS, TrainingArguments))
+        what = (own, spec, run_config, arguments)
         write_model(model.whole(name), tokenizer, folder / name, *what)
         write_json(folder / name / "all_results.json", own | {"versions": versions()})
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     plot_history(folder / "history.png", history, "eval_mean_score")
-    write_yaml(folder / "run_args.yaml", as_run)
+    write_yaml(folder / "run_args.yaml", run_config)
     write_json(
         folder / "all_results.json", results | {"seed": trainer.args.seed, "versions": versions()}
     )

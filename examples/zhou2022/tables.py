@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from bertchain.cli import run_script
 from bertchain.errors import InputError
 from bertchain.runtime.figures import as_png
-from bertchain.runtime.files import replacing, write_text
+from bertchain.runtime.files import atomic_write, write_text
 from bertchain.runtime.records import markdown_table
 
 TASKS = {"pos": "POS", "dep": "DEP", "role": "PS-role", "function": "PS-fxn", "trec": "TREC-50"}
@@ -300,7 +300,7 @@ def epochs_figure(epochs: pd.DataFrame) -> Figure:
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(as_png(figure))
 
 

@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from bertchain.data.batching import DocumentCollator, GroupedByLength, SharedOut, longest_first
-from bertchain.data.tokenization import settle_windows, to_windows
+from bertchain.data.tokenization import resolve_windows, to_windows
 from bertchain.errors import InputError
 from bertchain.models.windows import WindowSpec, find_special_tokens
 
@@ -88,15 +88,15 @@ def test_longest_first_breaks_ties_by_row():
 
 def test_window_settings(tiny_bert, tokenizers):
     tokenizer = tokenizers["bert"]
-    spec, special = settle_windows({}, tiny_bert, tokenizer)
+    spec, special = resolve_windows({}, tiny_bert, tokenizer)
     assert spec == WindowSpec("head", 128)
     assert special == find_special_tokens(tokenizer)
     with pytest.raises(InputError, match="--max_seq_length 129 is beyond the 128 positions"):
-        settle_windows({"max_seq_length": 129}, tiny_bert, tokenizer)
+        resolve_windows({"max_seq_length": 129}, tiny_bert, tokenizer)
     with pytest.raises(InputError, match="--head_tokens needs --truncation head_tail, not head"):
-        settle_windows({"head_tokens": 3}, tiny_bert, tokenizer)
+        resolve_windows({"head_tokens": 3}, tiny_bert, tokenizer)
     with pytest.raises(InputError, match="--max_seq_length 3 leaves no room"):
-        settle_windows({"max_seq_length": 3}, tiny_bert, tokenizer)
+        resolve_windows({"max_seq_length": 3}, tiny_bert, tokenizer)
 
 
 @pytest.mark.parametrize(("batch", "processes"), [(16, 1), (8, 2), (4, 4)])

@@ -11,15 +11,15 @@ from datasets import Dataset
 from bertchain.arguments.common import TargetArguments
 from bertchain.data.spans import (
     cut_targets,
+    infer_span_labels,
     offsets_of,
     pieces_of_words,
     read_targets,
-    settle_target_labels,
     target_labels,
     target_words,
 )
 from bertchain.data.tables import Table
-from bertchain.data.tokenization import settle_windows
+from bertchain.data.tokenization import resolve_windows
 from bertchain.errors import InputError
 from bertchain.models.loading import load_encoder
 from bertchain.probing.analyses import control_labels
@@ -51,19 +51,19 @@ def plain(text):
     return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not combining(c))
 
 
-def documents(slots):
+def documents(spans):
     return Dataset.from_dict(
-        {"id": [str(i) for i in range(len(WORDS))], "words": WORDS, "slots": slots}
+        {"id": [str(i) for i in range(len(WORDS))], "words": WORDS, "spans": spans}
     )
 
 
 def test_vectors_are_hand_means_across_windows(tiny_bert, tokenizers, tmp_path):
     tokenizer = tokenizers["bert"]
     encoder = load_encoder(tiny_bert)[0].eval()
-    slots = [[[[1], [0]], [[2], [1, 3]]], [[[0], [1]]], [[[39], [0]], [[5, 38], [20]]]]
+    spans = [[[[1], [0]], [[2], [1, 3]]], [[[0], [1]]], [[[39], [0]], [[5, 38], [20]]]]
     given = {"truncation": "hierarchical", "max_seq_length": 12}
-    windows, special = settle_windows(given, tiny_bert, tokenizer)
-    cut = cut_targets(documents(slots), tokenizer, windows, special)
+    windows, special = resolve_windows(given, tiny_bert, tokenizer)
+    cut = cut_targets(documents(spans), tokenizer, windows, special)
     assert len(cut[2]["windows"]) == 4 and list(offsets_of(cut)) == [0, 2, 3, 5]
     for budget in (1, 8192):
         store = TargetStore(12, 2, tmp_path / str(budget), encoder, 0)
@@ -78,9 +78,9 @@ def test_vectors_are_hand_means_across_windows(tiny_bert, tokenizers, tmp_path):
                     found = encoder(torch.tensor([window]), output_hidden_states=True)
                 states.append(torch.stack(found.hidden_states)[:, 0, 1:-1])
             states = torch.cat(states, dim=1)  # [layers, tokens, hidden]
-            for target in slots[number]:
+            for target in spans[number]:
                 means = [
-                    states[:, [p for word in slot for p in pieces[word]]].mean(1) for slot in target
+                    states[:, [p for word in span for p in pieces[word]]].mean(1) for span in target
                 ]
                 expected = torch.cat(means, dim=-1)
                 np.testing.assert_allclose(features[row, :, 0], expected, atol=1e-5)
@@ -89,10 +89,10 @@ def test_vectors_are_hand_means_across_windows(tiny_bert, tokenizers, tmp_path):
 
 def test_what_windows_cut_off_is_an_error_and_not_lost(tiny_bert, tokenizers):
     tokenizer = tokenizers["bert"]
-    windows, special = settle_windows({"max_seq_length": 12}, tiny_bert, tokenizer)
-    slots = [[[[0]]], [[[0]]], [[[39]], [[2]]]]
+    windows, special = resolve_windows({"max_seq_length": 12}, tiny_bert, tokenizer)
+    spans = [[[[0]]], [[[0]]], [[[39]], [[2]]]]
     with pytest.raises(InputError, match="--truncation head cuts off 1 targets"):
-        cut_targets(documents(slots), tokenizer, windows, special)
+        cut_targets(documents(spans), tokenizer, windows, special)
 
 
 def table(**columns):
@@ -103,17 +103,17 @@ def test_tokens_pairs_and_spans_by_hand():
     words = [["a", "b", "c"], ["d"]]
     options = TargetArguments(task_level="token", skip_labels=["X"])
     read = read_targets(table(tokens=words, tags=[["N", "X", "V"], ["X"]]), options, None)
-    assert read["slots"][:] == [[[[0]], [[2]]]] and read["tags"][:] == [["N", "V"]]
+    assert read["spans"][:] == [[[[0]], [[2]]]] and read["tags"][:] == [["N", "V"]]
     assert read["id"][:] == ["0"]  # the second has no target
     options = TargetArguments(task_level="pair")
     heads, relations = [[1, -1, 1], [-1]], [["subj", "root", "obj"], ["root"]]
     read = read_targets(table(tokens=words, heads=heads, deprels=relations), options, None)
-    assert read["slots"][:] == [[[[1], [0]], [[1], [2]]]] and read["tags"][:] == [["subj", "obj"]]
+    assert read["spans"][:] == [[[[1], [0]], [[1], [2]]]] and read["tags"][:] == [["subj", "obj"]]
     assert target_words(read) == ["b a", "b c"]
     options = TargetArguments(task_level="span", target_label_field="role", longest_target=1)
     spans = [[{"span": [1], "role": "P"}, {"span": [0, 2], "role": "Q"}], []]
     read = read_targets(table(tokens=words, targets=spans), options, None)
-    assert read["slots"][:] == [[[[1]]]] and read["tags"][:] == [["P"]]
+    assert read["spans"][:] == [[[[1]]]] and read["tags"][:] == [["P"]]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_labels_that_training_lacks_are_said_and_kept(caplog):
         "train": Dataset.from_dict({"tags": [["N", "V"], ["N"]]}),
         "test": Dataset.from_dict({"tags": [["N", "Z"]]}),
     }
-    spec = settle_target_labels(rows, "tags")
+    spec = infer_span_labels(rows, "tags")
     assert spec.names == ("N", "V", "Z") and "1 labels do not occur in training: Z" in caplog.text
     assert target_labels(rows["test"], spec).tolist() == [0, 2]
 

@@ -13,9 +13,9 @@ from bertchain.models.layers import (
     freeze,
     group_table,
     layer_groups,
+    layer_id_of,
     layer_rates,
     reinit_top_blocks,
-    room_of,
     unfrozen_from,
 )
 from bertchain.models.modeling import encode_layers
@@ -59,12 +59,12 @@ def test_each_trainable_parameter_is_in_exactly_one_group(kind):
     groups = layer_groups(model, layer_rates(4, 1e-3, 0.5, 1e-2), 0.01, decayed(model))
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-    rooms = {name: room_of(name, model) for name, _ in model.named_parameters()}
-    assert {r for n, r in rooms.items() if not n.startswith("encoder.")} == {HEAD}
+    layer_ids = {name: layer_id_of(name, model) for name, _ in model.named_parameters()}
+    assert {r for n, r in layer_ids.items() if not n.startswith("encoder.")} == {HEAD}
     embeddings = model.encoder.get_input_embeddings().weight
     (word,) = [n for n, p in model.named_parameters() if p is embeddings]
-    assert rooms[word] == 0
-    blocks = {r for r in rooms.values() if 0 < r < HEAD}
+    assert layer_ids[word] == 0
+    blocks = {r for r in layer_ids.values() if 0 < r < HEAD}
     assert blocks == ({4} if kind == "albert" else {1, 2, 3, 4})
 
 
@@ -83,11 +83,11 @@ def test_rooms_follow_the_order_in_which_modules_run(kind):
     for i, name in enumerate(order):
         parameters = [n for n, _ in model.named_parameters() if n.startswith(f"encoder.{name}.")]
         for parameter in parameters:
-            room = room_of(parameter, model)
+            layer_id = layer_id_of(parameter, model)
             if i < inside[0]:
-                assert room == 0, parameter
+                assert layer_id == 0, parameter
             elif i > inside[-1]:
-                assert room == HEAD, parameter
+                assert layer_id == HEAD, parameter
 
 
 def test_an_unknown_parameter_is_an_error():
@@ -121,11 +121,11 @@ def test_explicit_rates_and_those_of_embeddings():
 
 
 def trainable(model):
-    return {room_of(n, model) for n, p in model.named_parameters() if p.requires_grad}
+    return {layer_id_of(n, model) for n, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize(
-    ("what", "rooms"),
+    ("what", "layer_ids"),
     [
         ("none", {0, 1, 2, 3, 4, HEAD}),
         ("embeddings", {1, 2, 3, 4, HEAD}),
@@ -134,10 +134,10 @@ def trainable(model):
         ("encoder", {HEAD}),
     ],
 )
-def test_what_freezing_leaves(what, rooms):
+def test_what_freezing_leaves(what, layer_ids):
     model = classifier("bert")
     freeze(model, what)
-    assert trainable(model) == rooms
+    assert trainable(model) == layer_ids
     model = classifier("modernbert")  # has a final norm above its blocks
     freeze(model, what)
     if what == "encoder":
@@ -207,7 +207,7 @@ def test_the_top_blocks_start_anew_and_nothing_else(kind):
         parameter._is_hf_initialized = True  # as after from_pretrained
     reinit_top_blocks(model.encoder, 2)
     for name, parameter in model.named_parameters():
-        if room_of(name, model) in (3, 4):
+        if layer_id_of(name, model) in (3, 4):
             assert (parameter != 9.0).any(), name
             assert parameter.dim() == 1 or parameter.std() < 0.05, name
         else:

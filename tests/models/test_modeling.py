@@ -27,8 +27,8 @@ from bertchain.models.modeling import (
 )
 from bertchain.models.pooling import (
     LAYER_POOLINGS,
-    SEGMENT_POOLINGS,
     TOKEN_POOLINGS,
+    WINDOW_POOLINGS,
     BiLSTMPooling,
     resolve_layers,
 )
@@ -130,7 +130,7 @@ def pool_plainly(model, name, items, where):
 
 @pytest.mark.parametrize("layer", LAYER_POOLINGS)
 @pytest.mark.parametrize("token", TOKEN_POOLINGS)
-@pytest.mark.parametrize("segment", SEGMENT_POOLINGS)
+@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
 def test_every_pooling_equals_a_plain_loop(layer, token, segment):
     model = build((1, 3, 4), layer, token, segment)
     documents = random_documents()
@@ -145,7 +145,7 @@ def test_layer_numbers_are_those_of_hidden_states(layers):
 
 
 @pytest.mark.parametrize("token", TOKEN_POOLINGS)
-@pytest.mark.parametrize("segment", SEGMENT_POOLINGS)
+@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
 def test_padding_and_absent_segments_change_nothing(token, segment):
     model = build((3, 4), "mean", token, segment)
     documents = random_documents()
@@ -184,7 +184,7 @@ def test_left_padding_changes_nothing():
         torch.testing.assert_close(left, logits_of(model, [[[7, 8, 9]]]))
 
 
-@pytest.mark.parametrize("segment", SEGMENT_POOLINGS)
+@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
 def test_one_segment_hierarchical_equals_head(segment):
     one = random_documents(sizes=((7,), (12,), (3,)))
     flat = build(segment="mean")

@@ -22,9 +22,9 @@ from bertchain.pretraining.corpora import (
     check_test_text,
     clean,
     label_text,
+    parse_corpus_weights,
+    parse_sources,
     read_corpora,
-    settle_sources,
-    settle_weights,
     split_corpora,
 )
 from bertchain.pretraining.streaming import DocumentStream, stream_documents
@@ -49,7 +49,7 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
         "other: {dataset_name: wiki, split: train, text_column_names: passage}\n"
     )
     files = ["train.csv", "domain=x.csv", str(with_equals)]
-    sources = settle_sources(files, str(yaml), {"text_column_names": ("t",)}, "label")
+    sources = parse_sources(files, str(yaml), {"text_column_names": ("t",)}, "label")
     assert [(s.corpus, s.name) for s in sources] == [
         ("task", "train.csv"),
         ("domain", "x.csv"),
@@ -61,7 +61,7 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
     assert sources[3].text_column_names == ("title", "body") and sources[3].max_samples == 5
     assert sources[4].text_column_names == ("t",) and sources[5].text_column_names == ("passage",)
     assert sources[0].label_words == "label"
-    inline = settle_sources([], '{"domain": "d.txt"}', {})  # as from the arguments' own YAML
+    inline = parse_sources([], '{"domain": "d.txt"}', {})  # as from the arguments' own YAML
     assert inline == [Source("domain", file="d.txt")]
 
 
@@ -79,18 +79,18 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
 )
 def test_a_wrong_corpus_is_one_line(corpora, message):
     with pytest.raises(InputError, match=message) as caught:
-        settle_sources([], corpora, {})
+        parse_sources([], corpora, {})
     assert "\n" not in str(caught.value)
 
 
 def test_pairs_need_two_columns_in_every_table():
     with pytest.raises(InputError, match="--corpora, a: --text_pair needs two"):
-        settle_sources([], '{"a": "x.txt"}', {"text_pair": True})
+        parse_sources([], '{"a": "x.txt"}', {"text_pair": True})
 
 
 def test_weights():
     names = ["task", "domain"]
-    assert settle_weights(["domain=0.5"], names) == {"task": 1.0, "domain": 0.5}
+    assert parse_corpus_weights(["domain=0.5"], names) == {"task": 1.0, "domain": 0.5}
     for wrong, message in (
         ("wiki=1", "no corpus 'wiki', only task, domain"),
         ("task", "write task=2"),
@@ -99,7 +99,7 @@ def test_weights():
         ("task=nan", "above 0"),
     ):
         with pytest.raises(InputError, match=message):
-            settle_weights([wrong], names)
+            parse_corpus_weights([wrong], names)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,12 @@ def windows(seed=0, lengths=(9, 4, 6)):
     for length in lengths:  # each token occurs in one window only
         ids = rng.permutation(np.arange(first, first + length)).tolist()
         first += length
-        row = {"input_ids": ids, "units": list(range(length)), "length": length, "corpus": "task"}
+        row = {
+            "input_ids": ids,
+            "word_ids": list(range(length)),
+            "length": length,
+            "corpus": "task",
+        }
         rows.append(row)
     return rows
 
@@ -153,7 +158,7 @@ def windows(seed=0, lengths=(9, 4, 6)):
 class EveryOther:
     """In place of a Masker: tokens of even id are targets and stand as they are."""
 
-    def __call__(self, ids, units, rng):
+    def __call__(self, ids, word_ids, rng):
         return ids, np.where(ids % 2 == 0, ids, -100)
 
 

@@ -83,8 +83,10 @@ def units_of(words, rng):
 @pytest.mark.parametrize("unit", ["token", "word", "ngram"])
 def test_every_position_is_chosen_at_the_rate(unit, rate):
     rng = np.random.default_rng(0)
-    units = units_of(9, rng)
-    chosen = np.mean([masker(unit=unit, rate=rate).choose(units, rng) for _ in range(8000)], axis=0)
+    word_ids = units_of(9, rng)
+    chosen = np.mean(
+        [masker(unit=unit, rate=rate).choose(word_ids, rng) for _ in range(8000)], axis=0
+    )
     assert chosen[0] == chosen[-1] == 0  # special
     assert np.abs(chosen[1:-1] - rate).max() < 0.025  # the first and last words too
 
@@ -93,10 +95,10 @@ def test_every_position_is_chosen_at_the_rate(unit, rate):
 def test_a_word_is_chosen_whole_or_not_at_all(unit):
     rng = np.random.default_rng(1)
     for _ in range(200):
-        units = units_of(30, rng)
-        chosen = masker(unit=unit, rate=0.3).choose(units, rng)
+        word_ids = units_of(30, rng)
+        chosen = masker(unit=unit, rate=0.3).choose(word_ids, rng)
         for word in range(30):
-            assert len(set(chosen[units == word])) == 1
+            assert len(set(chosen[word_ids == word])) == 1
 
 
 def runs(chosen):
@@ -106,13 +108,13 @@ def runs(chosen):
 
 def test_ngrams_come_in_runs():
     rng = np.random.default_rng(2)
-    units = np.arange(4000)
-    single = runs(masker(unit="word", rate=0.05).choose(units, rng))
-    runs_of_three = runs(masker(unit="ngram", rate=0.05, max_ngram=3).choose(units, rng))
+    word_ids = np.arange(4000)
+    single = runs(masker(unit="word", rate=0.05).choose(word_ids, rng))
+    runs_of_three = runs(masker(unit="ngram", rate=0.05, max_ngram=3).choose(word_ids, rng))
     # P(n) is 6/11, 3/11, 2/11 for n = 1, 2, 3: 1.64 words on average, a little more by overlaps
     assert single.mean() < 1.15
     assert 1.5 < runs_of_three.mean() < 1.9
-    alone = masker(unit="ngram", rate=0.2, max_ngram=1).choose(units, rng)
+    alone = masker(unit="ngram", rate=0.2, max_ngram=1).choose(word_ids, rng)
     assert alone.mean() == pytest.approx(0.2, abs=0.02)
 
 
@@ -125,8 +127,8 @@ def test_the_number_of_targets_hardly_varies_in_short_rows():
 
 def test_label_words_are_chosen_together_and_at_their_own_rate():
     rng = np.random.default_rng(4)
-    units = np.array([SPECIAL, LABEL, LABEL, SPECIAL, *range(20), SPECIAL])
-    chosen = np.array([masker().choose(units, rng) for _ in range(2000)])
+    word_ids = np.array([SPECIAL, LABEL, LABEL, SPECIAL, *range(20), SPECIAL])
+    chosen = np.array([masker().choose(word_ids, rng) for _ in range(2000)])
     assert (chosen[:, 1] == chosen[:, 2]).all()
     assert chosen[:, 1].mean() == pytest.approx(0.5, abs=0.04)
     assert chosen[:, 4:-1].mean() == pytest.approx(0.15, abs=0.01)

@@ -55,11 +55,11 @@ def test_windows_rejoin_to_the_text_and_hold_specials_at_their_ends_only(tokeniz
     assert max(rows["length"][:]) == 16
     bodies, special = [], {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     for row in rows:
-        ids, units = row["input_ids"], row["units"]
-        assert len(ids) == len(units) == row["length"]
+        ids, word_ids = row["input_ids"], row["word_ids"]
+        assert len(ids) == len(word_ids) == row["length"]
         assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
         assert not special & {*ids[1:-1]}
-        assert [u == SPECIAL for u in units] == [i in tokenizer.all_special_ids for i in ids]
+        assert [u == SPECIAL for u in word_ids] == [i in tokenizer.all_special_ids for i in ids]
         bodies += ids[1:-1]
     whole = [i for t in TEXTS for i in tokenizer(t, add_special_tokens=False)["input_ids"]]
     assert bodies == whole  # overlap 0: every token once, in order
@@ -68,10 +68,10 @@ def test_windows_rejoin_to_the_text_and_hold_specials_at_their_ends_only(tokeniz
 def test_words_keep_their_pieces_together_in_rows(tokenizers):
     rows = to_rows(documents(["zebra red zebra"]), maker(tokenizers["bert"], segment=word_spans))
     z = [1] * 5  # z ##e ##b ##r ##a
-    assert rows[0]["units"] == [SPECIAL, *[0] * 5, 1, *[2] * 5, SPECIAL]
+    assert rows[0]["word_ids"] == [SPECIAL, *[0] * 5, 1, *[2] * 5, SPECIAL]
     assert len(z) == 5
     alone = to_rows(documents(["zebra red zebra"]), maker(tokenizers["bert"]))
-    assert alone[0]["units"] == [SPECIAL, *range(11), SPECIAL]
+    assert alone[0]["word_ids"] == [SPECIAL, *range(11), SPECIAL]
 
 
 def test_the_first_text_of_a_pair_stands_in_every_window(tokenizers):
@@ -82,7 +82,7 @@ def test_the_first_text_of_a_pair_stands_in_every_window(tokenizers):
     for row in rows:
         assert row["input_ids"][1:3] == title
         assert row["token_type_ids"] == [0] * 4 + [1] * (row["length"] - 4)
-        words = [u for u in row["units"] if u >= 0]
+        words = [u for u in row["word_ids"] if u >= 0]
         assert len(set(words)) == len(words)  # each word of both texts has a number of its own
 
 
@@ -91,7 +91,7 @@ def test_label_words_stand_before_the_text_where_there_are_any(tokenizers):
     labelled = documents(["red cat", "dog"], label=["happy river", ""])
     rows = to_rows(labelled, maker(tokenizer))
     assert tokenizer.decode(rows[0]["input_ids"]) == "[CLS] happy river [SEP] red cat [SEP]"
-    assert rows[0]["units"] == [SPECIAL, LABEL, LABEL, SPECIAL, 0, 1, SPECIAL]
+    assert rows[0]["word_ids"] == [SPECIAL, LABEL, LABEL, SPECIAL, 0, 1, SPECIAL]
     assert rows[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
     assert tokenizer.decode(rows[1]["input_ids"]) == "[CLS] dog [SEP]"
     assert rows[1]["token_type_ids"] == [0, 0, 0]
@@ -118,7 +118,7 @@ def test_packed_rows_hold_windows_of_one_corpus(tokenizers):
     packed = pack_rows(rows, 64)
     assert [row["corpus"] for row in packed] == ["a", "b"]
     assert packed[0]["parts"] == [4, 4] and packed[1]["parts"] == [3, 3]
-    assert packed[0]["units"] == [-1, 0, 1, -1, -1, 2, 3, -1]  # words keep different numbers
+    assert packed[0]["word_ids"] == [-1, 0, 1, -1, -1, 2, 3, -1]  # words keep different numbers
     assert packed[0]["input_ids"] == rows[0]["input_ids"] + rows[2]["input_ids"]
 
 
@@ -147,7 +147,7 @@ def test_batches_are_padded_and_padding_is_no_target(tokenizers):
         assert (labels[row["length"] :] == IGNORE).all()
         assert (batch["input_ids"][i, row["length"] :] == tokenizer.pad_token_id).all()
         for token, label, unit in zip(
-            batch["input_ids"][i], labels, [*row["units"], *[SPECIAL] * 16], strict=False
+            batch["input_ids"][i], labels, [*row["word_ids"], *[SPECIAL] * 16], strict=False
         ):
             assert label == IGNORE or unit >= 0
             assert label != IGNORE or unit == SPECIAL or token in row["input_ids"]
@@ -178,7 +178,7 @@ def test_held_out_masks_are_made_once(tokenizers):
     once = collator(tokenizers["bert"]).mask_for_good(rows)
     torch.manual_seed(3)
     again = collator(tokenizers["bert"]).mask_for_good(rows)
-    assert once.to_list() == again.to_list() and "units" not in once.column_names
+    assert once.to_list() == again.to_list() and "word_ids" not in once.column_names
     assert once["length"][:] == sorted(rows["length"][:], reverse=True)
     assert collator(tokenizers["bert"], seed=1).mask_for_good(rows).to_list() != once.to_list()
     batch = [once[i] for i in range(3)]

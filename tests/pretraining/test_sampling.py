@@ -8,7 +8,12 @@ from datasets import Dataset
 
 from bertchain.models.windows import WindowSpec, find_special_tokens
 from bertchain.pretraining.packing import RowMaker
-from bertchain.pretraining.sampling import DrawnBatches, Draws, StreamedBatches, token_bounds
+from bertchain.pretraining.sampling import (
+    RepeatedDataset,
+    StreamedBatches,
+    WeightedBatchSampler,
+    token_bounds,
+)
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 230)
 
@@ -16,7 +21,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, 230)
 def drawn(weights=None, epoch=0, **changes):
     weights = np.ones(len(LENGTHS)) if weights is None else weights
     fields = dict(batch_size=8, batches_per_chunk=5, epoch=lambda: epoch) | changes
-    return DrawnBatches(LENGTHS, weights, **fields)
+    return WeightedBatchSampler(LENGTHS, weights, **fields)
 
 
 def rows_of(batches):
@@ -85,13 +90,13 @@ def test_weights_say_how_often_a_row_is_drawn():
 
 
 def test_too_few_rows_for_the_processes_is_said():
-    sampler = DrawnBatches([5], [1.0], 8, processes=2)
+    sampler = WeightedBatchSampler([5], [1.0], 8, processes=2)
     with pytest.raises(ValueError, match="too few for 2 processes"):
         list(sampler)
 
 
 def test_draws_map_keys_to_rows():
-    rows = Draws(Dataset.from_dict({"x": [10, 11, 12]}))
+    rows = RepeatedDataset(Dataset.from_dict({"x": [10, 11, 12]}))
     assert rows.__getitems__([0, 4, 8]) == [
         {"x": 10, "key": 0},
         {"x": 11, "key": 4},

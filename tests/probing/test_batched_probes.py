@@ -9,7 +9,7 @@ from test_probes import planted
 
 from bertchain.probing import batched_probes
 from bertchain.probing.batched_probes import fit_many
-from bertchain.probing.probes import FITS, STRENGTHS, Standardiser
+from bertchain.probing.probes import C_VALUES, FITS, Standardiser
 
 SEEDS = (0, 1, 2)  # of feature matrices; the labels are those of the first
 
@@ -27,7 +27,7 @@ def targets(kind, classes=4):
 
 def class_loss(fit, x, y):
     p = fit.predict(x)[np.arange(len(y)), y]
-    return -np.log(p).sum() + 0.5 / fit.strength * (fit.predict.weights**2).sum()
+    return -np.log(p).sum() + 0.5 / fit.C * (fit.predict.weights**2).sum()
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -37,11 +37,11 @@ def test_classes_reach_scikit_learns_objective(classes):
     assert len(paths) == 3
     for x, path in zip(matrices(classes), paths, strict=True):
         x = Standardiser(x)(x)
-        assert [fit.strength for fit in path] == sorted(STRENGTHS)
+        assert [fit.C for fit in path] == sorted(C_VALUES)
         for fit in path:
-            cold = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-8).fit(x, y)
+            cold = LogisticRegression(C=fit.C, max_iter=5000, tol=1e-8).fit(x, y)
             best = -np.log(cold.predict_proba(x)[np.arange(len(y)), y]).sum()
-            best += 0.5 / fit.strength * (cold.coef_**2).sum()
+            best += 0.5 / fit.C * (cold.coef_**2).sum()
             found = class_loss(fit, x, y)
             if classes == 2:  # weights of the predictor: zeros, and those of the log odds
                 assert fit.predict.weights[0].tolist() == [0.0] * x.shape[1]
@@ -55,10 +55,10 @@ def test_several_labels_reach_scikit_learns_objective():
         x = Standardiser(x)(x)
         for fit in path:
             for label in range(4):
-                exact = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-8)
+                exact = LogisticRegression(C=fit.C, max_iter=5000, tol=1e-8)
                 exact.fit(x, y[:, label])
                 best, found = (
-                    -(log_expit(z) - (1 - y[:, label]) * z).sum() + 0.5 / fit.strength * w @ w
+                    -(log_expit(z) - (1 - y[:, label]) * z).sum() + 0.5 / fit.C * w @ w
                     for z, w in (
                         (x @ exact.coef_[0] + exact.intercept_[0], exact.coef_[0]),
                         (
@@ -75,7 +75,7 @@ def test_predictions_are_those_of_the_fits_one_by_one(kind):
     y = targets(kind)
     for x, path in zip(matrices(), fit_many(matrices(), y, 4, kind), strict=True):
         x = Standardiser(x)(x)
-        for fit, alone in zip(path, FITS[kind](x, y, 4, sorted(STRENGTHS)), strict=True):
+        for fit, alone in zip(path, FITS[kind](x, y, 4, sorted(C_VALUES)), strict=True):
             assert fit.converged == alone.converged == True  # noqa: E712
             np.testing.assert_allclose(fit.predict(x), alone.predict(x), atol=5e-3)
 

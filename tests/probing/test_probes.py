@@ -38,11 +38,11 @@ def test_multinomial_reaches_scikit_learns_cold_objective(classes):
     x, y, _ = planted(classes=classes)
     rows = np.arange(len(y))
     for fit in fit_multinomial(x, y, classes, [1e-3, 1e-1, 10.0]):
-        cold = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-7).fit(x, y)
+        cold = LogisticRegression(C=fit.C, max_iter=5000, tol=1e-7).fit(x, y)
         best = -np.log(cold.predict_proba(x)[rows, y]).sum()
-        best += 0.5 / fit.strength * (cold.coef_**2).sum()
+        best += 0.5 / fit.C * (cold.coef_**2).sum()
         found = -np.log(fit.predict(x)[rows, y]).sum()
-        found += 0.5 / fit.strength * (fit.predict.weights**2).sum()
+        found += 0.5 / fit.C * (fit.predict.weights**2).sum()
         assert fit.converged and found == pytest.approx(best, rel=1e-3)
 
 
@@ -60,18 +60,16 @@ def test_one_versus_rest_reaches_scikit_learns_objective_for_every_label():
     rng = np.random.default_rng(1)
     y = (x @ weights + rng.logistic(size=(300, 4)) > 0.5).astype(float)
 
-    def objective(w, b, strength, label):
+    def objective(w, b, C, label):
         z = (x @ w + b).astype(float)
-        return -(log_expit(z) - (1 - y[:, label]) * z).sum() + 0.5 / strength * (w**2).sum()
+        return -(log_expit(z) - (1 - y[:, label]) * z).sum() + 0.5 / C * (w**2).sum()
 
     for fit in fit_one_versus_rest(x, y, 4, [1e-3, 1e-1, 10.0]):
         assert fit.converged
         for label in range(4):
-            exact = LogisticRegression(C=fit.strength, max_iter=5000, tol=1e-7).fit(x, y[:, label])
-            best = objective(exact.coef_[0], exact.intercept_[0], fit.strength, label)
-            found = objective(
-                fit.predict.weights[:, label], fit.predict.bias[label], fit.strength, label
-            )
+            exact = LogisticRegression(C=fit.C, max_iter=5000, tol=1e-7).fit(x, y[:, label])
+            best = objective(exact.coef_[0], exact.intercept_[0], fit.C, label)
+            found = objective(fit.predict.weights[:, label], fit.predict.bias[label], fit.C, label)
             assert found <= best * (1 + 1e-3)
 
 
@@ -80,7 +78,7 @@ def test_ridge_is_the_closed_form():
     y = x @ weights[:, :2] + 3.0
     for fit in fit_ridge(x, y, 2, [1e-2, 1.0]):
         centred = x - x.mean(axis=0)
-        gram = centred.T @ centred + np.eye(20) / fit.strength
+        gram = centred.T @ centred + np.eye(20) / fit.C
         w = np.linalg.solve(gram.astype(float), centred.T @ (y - y.mean(axis=0)))
         np.testing.assert_allclose(fit.predict(x), centred @ w + y.mean(axis=0), atol=1e-4)
 
@@ -96,12 +94,12 @@ def test_strength_is_chosen_on_validation_and_ties_go_to_the_stronger():
         return seen[-1]
 
     result = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", accuracy)
-    assert len(seen) == len(probes.STRENGTHS)
-    assert result.setting["strength"] == sorted(probes.STRENGTHS)[int(np.argmax(seen))]
+    assert len(seen) == len(probes.C_VALUES)
+    assert result.setting["C"] == sorted(probes.C_VALUES)[int(np.argmax(seen))]
     assert accuracy(result.probabilities["validation"]) == max(seen) > 0.7
     assert set(result.probabilities) == {"train", "validation", "test"}
     tied = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", lambda p: 0.0)
-    assert tied.setting["strength"] == min(probes.STRENGTHS)
+    assert tied.setting["C"] == min(probes.C_VALUES)
 
 
 def test_an_unconverged_probe_says_so(monkeypatch):
@@ -221,7 +219,7 @@ def test_the_code_takes_the_strength_of_fewest_bits_and_sends_which():
         alone = {c: online_code_length(x, y, 2, 0, (c,))["bits"] for c in (1e-4, 1.0)}
         both = online_code_length(x, y, 2, 0, (1.0, 1e-4))
         assert both["bits"] == pytest.approx(min(alone.values()) + 1, rel=0.01)  # 1 bit says which
-        assert (both["strength"] == 1e-4) == strongest == (alone[1e-4] < alone[1.0])
+        assert (both["C"] == 1e-4) == strongest == (alone[1e-4] < alone[1.0])
 
 
 def test_code_length_of_several_labels_by_hand_and_on_planted_features():
@@ -254,7 +252,7 @@ def test_words_counted(kind):
     splits = {"train": texts[:40], "validation": texts[40:50], "test": texts[50:]}
     sharpest = lambda p: float(p.max() - p.min())  # noqa: E731
     result = tfidf_baseline(splits, y[:40], 2, kind, sharpest)
-    assert result.setting == {"strength": 100.0}
+    assert result.setting == {"C": 100.0}
     p = result.probabilities["test"]
     decided = p[:, 0] > 1.25 if kind == "regression" else p.argmax(1) == 1
     assert (decided == (classes[50:] == 1)).all()

@@ -10,9 +10,9 @@ from bertchain.probing.scoreboard import (
     Place,
     Scoreboard,
     bootstrap,
+    drift,
     gains,
     half_width,
-    movement,
     row_scores,
 )
 
@@ -56,14 +56,14 @@ def test_differences_are_paired_by_row():
     better[np.flatnonzero(~right)[:8]] = True
     for name, hits in (("one", right), ("two", better)):
         chosen = np.where(hits, labels["test"], 1 - labels["test"])
-        board.add(Place(name, 1, "cls", "linear"), {"test": np.eye(2)[chosen]}, strength=0.1)
+        board.add(Place(name, 1, "cls", "linear"), {"test": np.eye(2)[chosen]}, C=0.1)
     (row,) = gains(board, ["one", "two"]).to_dict("records")
     gain = row["test accuracy against one"]
     assert gain == pytest.approx(0.04) and 0 < row["± 95 %"] < 0.035
     assert board.interval(Place("one", 1, "cls", "linear")) > 0.05  # unpaired it would drown
     assert np.isnan(board.interval(Place("three", 1, "cls", "linear")))
     table = board.table()
-    assert table[table["metric"] == "strength"]["value"].tolist() == [0.1, 0.1]
+    assert table[table["metric"] == "C"]["value"].tolist() == [0.1, 0.1]
 
 
 def test_repeats_are_averaged_and_their_spread_is_kept():
@@ -90,7 +90,7 @@ def test_movement_of_a_model_from_itself_is_none():
     x = RNG.normal(size=(30, 3, 1, 4)).astype(np.float32)
     y = x.copy()
     y[:, 2] = RNG.normal(size=(30, 1, 4))
-    table = movement({"a": x, "b": y}, ["a", "b"], 0, {"b": {0: 0.0, 1: 0.0, 2: 0.5}})
+    table = drift({"a": x, "b": y}, ["a", "b"], 0, {"b": {0: 0.0, 1: 0.0, 2: 0.5}})
     own = table[table["model"] == "b"]
     assert own["CKA with the first"].tolist()[:2] == pytest.approx([1, 1])
     assert own["CKA with the first"].tolist()[2] < 0.5

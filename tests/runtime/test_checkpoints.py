@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 import run_finetune
 from bertchain.errors import InputError
-from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, go_on_from
+from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, latest_checkpoint
 
 pytestmark = pytest.mark.versions
 
@@ -38,9 +38,9 @@ def test_a_half_written_checkpoint_is_left_out(tmp_path, caplog):
     make(tmp_path, 7, whole=False)
     assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
     assert "checkpoint-7 was not written to its end" in caplog.text
-    assert go_on_from(tmp_path).endswith("checkpoint-5")
+    assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
-    assert go_on_from(tmp_path / "none") is None
+    assert latest_checkpoint(tmp_path / "none") is None
 
 
 class Preempt(TrainerCallback):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from bertchain.runtime.files import replacing, replacing_files, write_csv, write_json, writing
+from bertchain.runtime.files import atomic_files, atomic_write, disk_errors, write_csv, write_json
 from bertchain.runtime.records import (
     evaluation_history,
     markdown_table,
@@ -21,22 +21,22 @@ from bertchain.runtime.records import (
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_crash_while_writing_a_folder_leaves_the_old_files(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError), replacing_files(tmp_path) as temporary:
+    with pytest.raises(RuntimeError), atomic_files(tmp_path) as temporary:
         (temporary / "a").write_text("half")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
-    with replacing_files(tmp_path) as temporary:
+    with atomic_files(tmp_path) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "b").write_text("new")
     assert (tmp_path / "sub" / "b").read_text() == "new"
@@ -59,7 +59,7 @@ def test_what_goes_wrong_with_the_disk_has_one_name(error, number, tmp_path, mon
         monkeypatch.setattr(
             "bertchain.runtime.files.shutil.disk_usage", lambda path, usage=usage: usage
         )
-        with pytest.raises(OSError) as caught, writing(tmp_path):
+        with pytest.raises(OSError) as caught, disk_errors(tmp_path):
             raise error
         assert caught.value.errno == (number or expected)
         assert caught.value.filename == str(tmp_path)
@@ -67,7 +67,7 @@ def test_what_goes_wrong_with_the_disk_has_one_name(error, number, tmp_path, mon
 
 def test_other_errors_stay_what_they_are(tmp_path):
     for error in (RuntimeError("CUDA out of memory"), ValueError("no"), OSError(2, "no", "x")):
-        with pytest.raises(type(error)) as caught, writing(tmp_path):
+        with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
             raise error
         assert caught.value is error
 

@@ -10,9 +10,9 @@ import pytest
 
 from bertchain.runtime.figures import (
     confusion_figure,
+    drift_figure,
     gains_figure,
     layers_figure,
-    movement_figure,
     pca_figure,
 )
 from bertchain.runtime.html import Section, html_table, to_html, to_markdown, write_report_files
@@ -36,7 +36,7 @@ def sections():
         {"model": "tuned", "layer": [0, 1, 0, 1], "token pooling": ["cls", "cls", "mean", "mean"],
          "test accuracy against base": [0.1, -0.2, 0.0, 0.3], "± 95 %": 0.05}
     )  # fmt: skip
-    movement = pd.DataFrame(
+    drift = pd.DataFrame(
         {"model": ["base", "tuned"], "layer": 0, "CKA with the first": [np.nan, 0.9],
          "weights changed by": [np.nan, 0.1]}
     )  # fmt: skip
@@ -51,7 +51,7 @@ def sections():
         Section("headline", f"In short {EVIL}", f"Text {EVIL}\n\nSecond.", table),
         Section("layers", "Layers", figure=layers_figure(results, "accuracy", "test")),
         Section("gains", "Gains", "", gains, gains_figure(gains), "gains", fold=True),
-        Section("movement", "Movement", figure=movement_figure(movement)),
+        Section("drift", "Movement", figure=drift_figure(drift)),
         Section("pca", "PCA", figure=pca_figure(panels, labels, names, "rows")),
         Section("confusion", "Confusion", figure=confusion_figure(predicted, labels, names)),
         Section("probed", "Probed", "careful", plain=EVIL, warning=True),
@@ -83,9 +83,9 @@ def test_markdown_and_files(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Title") and "![gains](gains.png)" in text and "**careful**" in text
     assert text == to_markdown("Title", sections())
-    for name in ("layers", "gains", "movement", "pca", "confusion"):
+    for name in ("layers", "gains", "drift", "pca", "confusion"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert movement_figure(pd.DataFrame({"model": ["a"], "layer": [0]})) is None
+    assert drift_figure(pd.DataFrame({"model": ["a"], "layer": [0]})) is None
 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -10,8 +10,8 @@ from conftest import ROOT
 from forking import start_command
 
 from bertchain.errors import InputError
-from bertchain.runtime import locks as claims
-from bertchain.runtime.locks import NAME, claim, frees_claims, one_at_a_time
+from bertchain.runtime import locks
+from bertchain.runtime.locks import NAME, lock, wait_for_lock
 
 
 @pytest.fixture
@@ -34,20 +34,16 @@ def other_run():
 
 
 def test_a_folder_in_use_is_refused_until_the_other_run_ends(other_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     other = other_run(tmp_path / NAME)
 
-    @frees_claims
-    def main():
-        claim(tmp_path)
-        assert (tmp_path / NAME).is_file()
-        return 1
-
-    with pytest.raises(InputError, match="in use by another run"):
-        main()
+    with pytest.raises(InputError, match="in use by another run"), lock(tmp_path):
+        pass
     other.kill()  # not even an orderly end
     other.wait()
-    assert main() == 1 and main() == 1
+    for _ in range(2):
+        with lock(tmp_path):
+            assert (tmp_path / NAME).is_file()
     assert os.listdir(tmp_path) == []
 
 
@@ -77,10 +73,10 @@ def test_the_scripts_say_so(other_run, tiny_bert, topic_files, tmp_path):
 def test_what_another_run_makes_is_waited_for(tmp_path, monkeypatch):
     path, order = tmp_path / "a.npy", []
     inside, waiting = threading.Event(), threading.Event()
-    monkeypatch.setattr(claims.logger, "info", lambda *_: waiting.set())  # it says that it waits
+    monkeypatch.setattr(locks.logger, "info", lambda *_: waiting.set())  # it says that it waits
 
     def make(who: str) -> None:
-        with one_at_a_time(path, who):
+        with wait_for_lock(path, who):
             if path.is_file():
                 order.append(f"{who} reads")
                 return

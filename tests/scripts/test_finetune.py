@@ -15,7 +15,7 @@ from torch import nn
 
 import run_finetune
 from bertchain.errors import InputError
-from bertchain.models.layers import room_of
+from bertchain.models.layers import layer_id_of
 from bertchain.models.loading import load_classifier
 from bertchain.training.initialization import start_at_frequencies
 
@@ -148,7 +148,7 @@ def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_fil
 
     before = load_encoder(tiny_bert)[0].state_dict()
     for name, parameter in trained.encoder.named_parameters():
-        frozen = room_of(f"encoder.{name}", trained) <= 2
+        frozen = layer_id_of(f"encoder.{name}", trained) <= 2
         unmoved = torch.equal(parameter, before[name])
         # a key bias cannot change attention: its gradient is zero but for rounding
         if frozen or not name.endswith("key.bias"):

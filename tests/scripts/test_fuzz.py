@@ -249,8 +249,8 @@ def test_any_targets_are_read_or_one_line(rows, level):
         return
     for row in found:
         count = len(row["words"])
-        assert all(0 <= word < count for slots in row["slots"] for own in slots for word in own)
-        assert len(row["slots"]) == len(row["tags"]) > 0
+        assert all(0 <= word < count for spans in row["spans"] for own in spans for word in own)
+        assert len(row["spans"]) == len(row["tags"]) > 0
 
 
 # ---------------------------------------------------------------- arguments

@@ -18,7 +18,7 @@ from transformers import AutoModel
 import run_finetune
 from bertchain.data.splits import choose_subset
 from bertchain.errors import InputError
-from bertchain.models.layers import HEAD, room_of
+from bertchain.models.layers import HEAD, layer_id_of
 from bertchain.models.loading import load_classifier, load_encoder
 from bertchain.training.regularisers import Adversary, WeightAverage
 
@@ -218,7 +218,7 @@ def test_gradual_unfreezing_leaves_lower_blocks_bit_equal_until_their_turn(run, 
     for name, parameter in model.named_parameters():
         start = before.get(name.removeprefix("encoder."))
         if start is None or not torch.equal(parameter, start):
-            moved.add(room_of(name, model))
+            moved.add(layer_id_of(name, model))
     assert moved == {4, HEAD}  # the head for half an epoch, then block 4 as well
 
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 import run_probe
-from bertchain.data.tokenization import settle_windows, to_windows
+from bertchain.data.tokenization import resolve_windows, to_windows
 from bertchain.errors import InputError
 from bertchain.models.loading import load_encoder
 from bertchain.probing import features
@@ -25,7 +25,7 @@ POOLINGS = ["cls", "mean", "max", "last"]
 
 def cut(tiny_bert, tokenizer, texts, **given):
     documents = Dataset.from_dict({"id": [str(i) for i in range(len(texts))], "text": texts})
-    return to_windows(documents, tokenizer, *settle_windows(given, tiny_bert, tokenizer))[0]
+    return to_windows(documents, tokenizer, *resolve_windows(given, tiny_bert, tokenizer))[0]
 
 
 TEXTS = ["red cat", "", "the river of the forest " * 4, "dog", "a large house in the city"] * 3
@@ -220,7 +220,7 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     at = probes[(probes.layer == 4) & (probes.token_pooling == "mean") & (probes.probe == "linear")]
     by_model = at.set_index("model")["value"]
     assert last["test accuracy against base"] == pytest.approx(by_model["tuned"] - by_model["base"])
-    moved = pd.read_csv(tmp_path / "o" / "movement.csv").set_index(["model", "layer"])
+    moved = pd.read_csv(tmp_path / "o" / "drift.csv").set_index(["model", "layer"])
     assert moved["weights changed by"]["tuned"].min() > 0
     assert moved["CKA with the first"]["tuned"].between(0, 1).all()
     assert "How far the layers moved" in report and (headline["± 95 %"] > 0).sum() >= 2
@@ -325,7 +325,7 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
     assert set(results[results.metric == "width_1"]["value"]) == {16}
     spread = results[(results.metric == "accuracy_sd") & (results.split == "test")]
     assert set(spread["probe"]) == {"mlp"} and len(spread) == 5
-    assert not (tmp_path / "o" / "movement.csv").exists()  # not asked for
+    assert not (tmp_path / "o" / "drift.csv").exists()  # not asked for
     frame = pd.read_csv(topic_files["train"])
     frame["label"] = frame["label"] + "|x"
     frame["half"] = 0.5 + frame.index

@@ -11,7 +11,7 @@ from one_step import one_step
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
-from bertchain.training.losses import TrainingLoss, settle_weights
+from bertchain.training.losses import TrainingLoss, resolve_class_weights
 
 pytestmark = pytest.mark.versions
 
@@ -130,22 +130,22 @@ def spec(kind="single_label"):
 
 
 def test_balanced_weights_by_hand():
-    assert settle_weights(["balanced"], "class_weights", spec(), [0, 0, 0, 1, 2, 2]) == (
+    assert resolve_class_weights(["balanced"], "class_weights", spec(), [0, 0, 0, 1, 2, 2]) == (
         pytest.approx((6 / 9, 6 / 3, 6 / 6))
     )
     rows = [[1.0, 1.0, 0.0]] * 3 + [[0.0, 1.0, 1.0]]
-    weights = settle_weights(["balanced"], "positive_weights", spec("multi_label"), rows)
+    weights = resolve_class_weights(["balanced"], "positive_weights", spec("multi_label"), rows)
     assert weights == pytest.approx((1 / 3, 0.0, 3.0))
     soft = [[0.5, 0.25, 0.25]] * 4
-    assert settle_weights(["balanced"], "class_weights", spec(), soft) == pytest.approx(
+    assert resolve_class_weights(["balanced"], "class_weights", spec(), soft) == pytest.approx(
         (4 / 6, 4 / 3, 4 / 3)
     )
-    assert settle_weights([], "class_weights", spec(), [0]) is None
+    assert resolve_class_weights([], "class_weights", spec(), [0]) is None
 
 
 def test_given_weights_go_by_name_and_mistakes_are_named():
     given = ["c=d=3", "a=1", "b=0.5"]
-    assert settle_weights(given, "class_weights", spec(), []) == (1.0, 0.5, 3.0)
+    assert resolve_class_weights(given, "class_weights", spec(), []) == (1.0, 0.5, 3.0)
     for bad, message in (
         (["a=1", "b=2"], "--class_weights lacks a weight for c=d"),
         (["e=1"], "--class_weights e=1: write balanced, or name=weight for each label: a=1 b=1"),
@@ -153,9 +153,9 @@ def test_given_weights_go_by_name_and_mistakes_are_named():
         (["a=x"], "'x' is not a weight"),
     ):
         with pytest.raises(InputError, match=message):
-            settle_weights(bad, "class_weights", spec(), [])
+            resolve_class_weights(bad, "class_weights", spec(), [])
     with pytest.raises(InputError, match="no training row has the label 'c=d'"):
-        settle_weights(["balanced"], "class_weights", spec(), [0, 1])
+        resolve_class_weights(["balanced"], "class_weights", spec(), [0, 1])
 
 
 # ---------------------------------------------------------------- accumulation

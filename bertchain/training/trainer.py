@@ -1,0 +1,192 @@
+"""The Trainer of document classifiers: batches, accumulated losses, adversaries, unfreezing."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from bertchain.arguments.finetuning import RegulariserArguments
+from bertchain.cli import is_given
+from bertchain.data.batching import GroupedByLength, SharedOut, keep_all_columns
+from bertchain.data.labels import LabelSpec
+from bertchain.errors import InputError
+from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC
+from bertchain.models.layers import unfrozen_from
+from bertchain.models.modeling import IGNORED, num_blocks
+from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete
+from bertchain.runtime.files import disk_errors
+from bertchain.training.losses import TrainingLoss
+from bertchain.training.regularisers import Adversary, AveragingTrainer
+
+
+class DocumentTrainer(AveragingTrainer):
+    """Trainer of document classifiers, with optimizer groups by layer id.
+
+    A subclass makes the optimizer, whose groups have a key `layer_id`, and the loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: TrainingLoss,
+        rates: dict[int, float],
+        regularisers: RegulariserArguments,
+        unfreeze_every: float | None = None,
+        batch_by_length: bool = True,
+        folder: Path | None = None,
+        **kwargs: Any,
+    ):
+        """Args:
+        rates: the learning rate of each layer id, see `layers.layer_rates`.
+        unfreeze_every: epochs after which one block more is trained; None: all from the start.
+        folder: for optimizer_groups.csv; by default output_dir.
+        kwargs: for the Trainer.
+        """
+        super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
+        self.folder = Path(self.args.output_dir) if folder is None else folder
+        self.add_callback(MarkComplete())
+        self.add_callback(LeaveOnSignal())  # after the mark
+        self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
+        self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
+        self.batch_by_length = batch_by_length
+        self.adversary = None
+        if regularisers.fgm_epsilon or regularisers.awp_epsilon:
+            epsilons = regularisers.fgm_epsilon, regularisers.awp_epsilon
+            self.adversary = Adversary(self.model, *epsilons)
+            if self.train_dataset is not None and not self.adversary.moved:
+                raise InputError("--fgm_epsilon and --awp_epsilon need trained weights to move")
+
+    def loss_of(self, batch: dict[str, Any]) -> TrainingLoss:
+        """The loss of a batch; several tasks have several."""
+        return self.loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Find what the loss, summed over the accumulated batch in all processes, is divided by."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if count is None:
+            return batches, count
+        divisor = 0.0
+        for batch in batches:
+            labels = batch["labels"]
+            labels = labels[labels != IGNORED] if "token_positions" in batch else labels
+            divisor = divisor + self.loss_of(batch).divisor(labels, batch.get("weight"))
+        divisor = torch.as_tensor(divisor, device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            divisor = self.accelerator.gather(divisor).sum()
+        return batches, divisor
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any) -> Tensor:
+        """The Trainer's, then a second backward pass against the adversary, then unfreezing."""
+        if self.adversary is not None:
+            self.adversary.remember()
+        loss = super().training_step(model, inputs, *args)
+        if self.adversary is not None:
+            with self.adversary.attack():
+                super().training_step(model, inputs, *args)
+        if self.unfreeze_every is not None:
+            self.drop_gradients_of_frozen_layers()
+        return loss
+
+    def drop_gradients_of_frozen_layers(self) -> None:
+        """The optimizer skips what has no gradient. (Processes would wait for parameters that are
+        frozen and unfrozen on the way, so all of them keep taking part in the backward pass.)"""
+        blocks = num_blocks(self.model.encoder.config)
+        lowest = unfrozen_from(self.state.epoch or 0.0, self.unfreeze_every, blocks)
+        for group in self.optimizer.param_groups:
+            if group["layer_id"] < lowest:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Rows are dealt out to the processes here, and not once more by accelerate."""
+        args = self.args
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=SharedOut(
+                self.row_order(),
+                self._train_batch_size,
+                args.process_index,
+                args.world_size,
+                args.dataloader_drop_last,
+            ),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def row_order(self) -> Sampler[int]:
+        return GroupedByLength.of(self, self.train_dataset, self.batch_by_length)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The Trainer logs the rate of the first group; add that of the last, the head."""
+        if "learning_rate" in logs and self.optimizer is not None:
+            rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+            if rates[0] > 0:  # logged is the rate of the step before, which the ratio keeps to
+                logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
+        super().log(logs, *args, **kwargs)
+
+
+def early_stopping(patience: int | None) -> list[TrainerCallback]:
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+def member_arguments(
+    training: TrainingArguments,
+    spec: LabelSpec,
+    given: dict[str, Any],
+    seed: int,
+    output_dir: Path,
+    trains: bool,
+) -> TrainingArguments:
+    """Copy the arguments for one model.
+
+    Args:
+        given: arguments by name; the metric that chooses is the task's own unless it is among them.
+        output_dir: where checkpoints go.
+        trains: False: nothing is evaluated on the way.
+    """
+    training = copy.copy(training)
+    training.seed, training.output_dir = seed, str(output_dir)
+    keep_all_columns(training)
+    if not trains:
+        training.eval_strategy = "no"
+        training.load_best_model_at_end = False
+        return training
+    if training.load_best_model_at_end and "metric_for_best_model" not in given:
+        training.metric_for_best_model = MAIN_METRIC[spec.problem_type][0]
+    if training.load_best_model_at_end and "greater_is_better" not in given:
+        name = training.metric_for_best_model.removeprefix("eval_")
+        training.greater_is_better = name not in LESS_IS_BETTER
+    return training
+
+
+def train(
+    trainer: Trainer, resume_from: str | None, stop_in_time: list[TrainerCallback]
+) -> dict[str, Any]:
+    """Train, and keep the best checkpoint.
+
+    Returns:
+        the Trainer's metrics, and whether a time budget has ended the training.
+    """
+    with disk_errors(trainer.args.output_dir):
+        results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
+    if stop_in_time:
+        results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
+    return results
+
+
+def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]:
+    """On a GPU bf16, or fp16 where it has no bf16, unless the user says something of precision."""
+    chosen = any(is_given(name, argv) for name in ("bf16", "fp16", "use_cpu"))
+    if chosen or not torch.cuda.is_available():
+        return {}
+    name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {name: True}
