@@ -23,16 +23,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent)]
 
+from bertchain import cli
 from bertchain.arguments.common import (
     DataArguments,
     EncoderArguments,
     LabelArguments,
+    SpanArguments,
     TextArguments,
     WindowArguments,
     arg,
+    refuse_other_order,
 )
 from bertchain.arguments.finetuning import ModelArguments, RateArguments, RegulariserArguments
-from bertchain.cli import flags_of, parse, read_arguments, run_script, start_logging, start_script
 from bertchain.errors import InputError, at_least
 
 DEFAULTS = {
@@ -71,7 +73,7 @@ class TaskArguments:
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
 
 
-OWN_ARGUMENTS = (
+GROUPS = (
     TaskArguments,
     WindowArguments,
     EncoderArguments,
@@ -81,14 +83,13 @@ OWN_ARGUMENTS = (
 )
 
 if __name__ == "__main__":
-    start_script(__doc__, OWN_ARGUMENTS, DEFAULTS)
+    cli.start_script(__doc__, GROUPS, DEFAULTS)
 
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,144 +98,128 @@ from multitask import MultiTaskClassifier, OneTaskAtATime, TaskCollator, TaskRow
 from torch import nn
 from transformers import TrainingArguments, set_seed
 
-from bertchain.cli import changed, refuse_data_parallel, refuse_fp16
-from bertchain.data.batching import keep_all_columns, refuse_other_order
+from bertchain.data.batching import keep_all_columns
 from bertchain.data.contamination import find_seen, read_fingerprint, write_fingerprint
-from bertchain.data.labels import LabelSpec
-from bertchain.data.splits import hold_out_validation
-from bertchain.data.tasks import read_labelled
-from bertchain.data.tokenization import (
-    check_vocabulary,
-    load_tokenizer,
-    pad_id,
-    resolve_windows,
-    to_windows,
-)
+from bertchain.data.tasks import Task, load_task
+from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score, metric_function
 from bertchain.models.layers import freeze, layer_rates, reinit_top_blocks
 from bertchain.models.modeling import PROBLEM_TYPES, num_blocks
 from bertchain.runtime.checkpoints import find_checkpoint, remove_checkpoints
-from bertchain.runtime.files import atomic_files, disk_errors, write_csv, write_json, write_yaml
-from bertchain.runtime.locks import claim, frees_claims
+from bertchain.runtime.files import atomic_files, write_csv, write_json, write_yaml
+from bertchain.runtime.locks import lock
 from bertchain.runtime.records import evaluation_history, plot_history, versions
-from bertchain.training.initialization import build_model, load_start, start_at_frequencies
+from bertchain.training.initialization import build_model, load_checkpoint, start_at_frequencies
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.prediction import predict
 from bertchain.training.saving import write_model
-from run_finetune import ClassifierTrainer, device_precision, early_stopping
+from bertchain.training.trainer import device_precision, early_stopping, train
+from run_finetune import ClassifierTrainer
 
 logger = logging.getLogger("bertchain")
 
 
-@frees_claims
+class Arguments(NamedTuple):
+    """The arguments, by group."""
+
+    run: TaskArguments
+    window: WindowArguments
+    checkpoint: EncoderArguments
+    model: ModelArguments
+    rates: RateArguments
+    regularisers: RegulariserArguments
+    training: TrainingArguments
+    run_config: dict[str, Any]
+
+
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run the script. Args: flags, a dict of arguments, or None for the command line.
+    """Fine-tune as the arguments say: flags, a dict, or None for the command line.
 
     Returns:
         all metrics, as in all_results.json: eval_<task>_accuracy, test_<task>_accuracy ...
     """
     # 1. Arguments
-    run, window, checkpoint, architecture, rates, regularisers, training, run_config = parse(
-        (*OWN_ARGUMENTS, TrainingArguments), argv, DEFAULTS | device_precision(argv)
-    )
-    start_logging()
-    refuse_data_parallel(training.n_gpu)
-    refuse_fp16(training.fp16, training.device.type == "cpu")
+    defaults = DEFAULTS | device_precision(argv)
+    args = Arguments(*cli.parse((*GROUPS, TrainingArguments), argv, defaults))
+    training, path = args.training, args.checkpoint.model_name_or_path
+    cli.start_logging()
+    cli.refuse_data_parallel(training.n_gpu)
+    cli.refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     resume_from = find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
-    path, hub_kwargs = checkpoint.model_name_or_path, checkpoint.hub_kwargs
 
-    # 2. The tables of each task -> labelled documents
-    specs, documents = {}, {}
-    for name, task in parse_tasks(run.tasks).items():
-        specs[name], rows, _ = read_labelled(*task, path)
-        share = task[-1].validation_split
-        documents[name] = hold_out_validation(rows, share, specs[name].problem_type, training.seed)
+    # 2. Labelled documents of each task
+    tasks = read_tasks(args.run.tasks, path, training.seed)
+    seen = find_seen_tests(tasks, args.checkpoint)
 
     # 3. Documents -> windows, cut alike for all tasks
-    tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub_kwargs)
-    windows, special = resolve_windows(window.given, path, tokenizer, **hub_kwargs)
-    splits: dict[str, dict[str, Dataset]] = {"train": {}, "validation": {}, "test": {}}
-    for name, parts in documents.items():
-        for split, rows in parts.items():
-            splits[split][name], report = to_windows(rows, tokenizer, windows, special)
-            logger.info("%s, %s: %s", name, split, report)
+    preprocessor = Preprocessor.for_checkpoint(path, args.window.given, 0, args.checkpoint)
+    tasks = {
+        name: task.with_documents(preprocessor.encode(task.documents, f"{name}, "))
+        for name, task in tasks.items()
+    }
 
     # 4. Model: one encoder, a head for each task
-    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict(), "spans": 0}
-    encoder, _ = load_start(path, architecture, regularisers.encoder_dropout, **hub_kwargs)
-    check_vocabulary(tokenizer, encoder, path)
-    heads = {
-        name: build_model(encoder, None, architecture, spec, shape, tokenizer)[0]
-        for name, spec in specs.items()
-    }
-    for name, head in heads.items():
-        labels = splits["train"][name]["labels"][:]
-        start_at_frequencies(head.head, labels, head.config.problem_type)
-    model = MultiTaskClassifier(heads)
-    with as_input_error():
-        reinit_top_blocks(encoder, rates.reinit_layers)
-        freeze(model, rates.freeze)
+    model = build_model_of(tasks, preprocessor, args)
 
-    # 5. Trainer
-    claim(training.output_dir)
-    batch = training.train_batch_size * training.world_size
-    trainer = MultiTaskTrainer(
-        specs=specs,
-        validation=splits["validation"],
-        rates=layer_rates(num_blocks(encoder.config), training.learning_rate, **rates.rates),
-        unfreeze_every=rates.unfreeze_every,
-        regularisers=regularisers,
-        model=model,
-        args=prepare_arguments(training),
-        train_dataset=TaskRows(splits["train"], batch),
-        eval_dataset=splits["validation"],
-        processing_class=tokenizer,
-        data_collator=TaskCollator(pad_id(tokenizer)),
-        callbacks=early_stopping(run.early_stopping_patience),
-    )
+    with lock(training.output_dir):
+        # 5. Trainer
+        blocks, rate = num_blocks(model.encoder.config), training.learning_rate
+        batch = training.train_batch_size * training.world_size
+        fit = MultiTaskTrainer(
+            tasks=tasks,
+            rates=layer_rates(blocks, rate, **args.rates.rates),
+            unfreeze_every=args.rates.unfreeze_every,
+            regularisers=args.regularisers,
+            model=model,
+            args=prepare_arguments(training),
+            train_dataset=TaskRows(rows_of(tasks, "train"), batch),
+            eval_dataset=rows_of(tasks, "validation"),
+            processing_class=preprocessor.tokenizer,
+            data_collator=TaskCollator(preprocessor.pad_id),
+            callbacks=early_stopping(args.run.early_stopping_patience),
+        )
 
-    # 6. Train, and keep what is best over all tasks
-    with disk_errors(training.output_dir):
-        results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
+        # 6. Train, and keep what is best over all tasks
+        results = train(fit, resume_from, [])
 
-    # 7. Predict validation and test of each task
-    folder = Path(training.output_dir)
-    for split, tasks in (("validation", splits["validation"]), ("test", splits["test"])):
-        for name, rows in tasks.items():
-            with trainer.judging(name):
-                metrics = predict(trainer, with_task(rows, name), split, specs[name], folder / name)
-            results |= {insert(name, metric): value for metric, value in metrics.items()}
-    for name in specs:
-        seen = find_seen(documents[name].get("test"), path, **hub_kwargs)
-        results |= {f"{name}_{key}": value for key, value in seen.items()}
-    results["eval_mean_score"] = mean_score(results, specs)
+        # 7. Predict validation and test of each task
+        results |= predict_tasks(fit, tasks) | seen
 
-    # 8. Write the encoder, a classifier for each task, curves and results
-    if trainer.is_world_process_zero():
-        write_run(trainer, results, specs, run_config)
-        if not run.keep_checkpoints:
-            remove_checkpoints(folder)
-    trainer.accelerator.wait_for_everyone()
+        # 8. Write the encoder, a classifier for each task, curves and results
+        if fit.is_world_process_zero():
+            write_run(fit, results, tasks, args.run_config)
+            if not args.run.keep_checkpoints:
+                remove_checkpoints(training.output_dir)
+        fit.accelerator.wait_for_everyone()
     return results
 
 
 # ---------------------------------------------------------------- 2. tasks
 
-Task = tuple[DataArguments, TextArguments, LabelArguments]
+Sources = tuple[DataArguments, TextArguments, LabelArguments]
 
 
-def parse_tasks(tasks: str) -> dict[str, Task]:
-    """YAML -> the arguments of each task.
+def read_tasks(tasks: str, checkpoint: str, seed: int) -> dict[str, Task]:
+    """Read the labelled documents of each task, some held out for validation."""
+    found = {}
+    for name, (data, text, label) in parse_tasks(tasks).items():
+        task = load_task(data, text, label, SpanArguments(), seed=seed, checkpoint=checkpoint)
+        found[name] = task.with_validation(label.validation_split, seed)
+    return found
+
+
+def parse_tasks(tasks: str) -> dict[str, Sources]:
+    """Parse YAML -> the arguments of each task.
 
     Raises:
         InputError: naming the task, for a name that cannot be a folder, an unknown argument, or no
             training file.
     """
     settled = {}
-    for name, fields in read_arguments(tasks, "--tasks").items():
+    for name, fields in cli.read_arguments(tasks, "--tasks").items():
         where = f"--tasks, {name}"
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             raise InputError(f"{where}: a name consists of letters, digits, _ and -")
@@ -243,7 +228,9 @@ def parse_tasks(tasks: str) -> dict[str, Task]:
         if not isinstance(fields, dict):
             raise InputError(f"{where}: give its arguments, such as train_file: train.csv")
         try:
-            *task, _ = parse((DataArguments, TextArguments, LabelArguments), flags_of(fields))
+            *task, _ = cli.parse(
+                (DataArguments, TextArguments, LabelArguments), cli.flags_of(fields)
+            )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         if task[0].train_file is None and task[0].dataset_name is None:
@@ -252,6 +239,44 @@ def parse_tasks(tasks: str) -> dict[str, Task]:
     if len(settled) < 2:
         raise InputError("--tasks needs two tasks; for one there is run_finetune.py")
     return settled
+
+
+def find_seen_tests(tasks: dict[str, Task], checkpoint: EncoderArguments) -> dict[str, object]:
+    """For the results: whether test documents were in the text of further pretraining."""
+    results = {}
+    for name, task in tasks.items():
+        path, test = checkpoint.model_name_or_path, task.documents.get("test")
+        seen = find_seen(test, path, **checkpoint.hub_kwargs)
+        results |= {f"{name}_{key}": value for key, value in seen.items()}
+    return results
+
+
+def rows_of(tasks: dict[str, Task], split: str) -> dict[str, Dataset]:
+    return {n: task.documents[split] for n, task in tasks.items() if split in task.documents}
+
+
+# ---------------------------------------------------------------- 4. model
+
+
+def build_model_of(
+    tasks: dict[str, Task], preprocessor: Preprocessor, args: "Arguments"
+) -> MultiTaskClassifier:
+    """Load the encoder and put a new head on it for each task."""
+    path, dropout = args.checkpoint.model_name_or_path, args.regularisers.encoder_dropout
+    encoder, _ = load_checkpoint(path, args.model, dropout, **args.checkpoint.hub_kwargs)
+    check_vocabulary(preprocessor.tokenizer, encoder, path)
+    heads = {
+        name: build_model(encoder, None, args.model, task.spec, preprocessor)[0]
+        for name, task in tasks.items()
+    }
+    for name, head in heads.items():
+        labels = tasks[name].labels_of(tasks[name].documents["train"])
+        start_at_frequencies(head.head, labels, head.config.problem_type)
+    model = MultiTaskClassifier(heads)
+    with as_input_error():
+        reinit_top_blocks(encoder, args.rates.reinit_layers)
+        freeze(model, args.rates.freeze)
+    return model
 
 
 # ---------------------------------------------------------------- 5. trainer
@@ -273,17 +298,17 @@ def with_task(rows: Dataset, name: str) -> Dataset:
 class MultiTaskTrainer(ClassifierTrainer):
     """ClassifierTrainer whose batches, losses and evaluations belong to one task at a time."""
 
-    def __init__(self, specs: dict[str, LabelSpec], validation: dict[str, Dataset], **kwargs: Any):
+    def __init__(self, tasks: dict[str, Task], **kwargs: Any):
         heads = kwargs["model"].tasks
-        super().__init__(loss=None, batch_by_length=True, **kwargs)
-        self.specs, self.validation = specs, validation
+        super().__init__(loss=None, **kwargs)
+        self.tasks = tasks
         smoothing = self.args.label_smoothing_factor
         self.losses, self.metrics_of = {}, {}
-        for name, spec in specs.items():
+        for name, task in tasks.items():
             config = heads[name].config
             single = config.problem_type == PROBLEM_TYPES["single_label"]
             self.losses[name] = TrainingLoss(config, label_smoothing=smoothing if single else 0.0)
-            self.metrics_of[name] = metric_function(spec, config, [])
+            self.metrics_of[name] = metric_function(task.spec, config, [])
 
     def loss_of(self, batch: dict[str, Any]) -> TrainingLoss:
         return self.losses[batch["task"]]
@@ -306,11 +331,11 @@ class MultiTaskTrainer(ClassifierTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Every task in turn, and the mean of their main scores, which picks the checkpoint."""
         results = {}
-        for name, rows in self.validation.items():
+        for name, rows in rows_of(self.tasks, "validation").items():
             with self.judging(name):
                 metrics = self.predict(with_task(rows, name), metric_key_prefix="eval").metrics
             results |= {insert(name, k): value for k, value in metrics.items() if is_score(k)}
-        results["eval_mean_score"] = mean_score(results, self.specs)
+        results["eval_mean_score"] = mean_score(results, self.tasks)
         self.log(results)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, results
@@ -324,27 +349,41 @@ def insert(task: str, metric: str) -> str:
     return f"{prefix}_{task}_{rest}"
 
 
-def mean_score(results: dict[str, float], specs: dict[str, LabelSpec]) -> float:
+def mean_score(results: dict[str, float], tasks: dict[str, Task]) -> float:
     """Mean over tasks of the main validation score; of what should be small, its negative."""
     scores = []
-    for name, spec in specs.items():
-        metric, more_is_better = MAIN_METRIC[spec.problem_type]
+    for name, task in tasks.items():
+        metric, more_is_better = MAIN_METRIC[task.spec.problem_type]
         scores.append(results[f"eval_{name}_{metric}"] * (1 if more_is_better else -1))
     return float(np.mean(scores))
+
+
+# ---------------------------------------------------------------- 7. predict
+
+
+def predict_tasks(fit: MultiTaskTrainer, tasks: dict[str, Task]) -> dict[str, float]:
+    """Predict validation and test of each task into its folder."""
+    results, folder = {}, Path(fit.args.output_dir)
+    for split in ("validation", "test"):
+        for name, rows in rows_of(tasks, split).items():
+            with fit.judging(name):
+                own = predict(fit, with_task(rows, name), split, tasks[name].spec, folder / name)
+            results |= {insert(name, metric): value for metric, value in own.items()}
+    return results | {"eval_mean_score": mean_score(results, tasks)}
 
 
 # ---------------------------------------------------------------- 8. write
 
 
 def write_run(
-    trainer: MultiTaskTrainer,
+    fit: MultiTaskTrainer,
     results: dict[str, Any],
-    specs: dict[str, LabelSpec],
+    tasks: dict[str, Task],
     run_config: dict[str, Any],
 ) -> None:
-    """The encoder in the folder itself, and a folder for each task as run_finetune.py writes it."""
-    folder, tokenizer = Path(trainer.args.output_dir), trainer.processing_class
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    """Write the encoder, and a folder for each task as run_finetune.py writes it."""
+    folder, tokenizer = Path(fit.args.output_dir), fit.processing_class
+    model = fit.accelerator.unwrap_model(fit.model)
     hashes = read_fingerprint(
         run_config["model_name_or_path"], revision=run_config["model_revision"]
     )
@@ -353,21 +392,18 @@ def write_run(
         tokenizer.save_pretrained(temporary)
         if hashes is not None:
             write_fingerprint(temporary, hashes)
-    for name, spec in specs.items():
+    for name, task in tasks.items():
         own = {k.replace(f"_{name}_", "_", 1): v for k, v in results.items() if f"_{name}_" in k}
-        arguments = changed(run_config, (*OWN_ARGUMENTS, TrainingArguments))
-        what = (own, spec, run_config, arguments)
-        write_model(model.whole(name), tokenizer, folder / name, *what)
+        write_model(model.whole(name), tokenizer, task.spec, folder / name, own, run_config)
         write_json(folder / name / "all_results.json", own | {"versions": versions()})
-    history = evaluation_history(trainer.state.log_history)
+    history = evaluation_history(fit.state.log_history)
     write_csv(folder / "history.csv", history)
     plot_history(folder / "history.png", history, "eval_mean_score")
     write_yaml(folder / "run_args.yaml", run_config)
-    write_json(
-        folder / "all_results.json", results | {"seed": trainer.args.seed, "versions": versions()}
-    )
+    content = results | {"seed": fit.args.seed, "versions": versions()}
+    write_json(folder / "all_results.json", content)
     logger.info("Wrote %s", folder)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli.run_script(main)
