@@ -8,9 +8,27 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
 from bertchain.probing.probes import ProbeLabels, ProbeResult
+from bertchain.probing.scoreboard import Scoreboard, ScoreKey
 from bertchain.probing.solvers import SoftmaxPredictor
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)
+
+
+def add_baselines(board: Scoreboard, texts: dict[str, Sequence[str]]) -> None:
+    """Score the majority, and words counted (TF-IDF) under a linear model.
+
+    Args:
+        texts: of the labelled rows, by split.
+    """
+    labels = board.probe_labels
+    constant = {
+        split: majority_baseline(labels.train, labels.problem_type, labels.num_labels, len(y))
+        for split, y in board.labels.items()
+    }
+    board.add(ScoreKey("", None, "", "majority"), constant)
+    counted = tfidf_baseline(texts, labels)
+    if counted is not None:
+        board.add(ScoreKey("", None, "", "tf-idf"), counted.predictions, **counted.setting)
 
 
 def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
