@@ -51,7 +51,8 @@ CASES = (  # source, points (0: all), dimensions (0: all)
 def main() -> None:
     options = read_arguments()
     if options.worker is not None:
-        return print(json.dumps(measure(options, *options.worker.split(","))))
+        source, points, axes = options.worker.split(",")
+        return print(json.dumps(measure(options, source, int(points), int(axes))))
     given = {"trec": options.trec, "finetuned": options.finetuned and options.trec}
     given |= dict.fromkeys(("agnews", "agnews2", "agnews8"), options.agnews)
     given |= {"linear": True, "noise": True}
@@ -92,26 +93,27 @@ def read_arguments() -> argparse.Namespace:
 # ---------------------------------------------------------------- one case, in its own process
 
 
-def measure(options: argparse.Namespace, source: str, points: str, axes: str) -> list[str]:
+def measure(options: argparse.Namespace, source: str, points: int, axes: int) -> list[str]:
     from threadpoolctl import threadpool_limits
 
-    from bertchain.directprobe.clustering import cluster
+    from bertchain.directprobe import cluster
 
-    x, y = read_points(options, source, int(points), int(axes))
+    x, y = read_points(options, source, points, axes)
     before = peak_memory()
     with threadpool_limits(limits=options.threads):
         started = time.perf_counter()
         found = cluster(x, y)
         seconds = time.perf_counter() - started
-    what = f"{source}{f', P{axes}' if source not in ('linear', 'noise') and axes != '0' else ''}"
-    cells = [what, f"{len(x):,}", str(x.shape[1]), str(len(found.names))]
-    memory = f"{peak_memory():.2f} (before: {before:.2f})"
+    reduced = source not in ("linear", "noise") and axes
     return [
-        *cells,
+        f"{source}, P{axes}" if reduced else source,
+        f"{len(x):,}",
+        str(x.shape[1]),
+        str(len(found.names)),
         "yes" if found.linear else "no",
         str(len(found.label_of)),
         f"{seconds:.2f}",
-        memory,
+        f"{peak_memory():.2f} (before: {before:.2f})",
     ]
 
 
@@ -153,7 +155,7 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     from bertchain.data.documents import label_documents
     from bertchain.data.labels import LabelSpec
     from bertchain.data.tables import read_splits
-    from bertchain.data.tokenization import load_tokenizer, pad_id, resolve_windows, to_windows
+    from bertchain.data.tokenization import Preprocessor
     from bertchain.models.loading import load_encoder
     from bertchain.probing.features import FeatureStore
 
@@ -164,11 +166,10 @@ def extract(model: str, files: list[str], label: str, options: argparse.Namespac
     tables = read_splits({"train": str(together)})
     spec = LabelSpec.infer(*tables["train"], [label])
     documents = label_documents(tables, {"train": None}, spec, text_columns=["text"])["train"]
-    tokenizer = load_tokenizer(model)
-    windows, special = resolve_windows({"max_seq_length": 64}, model, tokenizer)
-    cut, _ = to_windows(documents, tokenizer, windows, special)
-    store = FeatureStore(folder, load_encoder(model)[0], pad_id(tokenizer))
-    features = store.of(cut, ["cls"], 8192, label)
+    preprocessor = Preprocessor.for_checkpoint(model, {"max_seq_length": 64})
+    windows = preprocessor.encode({label: documents})[label]
+    store = FeatureStore(folder, load_encoder(model)[0], preprocessor.pad_id)
+    features = store.of(windows, ["cls"], 8192, label)
     return features[:, -1, 0], np.array(documents["labels"][:])
 
 

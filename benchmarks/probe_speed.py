@@ -6,7 +6,7 @@
 
 Features: all layers, cls and mean pooling, against `SentenceTransformer.encode` of the last layer
 alone (mean pooling, its own sorting by length), same model and text, float32. Probes: the same grid
-(layers x c_values, mean pooling) by run_probe.py's linear probe against scikit-learn's
+(layers x values of C, mean pooling) by run_probe.py's linear probe against scikit-learn's
 LogisticRegression, one cold fit after the other; both reach the same objective, which is printed.
 
 Each measurement is a process of its own, and the ways take turns.
@@ -97,32 +97,29 @@ def encode(documents: object, options: argparse.Namespace) -> dict[str, float]:
 
 def extract(documents: object, options: argparse.Namespace, folder: Path) -> tuple:
     """Features [rows, layers, 2, hidden] and the seconds they took, tokenizing included."""
-    from bertchain.data.tokenization import load_tokenizer, pad_id, resolve_windows, to_windows
+    from bertchain.data.tokenization import Preprocessor
     from bertchain.models.loading import load_encoder
     from bertchain.probing.features import FeatureStore
 
-    tokenizer = load_tokenizer(options.model)
     given = {"max_seq_length": options.max_seq_length}
-    windows, special = resolve_windows(given, options.model, tokenizer)
-    store = FeatureStore(folder, load_encoder(options.model)[0], pad_id(tokenizer))
-    few, _ = to_windows(
-        documents.select(range(min(64, len(documents)))), tokenizer, windows, special
-    )
-    store.of(few, ["cls"], 8192, "warm-up")
+    preprocessor = Preprocessor.for_checkpoint(options.model, given)
+    store = FeatureStore(folder, load_encoder(options.model)[0], preprocessor.pad_id)
+    few = documents.select(range(min(64, len(documents))))
+    store.of(preprocessor.encode({"few": few})["few"], ["cls"], 8192, "warm-up")
     started = time.perf_counter()
-    cut, _ = to_windows(documents, tokenizer, windows, special)
-    features = store.of(cut, ["cls", "mean"], 8192, "rows")
+    windows = preprocessor.encode({"rows": documents})["rows"]
+    features = store.of(windows, ["cls", "mean"], 8192, "rows")
     return features, time.perf_counter() - started
 
 
 def probe(features: object, documents: object, spec: object, way: str) -> dict[str, float]:
-    """Seconds for the grid of layers and c_values, and the sum of its objectives."""
+    """Seconds for the grid of layers and values of C, and the sum of its objectives."""
     import numpy as np
     from joblib import Parallel, cpu_count, delayed
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    from bertchain.probing.probes import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
+    from bertchain.probing.solvers import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
 
     labels, classes = np.array(documents["labels"][:]), len(spec.names)
     rows = np.arange(len(labels))

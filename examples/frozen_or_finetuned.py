@@ -101,7 +101,7 @@ def flags_by_name(flags: list[str]) -> dict[str, list[str]]:
 
 
 def once(out: Path, own: dict, options: argparse.Namespace, flags: dict) -> dict:
-    """Fine-tune, or read what an equal run has left."""
+    """Fine-tune, or read the results of an equal run."""
     arguments = {"model_name_or_path": options.model, "token_pooling": "mean", **flags}
     arguments |= {**own, "output_dir": str(out), "load_best_model_at_end": False}
     done = out / "done.json"
@@ -126,7 +126,7 @@ def probe_all_layers(out: Path, options: argparse.Namespace, flags: dict) -> pd.
 
 
 def best_layer(results: pd.DataFrame, metric: str) -> dict[str, float]:
-    """eval_ and test_ scores of the layer and pooling with the best validation score."""
+    """Pick eval_ and test_ scores of the layer and pooling with the best validation score."""
     probes = results[results["layer"].notna() & (results["metric"] == metric)]
     table = probes.pivot(index=["layer", "token_pooling"], columns="split", values="value")
     best = table.loc[table["validation"].idxmax()]

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, which classes load it, and what each of its parts is for."""
+"""Describe a checkpoint: what it holds, which classes load it, what each of its parts is for."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from bertchain.models.loading import (
 from bertchain.models.modeling import num_blocks
 from bertchain.models.windows import WindowSpec
 
-# Class, and what one loads it for. That of the last line is only for decoders.
+# Class, and what one loads it for. The last one is for decoders only.
 CLASSES = {
     AutoModel: "features; the start of run_finetune.py and run_probe.py",
     AutoModelForMaskedLM: "further pretraining: run_itpt.py",
@@ -55,7 +55,7 @@ HEADS = {
 
 
 def describe_checkpoint(path: str, **hub_kwargs: Any) -> str:
-    """About ten lines of plain text.
+    """Describe a checkpoint in about ten lines of plain text.
 
     Args:
         path: a hub name, a transformers folder or a folder of one of these scripts.
@@ -110,17 +110,14 @@ def _size(model: PreTrainedModel) -> str:
 
 
 def _parts(model: PreTrainedModel, names: set[str] | None) -> list[str]:
-    """Heads by the names of the saved weights; the pooler, and whether it was trained."""
+    """Find heads by the names of the saved weights; the pooler, and whether it was trained."""
     lines = []
     if names is not None:
         found = _heads_of(names, model)
         lines.append("heads in it: " + ("; ".join(found) or "none, it is an encoder alone"))
     pooler = getattr(model, "pooler", None)
-    bias = (
-        next((p for n, p in pooler.named_parameters() if n.endswith("bias")), None)
-        if pooler
-        else None
-    )
+    parameters = pooler.named_parameters() if pooler else ()
+    bias = next((p for name, p in parameters if name.endswith("bias")), None)
     if bias is None:
         lines.append("pooler: this architecture has none")
     elif names is not None and not any("pooler" in name for name in names):
@@ -153,7 +150,7 @@ def _heads_of(names: Iterable[str], encoder: PreTrainedModel) -> list[str]:
 
 
 def _saved_names(path: str) -> set[str] | None:
-    """The names in a folder's safetensors; None for a hub name."""
+    """Read the names in a folder's safetensors; None for a hub name."""
     if not os.path.isdir(path):
         return None
     names: set[str] = set()
@@ -166,7 +163,8 @@ def _saved_names(path: str) -> set[str] | None:
 def _load(
     auto: Any, path: str, config: Any, **hub_kwargs: Any
 ) -> tuple[str, list[str], list[str]] | None:
-    """Class name, missing and unused weights; None where there is no such class for the model."""
+    """Load with a class. Returns its own class's name, missing and unused weights; None where there
+    is no such class for the model."""
     decoder = config.model_type in DECODERS
     if type(config) not in auto._model_mapping or (auto is AutoModelForCausalLM and not decoder):
         return None
@@ -184,7 +182,7 @@ def _loading_line(auto: str, own: str, missing: list[str], unused: list[str], pu
 
 
 def _short(names: list[str], most: int = 3) -> str:
-    """Modules in place of tensors: classifier for classifier.weight and classifier.bias."""
+    """Name modules in place of tensors: classifier for classifier.weight and classifier.bias."""
     parts = (name.rsplit(".", 1)[0].split(".")[:2] for name in names)
     modules = list(dict.fromkeys(".".join(part) for part in parts))
     more = f" and {len(modules) - most} more" if len(modules) > most else ""
@@ -192,7 +190,7 @@ def _short(names: list[str], most: int = 3) -> str:
 
 
 def _describe_classifier(path: str) -> list[str]:
-    """A folder of run_finetune.py."""
+    """Describe a folder of run_finetune.py."""
     model, _ = load_classifier(path)
     config = model.config
     kind, names = config.problem_type, [*config.id2label.values()]

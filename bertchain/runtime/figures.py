@@ -1,4 +1,4 @@
-"""The pictures of the probing report. Tables and matrices in, matplotlib figures out."""
+"""Figures of the reports. Tables and matrices in, matplotlib figures out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_POINTS = 1000  # in a scatter plot
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty figure, in inches."""
+    """Make an empty figure. Args: width, height: in inches."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -26,10 +26,13 @@ def new_figure(width: float, height: float) -> Figure:
 def layers_figure(
     results: pd.DataFrame, metric: str, split: str, name: str | None = None
 ) -> Figure:
-    """Score by layer: a colour per model, a line style per pooling; dotted: no text, own heads.
+    """Draw scores of linear probes by layer: a colour per model, a line style per pooling.
+
+    Baselines and own heads are horizontal lines.
 
     Args:
-        name: of what is drawn; None: split and metric.
+        results: of `Scoreboard.table`.
+        name: of the vertical axis; None: split and metric.
     """
     scores = results[(results["metric"] == metric) & (results["split"] == split)]
     probes = scores[scores["probe"] == "linear"]
@@ -58,7 +61,7 @@ def layers_figure(
 
 
 def gains_figure(gains: pd.DataFrame) -> Figure:
-    """Gain of each later model on the first by layer, with intervals; a panel for each pooling."""
+    """Draw gains on the first model by layer, with intervals; a panel for each pooling."""
     (value,) = (name for name in gains if " against " in name)
     poolings = list(gains["token pooling"].unique())
     figure = new_figure(4.4 * len(poolings), 3.6)
@@ -81,7 +84,7 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
 
 
 def drift_figure(drift: pd.DataFrame) -> Figure | None:
-    """CKA with the first model by layer, and how much the weights changed; None for one model."""
+    """Draw CKA with the first model and the change of weights by layer; None for one model."""
     later = drift.dropna(subset=["CKA with the first"]) if "CKA with the first" in drift else []
     if not len(later):
         return None
@@ -101,8 +104,13 @@ def drift_figure(drift: pd.DataFrame) -> Figure | None:
 
 
 def directprobe_figure(table: pd.DataFrame) -> Figure:
-    """Clusters, distance of labels and accuracy of the nearest cluster by layer, a line a model;
-    with a single layer, by model: along a training run."""
+    """Draw clusters, distance of labels and accuracy of the nearest cluster by layer.
+
+    With a single layer they are drawn by model: along a training run.
+
+    Args:
+        table: of `label_geometry.directprobe_table`.
+    """
     columns = ("clusters", "mean distance of labels", "accuracy of nearest cluster")
     figure = _lines(table, columns)
     figure.axes[0].axhline(table["labels"].iloc[0], color="grey", linewidth=0.8, linestyle=":")
@@ -112,7 +120,12 @@ def directprobe_figure(table: pd.DataFrame) -> Figure:
 
 
 def geometry_figure(table: pd.DataFrame, split: str) -> Figure:
-    """Similarity of arrangements by layer: train and new rows, and with the first model."""
+    """Draw similarities of arrangements by layer: of training and new rows, with the first model.
+
+    Args:
+        table: of `label_geometry.label_geometry_table`.
+        split: of the new rows.
+    """
     columns = ["train and new, similarity"]
     if "similarity with the first" in table:
         columns.append("similarity with the first")
@@ -124,7 +137,11 @@ def geometry_figure(table: pd.DataFrame, split: str) -> Figure:
 def _lines(
     table: pd.DataFrame, columns: Sequence[str], intervals: dict[str, str] | None = None
 ) -> Figure:
-    """A panel for each column: by layer, a line for each model; of one layer, by model."""
+    """Draw a panel for each column: by layer, a line for each model; of one layer, by model.
+
+    Args:
+        intervals: column -> column of half the width of its interval.
+    """
     figure = new_figure(4.2 * len(columns), 3.6)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     one_layer = table["layer"].nunique() == 1 and table["model"].nunique() > 1
@@ -150,10 +167,14 @@ def _lines(
 def pca_figure(
     features: dict[str, np.ndarray], labels: np.ndarray, names: Sequence[str], title: str
 ) -> Figure:
-    """The first two principal components, one panel for each entry of `features` [n, hidden].
+    """Draw the first two principal components, a panel for each entry of `features` [n, hidden].
 
     At most `MOST_POINTS` rows are drawn (the components are of all); beyond ten classes the ten
     most frequent are coloured and the others grey.
+
+    Args:
+        labels: class numbers [n].
+        names: of the classes.
     """
     from sklearn.decomposition import PCA
 
@@ -183,7 +204,13 @@ def pca_figure(
 def confusion_figure(
     predicted: dict[str, np.ndarray], truth: np.ndarray, names: Sequence[str]
 ) -> Figure:
-    """Shares of each true class by predicted class, a panel for each entry of `predicted` [n]."""
+    """Draw shares of each true class by predicted class, a panel for each entry of `predicted`.
+
+    Args:
+        predicted: title -> class numbers [n].
+        truth: class numbers [n].
+        names: of the classes.
+    """
     size = len(names)
     figure = new_figure(4.2 * len(predicted), 4.2)
     axes = figure.subplots(1, len(predicted), squeeze=False)[0]
@@ -207,7 +234,7 @@ def confusion_figure(
 
 
 def as_svg(figure: Figure) -> str:
-    """The <svg> element alone, to stand inside a page."""
+    """Return the <svg> element alone, to stand inside a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -215,6 +242,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
+    """Return the content of a .png file."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     return content.getvalue()

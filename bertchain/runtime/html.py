@@ -1,4 +1,4 @@
-"""A report as sections -> report.md with pictures beside it, and one self-contained report.html."""
+"""Write a report: report.md with its pictures beside it, and one self-contained report.html."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class Section:
     """A heading with what stands under it; each part may be missing.
 
     Attributes:
-        name: of the picture's file, and the place a link goes to.
+        name: of the picture's file, and the anchor that links go to.
         text: plain text; an empty line starts a paragraph.
         plain: text that keeps its lines.
-        figure_text: what the picture shows, for who does not see it.
+        figure_text: what the picture shows, for readers who do not see it.
+        warning: whether the text is shown as a warning.
         fold: whether the table is folded away at first.
     """
 
@@ -43,7 +44,7 @@ class Section:
 
 
 def write_report_files(folder: Path, title: str, sections: Sequence[Section]) -> None:
-    """report.html, report.md and a .png for each picture."""
+    """Write report.html, report.md and a .png for each picture."""
     for section in sections:
         if section.figure is not None:
             with atomic_write(folder / f"{section.name}.png") as temporary:
@@ -56,6 +57,7 @@ def write_report_files(folder: Path, title: str, sections: Sequence[Section]) ->
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Format a report for GitHub, its pictures as files beside it."""
     parts = [f"# {title}\n"]
     for section in sections:
         parts.append(f"## {section.title}\n")
@@ -74,7 +76,10 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """One page without any request: style, script and pictures are inside; text is escaped."""
+    """Format a report as one page that requests nothing: style, script and pictures are inside.
+
+    Text is escaped.
+    """
     links = "".join(
         f'<a href="#{html.escape(s.name)}">{html.escape(s.title)}</a>' for s in sections
     )
@@ -101,7 +106,7 @@ def _section(section: Section) -> str:
 
 
 def html_table(table: pd.DataFrame, digits: int = 4) -> str:
-    """A table that a click on a heading sorts."""
+    """Format a table that a click on a heading sorts."""
     head = "".join(f"<th><button>{html.escape(str(name))}</button></th>" for name in table.columns)
     rows = "".join(
         "<tr>" + "".join(_cell(value, digits) for value in row) + "</tr>"

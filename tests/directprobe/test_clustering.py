@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from forking import run_bare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
@@ -181,6 +183,13 @@ def test_odd_inputs_are_defined():
         cluster(np.zeros((2, 1)), [0, 1, 2])
     with pytest.raises(ValueError, match=r"\[n, d\]"):
         cluster(np.zeros((0, 3)), [])
+
+
+def test_it_needs_arrays_alone():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom bertchain.directprobe import cluster\n"
+    code += "print(len(cluster([[0.0], [1.0], [2.0]], [0, 1, 0]).label_of))\n"
+    code += "print({'torch', 'pandas', 'sklearn', 'transformers'} & {*sys.modules})"
+    assert run_bare("-c", code).stdout == "3\nset()\n"
 
 
 # ---------------------------------------------------------------- the rule

@@ -1,5 +1,7 @@
 """Distances by products of matrices: against distances point by point, and by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,21 @@ def test_a_gpu_is_asked_where_there_is_one_and_much_to_do(monkeypatch):
     assert best_device(10**9) == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert best_device(999_999) == "cpu" and best_device(1_000_000) == "cuda"
+
+
+def test_without_torch_numpy_finds_the_same(chunk, points, monkeypatch):
+    x = np.random.default_rng(3).normal(size=(9, 5)) + 100.0
+
+    def find() -> list:
+        found = [squared_distances(points), nearest_distances(x, points), largest_and_mean(points)]
+        return [*found, best_device(10**9)]
+
+    one = find()
+    monkeypatch.delitem(sys.modules, "torch")
+    other = find()
+    for a, b in zip(one[:3], other[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert other[3] == "cpu"
 
 
 @pytest.mark.gpu

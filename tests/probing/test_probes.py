@@ -85,7 +85,7 @@ def test_ridge_is_the_closed_form():
         np.testing.assert_allclose(fit.predict(x), centred @ w + y.mean(axis=0), atol=1e-4)
 
 
-def test_strength_is_chosen_on_validation_and_ties_go_to_the_stronger():
+def test_c_is_chosen_on_validation_and_ties_go_to_the_stronger():
     x, y, _ = planted(n=600)
     features = {"train": x[:200], "validation": x[200:400], "test": x[400:]}
 
@@ -203,7 +203,7 @@ def test_an_mlp_solves_what_no_line_separates():
 
 
 def test_code_length_by_hand_and_on_planted_features():
-    """Constant features leave the frequencies: with add-one smoothing Laplace's rule, in portions."""
+    """Constant features leave the frequencies: with add-one smoothing Laplace's rule."""
     y = np.tile([0, 1], 64)
     flat = online_code_length(np.ones((128, 3)), y, 2, 0, (1.0,))
     assert flat["uniform_bits"] == 128
@@ -219,7 +219,7 @@ def test_code_length_by_hand_and_on_planted_features():
     assert one["bits"] == pytest.approx(1 - 3 * np.log2(2 / 3))
 
 
-def test_the_code_takes_the_strength_of_fewest_bits_and_sends_which():
+def test_the_code_takes_the_c_of_fewest_bits_and_sends_which():
     """On planted features weak regularisation needs few bits, on noise a strong one."""
     y = np.tile([0, 1], 64)
     rng = np.random.default_rng(0)

@@ -51,7 +51,7 @@ def sections():
         Section("headline", f"In short {EVIL}", f"Text {EVIL}\n\nSecond.", table),
         Section("layers", "Layers", figure=layers_figure(results, "accuracy", "test")),
         Section("gains", "Gains", "", gains, gains_figure(gains), "gains", fold=True),
-        Section("drift", "Movement", figure=drift_figure(drift)),
+        Section("drift", "Drift", figure=drift_figure(drift)),
         Section("pca", "PCA", figure=pca_figure(panels, labels, names, "rows")),
         Section("confusion", "Confusion", figure=confusion_figure(predicted, labels, names)),
         Section("probed", "Probed", "careful", plain=EVIL, warning=True),
