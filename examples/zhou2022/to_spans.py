@@ -43,7 +43,8 @@ def main() -> None:
         print(f"{target}: {sum(map(len, spans))} targets in {len(table)} rows", flush=True)
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse flags, or None for the command line, and check them."""
     parser = make_parser([], description=__doc__.split("\n")[0])
     parser.add_argument("level", choices=LEVELS, help="what has a label")
     parser.add_argument("source", help=f"table ({' '.join(ENDINGS)}), or folder of tables")
@@ -57,7 +58,7 @@ def read_arguments() -> argparse.Namespace:
     add("--target_label_field", default="label", help="span: the field with the label")
     add("--longest_target", type=int, help="span: leave out targets of more words")
     add("--skip_labels", nargs="+", default=[], help="leave out targets with these labels")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     at_least("longest_target", options.longest_target, 1)
     if options.longest_target and options.level != "span":
         raise InputError("--longest_target needs the level span")
