@@ -34,8 +34,7 @@ def main() -> None:
     if not tasks:
         raise InputError(f"{folder}: holds no TASK/layers/results.csv; run study.yaml first")
     layers = pd.concat([by_layer(folder / task / "layers", task) for task in tasks])
-    cross = [cross_task(folder / task / "cross", task) for task in tasks]
-    cross = pd.concat(cross)  # of the tasks on which every encoder was probed
+    cross = pd.concat([cross_task(folder / task / "cross", task) for task in tasks])
     between = between_tasks(folder, tasks)
     epochs = training_run(folder / "trec" / "epochs")
     parts = ["# How fine-tuning changes the encoder\n", "## Claims\n"]
