@@ -68,7 +68,7 @@ def read_targets(table: Table, options: SpanArguments, id_column: str | None) ->
     Raises:
         InputError: naming the row, for a missing column or a target that does not fit the words.
     """
-    for flag in ("tokens_column_name", "spans_column_name"):
+    for flag in ("spans_column_name", "tokens_column_name"):
         require_columns(table.rows, [getattr(options, flag)], table.source, f"--{flag}")
     if id_column is not None:
         require_columns(table.rows, [id_column], table.source, "--id_column_name")
