@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bertchain.cli import read_arguments, run_script
-from bertchain.competition.run_folder import read_parts
+from bertchain.competition.run_folder import read_members
 from bertchain.competition.submission import SampleSubmission
 from bertchain.data.labels import LabelSpec, to_number
 from bertchain.errors import InputError
@@ -114,10 +114,10 @@ def read_spec(paths: list[str]) -> LabelSpec:
     """What the labels are, which all runs must agree on."""
     specs = []
     for path in paths:
-        parts = read_parts(path)
-        if not parts:
+        members = read_members(path)
+        if not members:
             raise InputError(f"{path}: not an output folder of run_finetune.py with folds")
-        config = DocumentClassifierConfig.from_pretrained(Path(path) / parts[0].name)
+        config = DocumentClassifierConfig.from_pretrained(Path(path) / members[0].name)
         delimiter = read_arguments(str(Path(path) / "run_args.yaml")).get("label_delimiter")
         specs.append(LabelSpec.from_config(config, (), delimiter))
         if (specs[-1].problem_type, specs[-1].names) != (specs[0].problem_type, specs[0].names):

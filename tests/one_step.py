@@ -7,6 +7,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import run_finetune
+from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.data.batching import DocumentCollator
 from bertchain.models.layers import layer_rates
 from bertchain.models.modeling import PROBLEM_TYPES
@@ -73,7 +74,7 @@ def one_step(
         loss=TrainingLoss(model.config, **loss),
         rates=layer_rates(4, 1.0),
         unfreeze_every=None,
-        regularisers=run_finetune.RegulariserArguments(**regularisers or {}),
+        regularisers=RegulariserArguments(**regularisers or {}),
         batch_by_length=False,
         model=model,
         args=args,

@@ -21,6 +21,7 @@ from bertchain.errors import InputError
 from bertchain.models.layers import HEAD, layer_id_of
 from bertchain.models.loading import load_classifier, load_encoder
 from bertchain.training.regularisers import Adversary, WeightAverage
+from bertchain.training.trainer import device_precision
 
 
 @pytest.fixture
@@ -577,7 +578,7 @@ def test_two_processes_train_with_everything_on(tiny_bert, topic_files, tmp_path
 
 
 def test_a_gpu_trains_in_its_half_precision_unless_the_user_says_otherwise(monkeypatch, tmp_path):
-    precision = run_finetune.device_precision
+    precision = device_precision
     assert precision([]) == {}  # no GPU here, or it is hidden
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, name in ((True, "bf16"), (False, "fp16")):
