@@ -27,7 +27,7 @@ def as_input_error(what: str = "") -> Iterator[None]:
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Check an argument that takes one of a few words; None passes. Raises InputError."""
+    """Check an argument that takes one of a few words; None passes."""
     if value is not None and value not in choices:
         near = nearest(str(value), choices)
         raise InputError(f"--{name} {value} is not one of {', '.join(choices)}{near}")
