@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoConfig, PreTrainedModel, Trainer
 
 from bertchain.arguments.finetuning import (
     AdapterArguments,
@@ -33,6 +33,8 @@ from bertchain.models.modeling import (
 from bertchain.models.pooling import resolve_layers
 
 logger = logging.getLogger(__name__)
+
+SMALL = 512  # below this hidden size the default learning rate is low
 
 
 def add_lora(encoder: PreTrainedModel, options: AdapterArguments) -> Any:
@@ -167,6 +169,32 @@ def build_classifier(
         lora = add_lora(model.encoder, args.adapter) if args.adapter.lora_r else None
         freeze(model, args.rates.freeze)
     return model, lora
+
+
+def suggest_rate(path: str, args: Arguments) -> None:
+    """Log that the default learning rate is low for a small encoder.
+
+    Measured with a hidden size of 384: docs/finetuning.md, "Learning rate".
+
+    Args:
+        path: the checkpoint, whose config tells the hidden size.
+    """
+    with as_input_error(f"--model_name_or_path {path}"):
+        if is_document_classifier(path):
+            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
+        else:
+            config = AutoConfig.from_pretrained(path, **args.checkpoint.hub_kwargs)
+    hidden_size = config.get_text_config().hidden_size
+    if hidden_size >= SMALL:
+        return
+    chosen = args.model.token_pooling or args.span.spans_column_name  # spans are not pooled
+    logger.info(
+        "Hidden size %d: the default --learning_rate %g is for encoders of BERT-base size; small "
+        "ones learn more at 1e-4 to 5e-4, e.g. --learning_rate 3e-4%s",
+        hidden_size,
+        args.training.learning_rate,
+        "" if chosen else " --token_pooling mean",
+    )
 
 
 def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
