@@ -74,19 +74,20 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
     cli.start_logging()
     finetuning.check_combinations(args)
-    trained = run_folder.read_members(args.checkpoint.model_name_or_path)  # to predict with
-    path = trained[0].checkpoint if trained else args.checkpoint.model_name_or_path
+    source = args.checkpoint
+    trained = run_folder.read_members(source.model_name_or_path)  # to predict with
+    path = trained[0].checkpoint if trained else source.model_name_or_path
 
     # 2. Labelled documents, and the form their predictions are handed in
     task = tasks.load_task(*args.sources, seed=seed, checkpoint=path).only(args.wanted_splits)
     check_splits(task, trained, args)
     task = task.with_folds(args.folds, seed).with_validation(args.label.validation_split, seed)
     form = submission.read_sample(args.submission, args.text.id_column_name, task)
-    seen = contamination.find_seen(task.documents.get("test"), path, **args.checkpoint.hub_kwargs)
+    seen = contamination.find_seen(task.documents.get("test"), path, **source.hub_kwargs)
 
     # 3. Documents -> windows that fit the encoder
     preprocessor = tokenization.Preprocessor.for_checkpoint(
-        path, args.window.given, task.num_spans, args.checkpoint
+        path, args.window.given, task.num_spans, source.tokenizer_name, **source.hub_kwargs
     )
     task = task.with_documents(preprocessor.encode(task.documents))
 

@@ -1,70 +1,229 @@
-"""The arguments of run_probe.py."""
+"""The arguments of run_probe.py beside those that scripts share."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from bertchain.arguments.common import arg
+from bertchain.arguments.common import (
+    DataArguments,
+    LabelArguments,
+    SpanArguments,
+    TextArguments,
+    WindowArguments,
+    arg,
+)
 from bertchain.errors import InputError, at_least, one_of
 
+POOLINGS = ("cls", "mean", "max", "last")
+PROBES = ("linear", "knn", "mlp", "mix")
 OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
 ANALYSES = ("change", "mdl", "control", *OF_LABELS, "none")
 
 
 @dataclass
-class ProbeArguments:
-    _argument_group_name = "probing"
+class ModelsArguments:
+    """Which encoders are probed."""
 
-    models: list[str] = arg([], "name=path ..., path being a hub name or a folder.")
-    describe: str | None = arg(
-        None, "Say what this checkpoint holds and which classes load it; needs nothing else."
-    )
-    token_pooling: list[str] = arg(["cls", "mean"], "Any of cls, mean, max, last.")
-    probes: list[str] = arg(["linear"], "Any of linear, knn, mlp, mix (of all layers, learned).")
-    mlp_widths: list[int] = arg([32, 128], "All pairs are tried for the two layers of mlp.")
-    mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
-    analyses: list[str] = arg(
-        ["change"],
-        "change (between models), mdl (bits to tell the labels), control (random labels for each "
-        "word: selectivity), directprobe (clusters of labels), geometry (how labels lie), or none.",
+    _argument_group_name = "models"
+
+    models: list[str] = arg(
+        [], "Encoders as name=path ..., each path a hub name or a folder.", common=True
     )
     checkpoints_of: str | None = arg(
-        None, "A run of run_finetune.py with --keep_checkpoints: its start and each checkpoint."
+        None,
+        "Folder of run_finetune.py --keep_checkpoints: probes its start and each checkpoint.",
+        common=True,
     )
-    probe_layers: list[int] = arg([], "Which layers are probed; -1 is the last. Default: all.")
-    directprobe_points: int = arg(5000, "Training rows that directprobe and geometry take.")
-    output_dir: str = arg("probed", "For report.md, results.csv and the figure.")
-    features_dir: str | None = arg(None, "For stored features. Default: features in output_dir.")
-    feature_dtype: str = arg("float32", "Of stored features: float32 or float16.")
-    half_precision: bool = arg(False, "Compute features in bf16 (fp16 without it) on a GPU.")
-    tokens_per_batch: int = arg(8192, "Tokens a forward pass, padding included.")
+    describe: str | None = arg(
+        None,
+        "Checkpoint to describe: what it holds and which classes load it. Needs nothing else.",
+        common=True,
+    )
     trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
-    probe_solver: str = arg(
-        "auto",
-        "cores: linear probes one by one, on each core; batched: of all layers as one solve on the "
-        "GPU (or CPU); auto: batched where there is a GPU.",
-    )
-    seed: int = arg(42, "Of the validation split.")
 
     def __post_init__(self) -> None:
         if not self.models and self.checkpoints_of is None:
             raise InputError("give --models name=path ...")
+
+    @property
+    def hub_kwargs(self) -> dict[str, Any]:
+        """For every `from_pretrained`."""
+        return {"trust_remote_code": self.trust_remote_code}
+
+
+@dataclass
+class FeatureArguments:
+    """Which features are computed, and how they are stored."""
+
+    _argument_group_name = "features"
+
+    token_pooling: list[str] = arg(
+        [],
+        "Vectors of a document: any of cls, mean, max, last.",
+        shown="cls mean",
+        common=True,
+    )
+    probe_layers: list[int] = arg(
+        [], "Layers to probe: 0 = embeddings, -1 = the last.", shown="all", common=True
+    )
+    features_dir: str | None = arg(
+        None, "Folder of stored features.", shown="features in output_dir"
+    )
+    feature_dtype: str = arg("float32", "Number format of stored features: float32 or float16.")
+    half_precision: bool = arg(
+        False, "Compute features in bf16 (fp16 without it) on a GPU.", common=True
+    )
+    tokens_per_batch: int = arg(8192, "Tokens of a forward pass, padding included.")
+
+    def __post_init__(self) -> None:
         for pooling in self.token_pooling:
-            one_of("token_pooling", pooling, ("cls", "mean", "max", "last"))
+            one_of("token_pooling", pooling, POOLINGS)
         if len(set(self.token_pooling)) < len(self.token_pooling):
             raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
+        one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
+        at_least("tokens_per_batch", self.tokens_per_batch, 1)
+
+
+@dataclass
+class ProbeArguments:
+    """Which probes are trained."""
+
+    _argument_group_name = "probes"
+
+    probes: list[str] = arg(
+        ["linear"],
+        "Kinds of probes: linear (always), knn, mlp, mix (of all layers, learned).",
+        common=True,
+    )
+    mlp_widths: list[int] = arg([32, 128], "Widths tried for each of the two layers of mlp.")
+    mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
+    probe_solver: str = arg(
+        "auto",
+        "Solver of linear probes. cores: one by one, on each core; batched: all layers as one "
+        "solve on the GPU (or CPU); auto: batched where there is a GPU.",
+    )
+
+    def __post_init__(self) -> None:
         if "linear" not in self.probes:
             raise InputError("--probes must name linear, which chooses the layer and compares")
         for probe in self.probes:
-            one_of("probes", probe, ("linear", "knn", "mlp", "mix"))
-        for analysis in self.analyses:
-            one_of("analyses", analysis, ANALYSES)
+            one_of("probes", probe, PROBES)
         for width in self.mlp_widths:
             at_least("mlp_widths", width, 1)
         at_least("mlp_repeats", self.mlp_repeats, 1)
         one_of("probe_solver", self.probe_solver, ("auto", "cores", "batched"))
-        one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
-        at_least("tokens_per_batch", self.tokens_per_batch, 1)
+
+
+@dataclass
+class AnalysisArguments:
+    """What is measured beside the scores of probes."""
+
+    _argument_group_name = "analyses"
+
+    analyses: list[str] = arg(
+        ["change"],
+        "change (between models), mdl (bits to tell the labels), control (random labels for each "
+        "word: selectivity), directprobe (clusters of labels), geometry (how labels lie), or none.",
+        common=True,
+    )
+    directprobe_points: int | None = arg(
+        None, "Most training rows that directprobe and geometry use.", shown="5000"
+    )
+
+    def __post_init__(self) -> None:
+        for analysis in self.analyses:
+            one_of("analyses", analysis, ANALYSES)
         at_least("directprobe_points", self.directprobe_points, 10)
+        if self.directprobe_points and not set(OF_LABELS) & {*self.analyses}:
+            raise InputError("--directprobe_points needs --analyses directprobe or geometry")
 
     @property
-    def of_labels(self) -> bool:
-        return any(analysis in self.analyses for analysis in OF_LABELS)
+    def names(self) -> list[str]:
+        """What to run, each once, in the order given."""
+        return [name for name in dict.fromkeys(self.analyses) if name != "none"]
+
+    @property
+    def points(self) -> int:
+        """Most training rows that analyses of where labels lie use."""
+        return self.directprobe_points or 5000
+
+
+@dataclass
+class RunArguments:
+    """Where results go."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = arg("probed", "Folder for report.html, results.csv and more.", common=True)
+    seed: int = arg(42, "Seed of the validation split and of all that is drawn.", common=True)
+
+
+GROUPS = (
+    DataArguments,
+    TextArguments,
+    LabelArguments,
+    SpanArguments,
+    WindowArguments,
+    ModelsArguments,
+    FeatureArguments,
+    ProbeArguments,
+    AnalysisArguments,
+    RunArguments,
+)
+
+
+class Arguments(NamedTuple):
+    """The arguments of run_probe.py, by group."""
+
+    data: DataArguments
+    text: TextArguments
+    label: LabelArguments
+    span: SpanArguments
+    window: WindowArguments
+    models: ModelsArguments
+    features: FeatureArguments
+    probes: ProbeArguments
+    analyses: AnalysisArguments
+    run: RunArguments
+    run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+
+    @property
+    def sources(self) -> tuple[DataArguments, TextArguments, LabelArguments, SpanArguments]:
+        """Where documents and labels come from."""
+        return self.data, self.text, self.label, self.span
+
+    @property
+    def token_pooling(self) -> list[str]:
+        """Poolings of a document; labelled spans have one: the mean over their tokens."""
+        if self.span.spans_column_name:
+            return ["word"]
+        return self.features.token_pooling or ["cls", "mean"]
+
+
+def check_combinations(args: Arguments) -> None:
+    """Check combinations of arguments across groups.
+
+    Raises:
+        InputError: naming the arguments, where one needs another or excludes it.
+    """
+    if args.data.dataset_name is None and args.data.train_file is None:
+        raise InputError("a probe is trained: give --train_file or --dataset_name")
+    if args.span.spans_column_name:
+        if args.features.token_pooling:
+            raise InputError("--token_pooling does not go with --spans_column_name")
+    elif "control" in args.analyses.names:
+        raise InputError("--analyses control needs --spans_column_name: words, which occur again")
+
+
+def check_problem_type(analyses: list[str], problem_type: str) -> None:
+    """Check that the analyses know what to do with the labels.
+
+    Raises:
+        InputError: naming an analysis that needs labels of another kind.
+    """
+    if "mdl" in analyses and problem_type == "regression":
+        raise InputError("--analyses mdl needs labels, which numbers are not")
+    for analysis in OF_LABELS:
+        if analysis in analyses and problem_type != "single_label":
+            raise InputError(
+                f"--analyses {analysis} needs one label a row, not {problem_type} labels"
+            )

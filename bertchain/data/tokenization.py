@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bertchain.arguments.common import EncoderArguments
 from bertchain.data import spans
 from bertchain.data.batching import DocumentCollator
 from bertchain.errors import InputError, as_input_error
@@ -141,18 +140,20 @@ class Preprocessor:
         cls,
         path: str,
         given: dict[str, Any],
-        num_spans: int,
-        checkpoint: EncoderArguments,
+        num_spans: int = 0,
+        tokenizer_name: str | None = None,
+        **hub_kwargs: Any,
     ) -> "Preprocessor":
         """Load the tokenizer and resolve the windows of a checkpoint.
 
         Args:
             path: a hub name or folder.
             given: the fields of `WindowSpec` that the user set.
-            checkpoint: whose tokenizer_name, revision and trust_remote_code hold.
+            num_spans: see `Task.num_spans`; labelled spans are hierarchical unless given.
+            tokenizer_name: a hub name or folder; None: the checkpoint's own.
+            hub_kwargs: `revision`, `trust_remote_code`.
         """
-        hub_kwargs = checkpoint.hub_kwargs
-        tokenizer = load_tokenizer(checkpoint.tokenizer_name or path, **hub_kwargs)
+        tokenizer = load_tokenizer(tokenizer_name or path, **hub_kwargs)
         if num_spans:  # no word may be cut off
             given = {"truncation": "hierarchical"} | given
         windows, special = resolve_windows(given, path, tokenizer, **hub_kwargs)

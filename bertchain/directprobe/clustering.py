@@ -1,4 +1,4 @@
-"""DirectProbe: how labels lie among features, without a classifier (Zhou & Srikumar 2021).
+"""Clusters of DirectProbe (Zhou & Srikumar 2021), their distances, prediction by them.
 
     found = cluster(features, labels)
     found.linear           # True: a linear classifier could tell all labels apart on these points
@@ -6,7 +6,7 @@
     found.label_of         # [clusters] the label of each cluster
 
 Clusters of one label each, as few as a greedy rule finds, whose convex hulls do not meet those of
-other labels. Arrays in, arrays out. Whether two hulls meet is proven either way (see hulls.py).
+other labels. Whether two hulls meet is proven either way (see `hulls`).
 
 Greedy rule: from single points on, the two clusters of the same label with the nearest centroids
 are merged, unless the hull of both would meet a cluster of another label; a refused pair, and all
@@ -21,15 +21,16 @@ only saves tests:
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from joblib import Parallel, delayed
 from scipy.spatial.distance import cdist, pdist, squareform
 
 from bertchain.directprobe.distances import largest_and_mean, nearest_distances
+from bertchain.directprobe.groups import Groups, find_conflicts
 from bertchain.directprobe.hulls import hull_distance
-from bertchain.directprobe.merging import Groups, Problem, find_conflicts
+from bertchain.directprobe.merging import Problem
 
 RIDGE = 1e-8  # of the largest variance: axes with less than 1e-4 of its spread are not blown up
 TOLERANCE = 1e-6  # of the spread of all points: hulls that come nearer meet
@@ -43,8 +44,8 @@ class Clustering:
         clusters: [n] cluster of each point; clusters are numbered by label, then by first point.
         label_of: [clusters] their labels, as given.
         names: the labels that occur, sorted.
-        conflicts: [labels, labels] bool, whose hulls meet, in the order of names.
-        decisions: [tries] bool: which pairs were merged, in the order tried; to go on from.
+        conflicts: [labels, labels] bool: labels whose hulls meet, in the order of names.
+        decisions: [tries] bool: pairs that were merged, in the order tried; to go on from.
         mixed_points: points that another label has at exactly the same place.
         warnings: in plain words, what makes the outcome say little.
     """
@@ -73,7 +74,7 @@ def cluster(
     decisions: Sequence[bool] = (),
     on_decision: Callable[[bool], None] | None = None,
 ) -> Clustering:
-    """Pure clusters whose convex hulls do not meet across labels.
+    """Cluster points so that convex hulls of clusters of different labels do not meet.
 
     Args:
         points: [n, d], finite. Scale and position do not matter; different scales per axis may.
@@ -110,7 +111,14 @@ def cluster(
 def check_points(
     points: np.ndarray, labels: Sequence | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points [n, d] float64, the labels that occur, and the number of each point's label [n]."""
+    """Check shapes and values.
+
+    Returns:
+        points [n, d] in float64, the labels that occur, and the number of each point's label [n].
+
+    Raises:
+        ValueError: shapes that do not fit, no points, or a value that is not finite.
+    """
     x = np.asarray(points, dtype=np.float64)
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
         raise ValueError(f"points must be [n, d] with at least one point, not {x.shape}")
@@ -124,9 +132,11 @@ def check_points(
 
 
 def whiten(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centred points with about equal spread in all directions [n, r], and their tolerance.
+    """Whiten points [n, d].
 
-    Directions in which nothing differs are left out (r <= d).
+    Returns:
+        centred points with about equal spread in all directions [n, r], r <= d: directions in which
+        nothing differs are left out; and the distance below which hulls count as meeting.
     """
     centred = x - x.mean(axis=0)
     values, axes = np.linalg.eigh(centred.T @ centred / len(x))
@@ -139,7 +149,7 @@ def whiten(x: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
-    """Points that another label has at exactly the same place."""
+    """Count points that another label has at exactly the same place."""
     _, place = np.unique(x, axis=0, return_inverse=True)
     place = place.reshape(-1)
     pairs = np.unique(np.stack([place, y], axis=1), axis=0)
@@ -192,11 +202,12 @@ def hull_distances(
 ) -> np.ndarray:
     """Distances between the convex hulls of clusters, or of labels [clusters, clusters].
 
-    0 where hulls meet; the accuracy is relative, and both bounds of a distance lie within it.
+    0 where hulls meet.
 
     Args:
         points: [n, d].
         clusters: [n] numbers from 0 on.
+        accuracy: relative difference of the bounds that a distance is known by.
         jobs: threads that work on pairs side by side.
         skip: [clusters, clusters] bool: pairs known to meet, which are 0.
     """
@@ -205,9 +216,9 @@ def hull_distances(
     parts = [x[clusters == k] for k in range(count)]
     pairs = itertools.combinations(range(count), 2)
     pairs = [(a, b) for a, b in pairs if skip is None or not skip[a, b]]
-    found = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(hull_distance)(parts[a], parts[b], accuracy) for a, b in pairs
-    )
+    with ThreadPoolExecutor(jobs) as threads:
+        ps, qs = [parts[a] for a, _ in pairs], [parts[b] for _, b in pairs]
+        found = list(threads.map(hull_distance, ps, qs, itertools.repeat(accuracy)))
     distances = np.zeros((count, count))
     for (a, b), contact in zip(pairs, found, strict=True):
         distances[a, b] = distances[b, a] = contact.miss if contact.gap > 0 else 0.0
@@ -239,14 +250,15 @@ def predict(
     nearest: int = 10,
     accuracy: float = 1e-3,
 ) -> np.ndarray:
-    """Labels of the nearest hulls.
+    """Predict the label of the nearest hull.
 
-    Of the clusters with the `nearest` centroids bounds decide where they can; only where they do
-    not is the distance of a point to a hull computed.
+    Only the clusters with the `nearest` centroids are looked at. Bounds decide where they can; only
+    where they do not is the distance of a point to a hull computed.
 
     Args:
         new: [m, d].
         points: [n, d] that were clustered.
+        accuracy: relative, of distances to hulls.
 
     Returns:
         [m] labels, as given to `cluster`.

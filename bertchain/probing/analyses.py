@@ -1,18 +1,60 @@
-"""How features differ between two models, layer by layer. Matrices in, numbers out."""
+"""Analyses of linear probes beside their scores: control task and description length.
+
+Both are measured on each layer and pooling that is probed, and stand in results.csv.
+"""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from bertchain.probing.probes import C_VALUES, Standardiser, fit_multinomial, fit_one_versus_rest
+from bertchain.probing.layer_probes import Paths, linear_paths, measure_layers
+from bertchain.probing.probed_models import ProbedModel
+from bertchain.probing.probes import ProbeLabels, fit_linear_probe
+from bertchain.probing.scoreboard import Scoreboard, ScoreKey
+from bertchain.probing.solvers import (
+    C_VALUES,
+    Standardiser,
+    fit_multinomial,
+    fit_one_versus_rest,
+)
+
+# ---------------------------------------------------------------- control task
+
+
+def add_selectivity(
+    board: Scoreboard,
+    model: ProbedModel,
+    texts: dict[str, list[str]],
+    solver: str,
+) -> None:
+    """Measure accuracy on the control task, and how much more the linear probe has on the task.
+
+    Args:
+        texts: the words of each row, by split; case does not count.
+        solver: --probe_solver.
+    """
+    types = {split: [text.lower() for text in own] for split, own in texts.items()}
+    drawn = control_labels(types, board.labels["train"], len(board.spec.names), board.seed)
+    labels = ProbeLabels(drawn, len(board.spec.names), "single_label")
+    paths: Paths = linear_paths(model, labels, solver)
+    split = board.split
+
+    def measure(layer: int, pooling: int) -> dict[str, float]:
+        path = paths.get((layer, pooling))
+        found = fit_linear_probe(model.at(layer, pooling), labels, path=path)
+        of_control = float((found.predictions[split].argmax(1) == drawn[split]).mean())
+        key = ScoreKey(model.name, layer, model.poolings[pooling], "linear")
+        of_task = float((board.predicted[key] == board.labels[split]).mean())
+        return {"control_accuracy": of_control, "selectivity": of_task - of_control}
+
+    measure_layers(board, model, measure, "Control task")
 
 
 def control_labels(
     types: dict[str, Sequence[str]], labels: np.ndarray, num_labels: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """A control task (Hewitt & Liang 2019): one random label for each type, by split.
+    """Draw the labels of a control task (Hewitt & Liang 2019), by split: one for each type.
 
     Labels are drawn as often as they occur in training. They can only be learnt by heart, so a
     probe that does well on them says little about the features: selectivity is the accuracy on the
@@ -27,6 +69,21 @@ def control_labels(
     drawn = np.random.default_rng(seed).choice(num_labels, size=len(names), p=shares)
     label_of = dict(zip(names, drawn.tolist(), strict=True))
     return {split: np.array([label_of[name] for name in own]) for split, own in types.items()}
+
+
+# ---------------------------------------------------------------- description length
+
+
+def add_code_length(board: Scoreboard, model: ProbedModel) -> None:
+    """Measure the minimum description length of the training labels, as `online_code_length`."""
+    y, spec = board.labels["train"], board.spec
+
+    def measure(layer: int, pooling: int) -> dict[str, float]:
+        x, kind = model.at(layer, pooling)["train"], spec.problem_type
+        found = online_code_length(x, y, len(spec.names), board.seed, problem_type=kind)
+        return {f"mdl_{name}": value for name, value in found.items()}
+
+    measure_layers(board, model, measure, "Description length")
 
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -113,106 +170,3 @@ def _label_bits(
         p = (fit.predict(standardise(new)).astype(np.float64) * len(x) + 1.0) / (len(x) + 2)
         bits.append(-np.log2(np.where(truth > 0.5, p, 1.0 - p)).sum())
     return np.array(bits)
-
-
-BLOCK = 4096  # rows in float64 at once
-
-
-def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 1 with linear kernels).
-
-    1 for features that agree up to rotation, one scale and shift; 0 for unrelated ones.
-
-    Args:
-        x, y: [n, features] of the same rows, not necessarily with as many features.
-
-    Returns:
-        ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred columns; NaN where one is constant.
-    """
-    mean_x, mean_y = _mean(x), _mean(y)
-    cross = np.zeros((y.shape[1], x.shape[1]))
-    own_x, own_y = np.zeros((x.shape[1],) * 2), np.zeros((y.shape[1],) * 2)
-    for start in range(0, len(x), BLOCK):
-        a = x[start : start + BLOCK].astype(np.float64) - mean_x
-        b = y[start : start + BLOCK].astype(np.float64) - mean_y
-        cross += b.T @ a
-        own_x += a.T @ a
-        own_y += b.T @ b
-    scale = np.linalg.norm(own_x) * np.linalg.norm(own_y)
-    return float((cross**2).sum() / scale) if scale > 0 else float("nan")
-
-
-def _mean(x: np.ndarray) -> np.ndarray:
-    return x.mean(axis=0, dtype=np.float64)
-
-
-def mean_cosine(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean over rows of the cosine of a row before, and the same row after.
-
-    Args:
-        x, y: [n, features] of the same rows and features. A row of zeros counts as 0.
-    """
-    total = 0.0
-    for start in range(0, len(x), BLOCK):
-        a = x[start : start + BLOCK].astype(np.float64)
-        b = y[start : start + BLOCK].astype(np.float64)
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        total += ((a * b).sum(axis=1) / np.where(norms > 0, norms, 1)).sum()
-    return float(total / len(x))
-
-
-def anisotropy(x: np.ndarray) -> float:
-    """Mean cosine of two different rows (Ethayarajh 2019): exact, from the sum of unit vectors."""
-    total, ones, rows = np.zeros(x.shape[1]), 0.0, len(x)
-    if rows < 2:
-        return float("nan")
-    for start in range(0, rows, BLOCK):
-        a = x[start : start + BLOCK].astype(np.float64)
-        norms = np.linalg.norm(a, axis=1, keepdims=True)
-        unit = a / np.where(norms > 0, norms, 1)
-        total += unit.sum(axis=0)
-        ones += float((unit**2).sum())
-    return float((total @ total - ones) / (rows * (rows - 1)))
-
-
-def effective_rank(x: np.ndarray) -> float:
-    """How many directions the features use: exp of the entropy of their singular values over their
-    sum, of centred columns (Roy & Vetterli 2007). 1 where nothing differs.
-
-    Args:
-        x: [n, features].
-    """
-    centred = x - _mean(x)
-    values = np.sqrt(np.maximum(0.0, np.linalg.eigvalsh(centred.T @ centred)))
-    values = values[values > 1e-7 * values.max()] if values.max() > 0 else np.ones(1)
-    shares = values / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def weight_changes(
-    before: Mapping[str, torch.Tensor],
-    after: Mapping[str, torch.Tensor],
-    layer_ids: Mapping[str, int],
-) -> dict[int, float]:
-    """||after - before|| / ||before|| over all weights of a layer.
-
-    Args:
-        before, after: name -> tensor; names or shapes that only one has are left out.
-        layer_ids: name -> layer, 0 = embeddings.
-
-    Returns:
-        layer -> relative change.
-    """
-    moved: dict[int, float] = {}
-    size: dict[int, float] = {}
-    for name, old in before.items():
-        new = after.get(name)
-        if name not in layer_ids or new is None or new.shape != old.shape:
-            continue
-        old, new = old.double(), new.double()
-        layer = layer_ids[name]
-        moved[layer] = moved.get(layer, 0.0) + float(((new - old) ** 2).sum())
-        size[layer] = size.get(layer, 0.0) + float((old**2).sum())
-    return {
-        layer: (moved[layer] / size[layer]) ** 0.5 for layer in sorted(moved) if size[layer] > 0
-    }

@@ -1,4 +1,4 @@
-"""What needs no encoder: the majority, and words counted. Both stand in every table of probes."""
+"""Baselines without an encoder, beside every table of probes: the majority, and TF-IDF."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,36 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
-from bertchain.probing.probes import ProbeResult, Score, SoftmaxPredictor
+from bertchain.probing.probes import ProbeLabels, ProbeResult
+from bertchain.probing.scoreboard import Scoreboard, ScoreKey
+from bertchain.probing.solvers import SoftmaxPredictor
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)
 
 
+def add_baselines(board: Scoreboard, texts: dict[str, Sequence[str]]) -> None:
+    """Score the majority, and words counted (TF-IDF) under a linear model.
+
+    Args:
+        texts: of the labelled rows, by split.
+    """
+    labels = board.probe_labels
+    constant = {
+        split: majority_baseline(labels.train, labels.problem_type, labels.num_labels, len(y))
+        for split, y in board.labels.items()
+    }
+    board.add(ScoreKey("", None, "", "majority"), constant)
+    counted = tfidf_baseline(texts, labels)
+    if counted is not None:
+        board.add(ScoreKey("", None, "", "tf-idf"), counted.predictions, **counted.setting)
+
+
 def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
-    """What a model without text says of n rows: label frequencies, or the mean of each target."""
+    """Predict n rows without their text: label frequencies, or the mean of each value [n, labels].
+
+    Args:
+        labels: of the training rows.
+    """
     if problem_type == "single_label":
         constant = np.bincount(labels, minlength=num_labels) / len(labels)
     else:
@@ -22,18 +45,12 @@ def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n:
 
 
 def tfidf_baseline(
-    texts: dict[str, Sequence[str]],
-    labels: np.ndarray,
-    num_labels: int,
-    problem_type: str,
-    validation_score: Score,
-    c_values: Sequence[float] = C_VALUES,
+    texts: dict[str, Sequence[str]], labels: ProbeLabels, c_values: Sequence[float] = C_VALUES
 ) -> ProbeResult | None:
-    """Words and pairs of words, weighted by tf-idf, under a linear model; C by validation.
+    """Fit a linear model to words and pairs of words, weighted by TF-IDF; C by validation.
 
     Args:
         texts: train and validation, and any further splits to predict.
-        labels: of the training rows.
 
     Returns:
         None where no text holds a word.
@@ -44,23 +61,19 @@ def tfidf_baseline(
     except ValueError:  # an empty vocabulary
         return None
     x = {split: words.transform(rows) for split, rows in texts.items()}
-    tried = {}
-    for C in c_values:
-        tried[C] = _fit(x, labels, num_labels, problem_type, C)
-    best = max(tried, key=lambda C: validation_score(tried[C]["validation"]))
+    tried = {C: _fit(x, labels, C) for C in c_values}
+    best = max(tried, key=lambda C: labels.validation_score(tried[C]["validation"]))
     return ProbeResult({"C": best}, True, tried[best])
 
 
-def _fit(
-    x: dict, labels: np.ndarray, num_labels: int, problem_type: str, C: float
-) -> dict[str, np.ndarray]:
-    if problem_type == "regression":
-        model = Ridge(alpha=1 / C).fit(x["train"], labels)
+def _fit(x: dict, labels: ProbeLabels, C: float) -> dict[str, np.ndarray]:
+    if labels.problem_type == "regression":
+        model = Ridge(alpha=1 / C).fit(x["train"], labels.train)
         return {split: model.predict(rows).reshape(rows.shape[0], -1) for split, rows in x.items()}
     one = LogisticRegression(C=C, max_iter=2000)
-    if problem_type == "multi_label":
-        model = OneVsRestClassifier(one).fit(x["train"], labels.astype(int))
+    if labels.problem_type == "multi_label":
+        model = OneVsRestClassifier(one).fit(x["train"], labels.train.astype(int))
         return {split: model.predict_proba(rows) for split, rows in x.items()}
-    model = one.fit(x["train"], labels)
-    predict = SoftmaxPredictor.of(model, num_labels)
+    model = one.fit(x["train"], labels.train)
+    predict = SoftmaxPredictor.of(model, labels.num_labels)
     return {split: predict(rows) for split, rows in x.items()}

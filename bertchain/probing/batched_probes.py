@@ -1,8 +1,8 @@
-"""Linear probes of many layers, poolings and c_values as one solve, for a GPU.
+"""Linear probes of many layers, poolings and values of C as one solve, for a GPU.
 
 A single fit keeps a GPU idle; all of them side by side are a few large matrix products. The
-objectives are those of probes.py. The tolerance is tighter: a path of warm starts comes to its weak
-c_values from nearby, these fits come from zero.
+objectives are those of `solvers`. The tolerance is tighter: warm starts come to a weak
+regularisation from nearby, these fits come from zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertchain.probing.probes import (
+from bertchain.probing.solvers import (
     C_VALUES,
     MAX_ITERATIONS,
     Fit,
     SigmoidPredictor,
     SoftmaxPredictor,
     Standardiser,
+    ValuePredictor,
 )
 
 PRECISE = 1e-5  # largest entry of the gradient of the mean loss
@@ -45,14 +46,17 @@ def fit_many(
     c_values: Sequence[float] = C_VALUES,
     device: torch.device | str = "cpu",
 ) -> list[list[Fit]]:
-    """What the fits of probes.py find for each feature matrix, from strong to weak regularisation.
+    """Fit all feature matrices at every C, as `solvers.FITS` does one by one.
 
     Args:
         features: of the training rows, each [n, features] (not standardised: it is done here).
         labels: class numbers [n], or 0/1 or values [n, num_labels].
 
     Returns:
-        a path of fits for each matrix, for standardised features.
+        for each matrix its fits on standardised features, from strong to weak regularisation.
+
+    Raises:
+        ValueError: where training rows hold one class alone.
     """
     rows, width = features[0].shape
     targets, wrap = _targets(labels, num_labels, problem_type)
@@ -73,11 +77,12 @@ def fit_many(
 def _targets(
     labels: np.ndarray, num_labels: int, problem_type: str
 ) -> tuple[Tensor, Callable[[np.ndarray, np.ndarray], Callable]]:
-    """Targets [n, outputs], and what turns weights [d, outputs] and a bias into a predictor."""
+    """Targets [n, outputs], and a function that makes a predictor of weights [d, outputs] and a
+    bias."""
     labels = np.asarray(labels)
     if problem_type == "regression":
         values = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
-        return values, _ValuePredictor
+        return values, ValuePredictor
     if problem_type == "multi_label":
         return torch.from_numpy(labels.astype(np.float32)), SigmoidPredictor
     seen, classes = np.unique(labels, return_inverse=True)
@@ -95,38 +100,35 @@ def _targets(
     return torch.from_numpy(one_hot), wrap
 
 
-class _ValuePredictor:
-    def __init__(self, weights: np.ndarray, bias: np.ndarray):
-        self.weights, self.bias = weights, bias
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return x @ self.weights + self.bias
-
-
 # ---------------------------------------------------------------- solvers
 
 
 def solve_logistic(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
-    """Each output for itself. Args: standardised x [problems, n, d], targets [n, outputs]."""
+    """Logistic regression of each output for itself.
+
+    Args:
+        x: standardised features [problems, n, d].
+        targets: 0/1 [n, outputs].
+    """
     return _minimise(x, targets, c_values, _binary_losses)
 
 
 def solve_classes(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
-    """Softmax over outputs; one output alone holds log odds."""
+    """Multinomial logistic regression; one output alone holds log odds. Args: as above."""
     if targets.shape[1] == 1:
         return solve_logistic(x, targets, c_values)
     return _minimise(x, targets, c_values, _class_losses)
 
 
 def solve_ridge(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
-    """Squared error + |w|^2 / C in closed form: one eigendecomposition serves all c_values."""
+    """Ridge regression in closed form: one eigendecomposition serves every C. Args: as above."""
     x = x.double()
     middle_x, middle_y = x.mean(1, keepdim=True), targets.double().mean(0)
     centred, y = x - middle_x, targets.double() - middle_y
     values, vectors = torch.linalg.eigh(centred.mT @ centred)  # [p, d], [p, d, d]
     along = vectors.mT @ (centred.mT @ y)  # [p, d, outputs]
     penalty = 1.0 / torch.tensor(c_values, dtype=torch.float64, device=x.device)
-    shrunk = along[:, None] / (values[:, None] + penalty[:, None])[..., None]  # [p, s, d, outputs]
+    shrunk = along[:, None] / (values[:, None] + penalty[:, None])[..., None]  # [p, c, d, outputs]
     weights = vectors[:, None] @ shrunk
     bias = middle_y - (middle_x[:, None] @ weights)[:, :, 0]
     return Solution(weights, bias, torch.ones(weights.shape[:2], dtype=torch.bool))
@@ -140,9 +142,9 @@ SOLVERS = {
 
 
 def _class_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits [p, n, s, outputs] the losses of rows [p, n, s], and the errors passed back."""
+    """Of logits [p, n, c, outputs] the losses of rows [p, n, c], and the errors passed back."""
     logs = F.log_softmax(logits, dim=-1)
-    losses = -torch.einsum("pnso,no->pns", logs, targets)
+    losses = -torch.einsum("pnco,no->pnc", logs, targets)
     return losses, logs.exp_().sub_(targets[:, None])
 
 
@@ -156,11 +158,11 @@ def _binary_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Objective:
-    """Mean loss + |w|^2 / (2 C n), and its gradient [p, s, (d + 1) * outputs]."""
+    """Mean loss + |w|^2 / (2 C n), and its gradient [p, c, (d + 1) * outputs]."""
 
     def __init__(self, x: Tensor, targets: Tensor, c_values: Tensor, losses: Callable):
         self.x, self.targets, self.losses = x, targets, losses
-        self.penalty = 1.0 / (c_values * x.shape[1])  # [s]
+        self.penalty = 1.0 / (c_values * x.shape[1])  # [c]
 
     def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         problems, c_values, _ = flat.shape
@@ -182,10 +184,10 @@ class _Objective:
 
 
 def _minimise(x: Tensor, targets: Tensor, c_values: Sequence[float], losses: Callable) -> Solution:
-    """From zero, each problem and C by its own L-BFGS; what has converged is left out.
+    """Minimise each problem at each C by its own L-BFGS, from zero.
 
-    A C leaves as soon as all problems have converged at it: strong ones do within a few
-    iterations, and the products get smaller.
+    A C is left out as soon as all problems have converged at it: strong regularisation does within
+    a few iterations, and the products get smaller.
     """
     problems, _, width = x.shape
     outputs, count = targets.shape[1], len(c_values)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from bertchain.data.batching import DocumentCollator, longest_first
 from bertchain.data.spans import offsets_of
+from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
@@ -42,7 +43,7 @@ CODE = (  # features made by other code are not used again
 
 
 class FeatureStore:
-    """Features of one encoder, kept on disk as [rows, layers, poolings, hidden].
+    """Features of one encoder on disk, as [rows, layers, poolings, hidden].
 
     A file's name is a hash of the encoder's weights and config, the windows, the options, the
     versions and the code that computes them: what changed is never read from an old file. Rows are
@@ -58,7 +59,12 @@ class FeatureStore:
         dtype: str = "float32",
         half_precision: bool = False,
     ):
-        """Args: dtype: of the stored numbers; half_precision: compute in bf16 (fp16), on a GPU."""
+        """
+        Args:
+            padding_id: token id that fills windows up.
+            dtype: of stored numbers, a key of DTYPES.
+            half_precision: compute in bf16 on a GPU (fp16 where it has no bf16).
+        """
         self.folder = folder
         self.encoder = encoder.eval()
         self.collate = DocumentCollator(padding_id)
@@ -69,7 +75,17 @@ class FeatureStore:
     def of(
         self, dataset: Dataset, poolings: Sequence[str], tokens_per_batch: int, what: str
     ) -> np.ndarray:
-        """Features of every row, memory-mapped; computed as far as they are not there."""
+        """Read the features of every row, memory-mapped; compute those that are not there yet.
+
+        Args:
+            dataset: documents as windows, with their lengths in tokens.
+            poolings: names in `TOKEN_POOLINGS`.
+            tokens_per_batch: of a forward pass, padding included.
+            what: the rows' name in the log.
+
+        Returns:
+            [rows, layers, poolings, hidden]
+        """
         path = self.folder / f"{self.key(dataset, poolings)}.npy"
         if broadcast(path.is_file()):
             logger.info("%s: features read from %s", what, path)
@@ -88,7 +104,7 @@ class FeatureStore:
         tokens_per_batch: int,
         what: str,
     ) -> None:
-        """The file of features, by all processes; what a killed run left is gone on with."""
+        """Make the file of features, all processes together; go on with what a killed run left."""
         start = time.perf_counter()
         batches = list(token_batches(dataset["length"][:], tokens_per_batch))
         unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
@@ -111,11 +127,11 @@ class FeatureStore:
         return len(dataset), num_blocks(config) + 1, len(poolings), hidden
 
     def rows_of(self, dataset: Dataset, batch: np.ndarray) -> np.ndarray:
-        """Where the features of these documents stand."""
+        """Numbers of the features' rows that belong to a batch of documents."""
         return batch
 
     def _begin(self, unfinished: Path, marks: Path, shape: tuple[int, ...], batches: int) -> None:
-        """An empty file, and one mark a batch; those of a run that was killed stay as they are."""
+        """Make an empty file and one mark a batch; those of a killed run stay as they are."""
         if unfinished.is_file() and marks.is_file():
             return
         _allocate(unfinished, DTYPES[self.dtype], shape)
@@ -130,7 +146,7 @@ class FeatureStore:
         marks: Path,
         what: str,
     ) -> None:
-        """This process's batches. A batch is marked only when its rows are on disk."""
+        """Compute this process's batches. A batch is marked only when its rows are on disk."""
         rank, size = rank_and_size()
         features, done = np.load(unfinished, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
         mine = [i for i in range(rank, len(batches), size) if not done[i]]
@@ -152,7 +168,10 @@ class FeatureStore:
 
     @torch.no_grad()
     def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
-        """[rows, layers, poolings, hidden]; a document's vector is the mean over its windows."""
+        """Features of a batch [rows, layers, poolings, hidden].
+
+        A document's vector is the mean over its windows.
+        """
         layers, present, mask = self._forward(columns)
         pooled = [
             torch.stack([TOKEN_POOLINGS[name](layer, mask) for name in poolings], dim=1)
@@ -165,8 +184,8 @@ class FeatureStore:
         return self._stored(means.view(len(present), len(layers), len(poolings), -1))
 
     def _forward(self, columns: dict[str, list]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """All layers [windows, length, hidden] of the documents' windows; which segments are there
-        [documents, segments]; which tokens are [windows, length]."""
+        """All layers [windows, length, hidden] of the documents' windows; which windows exist
+        [documents, windows]; which tokens do [windows, length]."""
         kept = [name for name in ("windows", "window_types") if name in columns]
         rows = [
             dict(zip(kept, values, strict=True))
@@ -207,14 +226,23 @@ class FeatureStore:
 
 
 class TargetStore(FeatureStore):
-    """Features of words inside documents, kept as [targets, layers, 1, spans * hidden].
+    """Features of labelled spans on disk, as [targets, layers, 1, spans * hidden].
 
     A span's vector is the mean over its tokens, in whichever windows they stand; a pair has two
-    spans side by side (see data/spans.py).
+    spans side by side (see `data.spans`).
     """
 
-    def __init__(self, max_seq_length: int, num_spans: int, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        max_seq_length: int,
+        num_spans: int,
+        folder: Path,
+        encoder: nn.Module,
+        padding_id: int,
+        dtype: str = "float32",
+        half_precision: bool = False,
+    ):
+        super().__init__(folder, encoder, padding_id, dtype, half_precision)
         self.max_seq_length, self.num_spans = max_seq_length, num_spans
 
     def shape(self, dataset: Dataset, poolings: Sequence[str]) -> tuple[int, int, int, int]:
@@ -230,7 +258,7 @@ class TargetStore(FeatureStore):
 
     @torch.no_grad()
     def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
-        """[targets, layers, 1, spans * hidden]"""
+        """Features of a batch of documents [targets, layers, 1, spans * hidden]."""
         layers, present, mask = self._forward(columns)
         length = mask.shape[1]
         first_window = [0, *present.sum(dim=1).cumsum(0).tolist()]
@@ -257,9 +285,27 @@ class TargetStore(FeatureStore):
         return self._stored(torch.stack(found, dim=1).unsqueeze(2))
 
 
+def make_store(
+    folder: Path, encoder: nn.Module, preprocessor: Preprocessor, dtype: str, half_precision: bool
+) -> FeatureStore:
+    """Make the store of documents, or of labelled spans, as the preprocessor encodes them."""
+    pad, spans = preprocessor.pad_id, preprocessor.num_spans
+    if not spans:
+        return FeatureStore(folder, encoder, pad, dtype, half_precision)
+    length = preprocessor.windows.max_seq_length
+    return TargetStore(length, spans, folder, encoder, pad, dtype, half_precision)
+
+
+def find_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """An array of zeros on disk. Its room is taken at once: without it the first write into the
-    memory map that finds no place would kill the process."""
+    """Make an array of zeros on disk. Its space is reserved at once: on a full disk a write into
+    the memory map would kill the process."""
     with atomic_write(path) as temporary:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
         if hasattr(os, "posix_fallocate"):
@@ -268,7 +314,7 @@ def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
-    """bf16, or fp16 where the GPU has no bf16; None on a CPU."""
+    """Find the half precision of a device: bf16, fp16 where the GPU has no bf16, None on a CPU."""
     if device.type != "cuda":
         return None
     native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -276,7 +322,7 @@ def half_type(device: torch.device) -> torch.dtype | None:
 
 
 def hash_encoder(encoder: nn.Module) -> str:
-    """Of weights and config: the same whether a checkpoint came from a hub or a folder."""
+    """Hash weights and config: the same whether a checkpoint came from a hub or a folder."""
     content = hashlib.sha256(type(encoder).__name__.encode())
     settings = encoder.config.to_dict()
     settings = {k: v for k, v in settings.items() if not k.startswith("_") and k != "architectures"}
@@ -288,7 +334,7 @@ def hash_encoder(encoder: nn.Module) -> str:
 
 
 def add_numbers(content: Any, array: pa.Array) -> None:
-    """To a hash: lists of lists ... of whole numbers, and how long each list is."""
+    """Add nested lists of whole numbers, and the length of each list, to a hash."""
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         content.update(array.value_lengths().to_numpy().astype(np.int64).tobytes() + b"|")
         array = array.flatten()
@@ -296,7 +342,7 @@ def add_numbers(content: Any, array: pa.Array) -> None:
 
 
 def token_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Row numbers, longest first, in batches of at most so many tokens (or of one row)."""
+    """Yield row numbers, longest first, in batches of at most so many tokens (or of one row)."""
     lengths = np.asarray(lengths)
     batch: list[int] = []
     for row in longest_first(lengths):

@@ -1,8 +1,8 @@
 """Where labels lie among the features of each model and layer, and how training moves them.
 
-DirectProbe (see direct_probe.py) and the distances between labels, over models, layers, and
-training against new rows. Matrices in, tables out; long clusterings are kept on disk and gone on
-with.
+DirectProbe (see `bertchain.directprobe`) and the distances between labels, over models, layers, and
+training rows against new ones. Matrices in, tables out; a long clustering is kept on disk, and goes
+on where it was cut off.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from bertchain.directprobe.clustering import (
+from bertchain.directprobe import (
     Clustering,
     centroid_distances,
     centroids,
@@ -25,8 +25,9 @@ from bertchain.directprobe.clustering import (
     spatial_similarity,
     spread,
 )
-from bertchain.probing.analyses import effective_rank
-from bertchain.probing.scoreboard import chosen_layers, half_width
+from bertchain.probing.drift import effective_rank
+from bertchain.probing.probed_models import resolve_layers
+from bertchain.probing.scoreboard import half_width
 from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ Layers = dict[str, dict[str, np.ndarray]]  # model -> split -> [rows, layers, hi
 
 
 def choose_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most so many rows, sorted, drawn without regard to their labels."""
+    """Draw at most so many rows, whatever their labels. Returns their numbers, sorted."""
     if len(labels) <= most:
         return np.arange(len(labels))
     return np.sort(np.random.default_rng(seed).permutation(len(labels))[:most])
@@ -50,7 +51,7 @@ def _features_of(
 ) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Each model and layer, and its chosen rows by split [rows, hidden] in float64."""
     for model, splits in layers.items():
-        for layer in chosen_layers(wanted, splits["train"].shape[1]):
+        for layer in resolve_layers(wanted, splits["train"].shape[1]):
             x = {s: np.asarray(splits[s][own, layer], dtype=np.float64) for s, own in rows.items()}
             yield {"model": model, "layer": layer}, x
 
@@ -59,8 +60,13 @@ def _features_of(
 
 
 def cluster_and_keep(points: np.ndarray, labels: np.ndarray, folder: Path) -> Clustering:
-    """`direct_probe.cluster`, its decisions on disk: a run that was cut off goes on, and one that
-    ended only puts its clusters together again."""
+    """Cluster as `directprobe.cluster`, its decisions kept on disk.
+
+    A run that was cut off goes on; of one that ended, no hulls are tested again.
+
+    Args:
+        folder: for decisions, in a file named by a hash of points and labels.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(points).tobytes())
     digest.update(np.ascontiguousarray(labels).tobytes())
     path = folder / f"{digest.hexdigest()[:16]}.npy"
@@ -93,7 +99,7 @@ def directprobe_table(
     seed: int,
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clusters of the training rows of each model and layer, and the labels' distances.
+    """Cluster the training rows of each model and layer, and measure the labels' distances.
 
     Args:
         labels: by split, classes [rows].
@@ -105,10 +111,8 @@ def directprobe_table(
     Returns:
         a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
     """
-    rows, new = (
-        choose_rows(labels["train"], most, seed),
-        choose_rows(labels[split], most // 5, seed),
-    )
+    rows = choose_rows(labels["train"], most, seed)
+    new = choose_rows(labels[split], most // 5, seed)
     y, truth = labels["train"][rows], labels[split][new]
     table, of_pairs = [], []
     for at, x in _features_of(layers, wanted, {"train": rows, split: new}):
@@ -116,23 +120,50 @@ def directprobe_table(
             row, distances = _probe(x["train"], y, x[split], truth, folder)
         table.append(at | row)
         of_pairs.append(pair_rows(at, np.unique(y), distances, "distance of hulls"))
-        logger.info("DirectProbe, %s, layer %d: %d clusters", *at.values(), row["clusters"])
+        model, layer, count = at["model"], at["layer"], row["clusters"]
+        logger.info("DirectProbe, %s, layer %d: %d clusters", model, layer, count)
     return pd.DataFrame(table), pd.concat(of_pairs)
 
 
 def pair_rows(
     at: dict[str, Any], names: np.ndarray, distances: np.ndarray, what: str
 ) -> pd.DataFrame:
-    """A row for each pair of labels: which (by class number), and how far apart."""
+    """A row for each pair of labels: their class numbers, and how far apart they are.
+
+    Args:
+        at: model and layer.
+        names: class numbers [labels].
+        distances: [labels, labels].
+        what: the distances' column.
+    """
     one, other = np.triu_indices(len(names), 1)
     columns = {"label": names[one], "other label": names[other], what: distances[one, other]}
     return pd.DataFrame(at | columns)
 
 
+def join_pairs(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Join all tables of `pair_rows`, whose names end in _pairs, as label_pairs.
+
+    Args:
+        tables: of analyses, by name.
+        names: of the labels, which take the place of class numbers.
+    """
+    keys = ["model", "layer", "label", "other label"]
+    of_pairs = [table for name, table in tables.items() if name.endswith("_pairs")]
+    others = {name: table for name, table in tables.items() if not name.endswith("_pairs")}
+    if not of_pairs:
+        return others
+    joined = of_pairs[0]
+    for table in of_pairs[1:]:
+        joined = joined.merge(table, on=keys, how="outer", sort=False)
+    named = {key: [names[k] for k in joined[key]] for key in keys[2:]}
+    return others | {"label_pairs": joined.assign(**named)}
+
+
 def _probe(
     x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, folder: Path
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What is found in one layer, and the distances of hulls [labels, labels]."""
+    """One layer's row of the table, and the distances of hulls [labels, labels]."""
     found = cluster_and_keep(x, y, folder)
     numbers = np.searchsorted(found.names, y)
     distances = hull_distances(x, numbers, accuracy=1e-2, skip=found.conflicts)
@@ -167,12 +198,13 @@ def label_geometry_table(
     most: int,
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How labels' centroids lie: spread of the features, drift, similarity before and after, and
-    of training rows and new ones, with bootstrap intervals over rows.
+    """Measure how the labels' centroids lie, and how they moved since the first model.
 
-    The first model is what the others are compared with. Labels with at least two of the
-    rows taken from either split take part. Similarities are Pearson correlations of label-pair
-    distances.
+    Similarities are Pearson correlations of label-pair distances: of a model with the first, and of
+    training rows with new ones, with bootstrap intervals over rows. Only labels with at least two
+    of the rows drawn from either split take part.
+
+    Args: see `directprobe_table`; at most `most` rows of either split are used.
 
     Returns:
         a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
@@ -208,6 +240,7 @@ class _Arrangement:
     def __init__(
         self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
     ):
+        """Args: train, new: rows [n, hidden]; y, truth: their labels [n], numbers from 0 on."""
         self.centroids = centroids(train, y)
         self.distances = centroid_distances(train, y)
         self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
@@ -216,7 +249,7 @@ class _Arrangement:
         self.draws = bootstrap_similarity(train, y, new, truth, seed)
 
     def against(self, before: "_Arrangement") -> dict[str, float]:
-        """What changed since: paired, as the same rows were drawn."""
+        """What changed since `before`; intervals are paired, as the same rows were drawn."""
         row = {"similarity with the first": spatial_similarity(before.distances, self.distances)}
         if before.centroids.shape == self.centroids.shape:
             moved = np.linalg.norm(self.centroids - before.centroids, axis=1).mean()
@@ -247,7 +280,7 @@ def bootstrap_similarity(
 
 
 def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many rows of each label as it has, with replacement."""
+    """Draw as many rows of each label as it has, with replacement."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
@@ -255,12 +288,15 @@ def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order[starts + (rng.random(len(labels)) * sizes).astype(int)]
 
 
-# ---------------------------------------------------------------- in words
-
-
 def divergence_warnings(table: pd.DataFrame, split: str) -> list[str]:
-    """One sentence for each model whose last layer has train and new rows further apart in
-    arrangement than the first model's, beyond the interval."""
+    """One sentence for each model that pulled the labels of training and new rows apart.
+
+    That is: in its last layer the similarity of their arrangements is below the first model's, by
+    more than the interval.
+
+    Args:
+        table: of `label_geometry_table`.
+    """
     found = []
     if "train and new, change" not in table:
         return found

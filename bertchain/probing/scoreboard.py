@@ -1,4 +1,4 @@
-"""Scores of many probes side by side, with intervals; what changed from one model to the next."""
+"""Scores of many probes side by side, with intervals; tables of them, and gains between models."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 
 from bertchain.data.labels import LabelSpec
-from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
-from bertchain.probing.analyses import anisotropy, linear_cka, mean_cosine
+from bertchain.probing.probes import ProbeLabels
 
 SAMPLES = 1000  # of a bootstrap
 GROUPS = 10_000  # of rows, in place of rows, where there are more
 
 
-class Place(NamedTuple):
-    """Where a score comes from."""
+class ScoreKey(NamedTuple):
+    """What was scored: a probe, or a baseline or own head, of no layer."""
 
     model: str
     layer: int | None
@@ -24,21 +23,13 @@ class Place(NamedTuple):
     probe: str
 
 
-def chosen_layers(wanted: list[int], count: int) -> list[int]:
-    """Numbers of layers, 0 = embeddings; none wanted: all."""
-    bad = [layer for layer in wanted if not -count <= layer < count]
-    if bad:
-        raise InputError(
-            f"--probe_layers {bad[0]}: layers are 0 to {count - 1}, or -1 for the last"
-        )
-    return sorted({layer % count for layer in wanted}) or list(range(count))
-
-
 class Scoreboard:
     """Every score of a run, and the score of each row of the reported split, for intervals.
 
     Attributes:
-        split: that is reported: test if it has labels, else validation.
+        split: the split that is reported: test if it has labels, else validation.
+        each: what the main metric is the mean of, for each row of that split [rows].
+        predicted: classes of these rows [rows], for one label a row.
     """
 
     def __init__(self, labels: dict[str, np.ndarray], spec: LabelSpec, seed: int):
@@ -46,25 +37,30 @@ class Scoreboard:
         self.metric = MAIN_METRIC[spec.problem_type][0]
         self.split = "test" if "test" in labels else "validation"
         self.rows: list[dict[str, Any]] = []
-        self.each: dict[Place, np.ndarray] = {}  # [rows of the split]
-        self.predicted: dict[Place, np.ndarray] = {}  # classes [rows of the split], one label a row
+        self.each: dict[ScoreKey, np.ndarray] = {}
+        self.predicted: dict[ScoreKey, np.ndarray] = {}
+
+    @property
+    def probe_labels(self) -> ProbeLabels:
+        return ProbeLabels(self.labels, len(self.spec.names), self.spec.problem_type)
 
     def add(
         self,
-        place: Place,
-        probabilities: dict[str, np.ndarray],
+        key: ScoreKey,
+        predictions: dict[str, np.ndarray],
         repeats: list[dict[str, np.ndarray]] | None = None,
         **facts: float,
     ) -> None:
         """Score predictions by split; of several repeats the mean, and the main metric's spread.
 
         Args:
+            predictions: probabilities [n, labels], or values.
             facts: more to keep of the fit, such as C or converged.
         """
-        at = place._asdict()
-        self.rows += [at | {"split": "train", "metric": k, "value": v} for k, v in facts.items()]
-        runs, scores_of = repeats or [probabilities], SCORES[self.spec.problem_type]
-        for split in probabilities:
+        self.add_facts(key, **facts)
+        at = key._asdict()
+        runs, scores_of = repeats or [predictions], SCORES[self.spec.problem_type]
+        for split in predictions:
             if split not in self.labels:
                 continue
             scores = [scores_of(run[split], self.labels[split]) for run in runs]
@@ -74,23 +70,28 @@ class Scoreboard:
                 means[f"{self.metric}_sd"] = float(spread)
             for name, value in means.items():
                 self.rows.append(at | {"split": split, "metric": name, "value": value})
-        if self.split in probabilities:
+        if self.split in predictions:
             truth, kind = self.labels[self.split], self.spec.problem_type
             each = [row_scores(kind, run[self.split], truth) for run in runs]
-            self.each[place] = np.mean(each, axis=0)
+            self.each[key] = np.mean(each, axis=0)
             if kind == "single_label":
-                self.predicted[place] = probabilities[self.split].argmax(axis=1)
+                self.predicted[key] = predictions[self.split].argmax(axis=1)
+
+    def add_facts(self, key: ScoreKey, **facts: float) -> None:
+        """Keep what was measured in training, such as C."""
+        at = key._asdict() | {"split": "train"}
+        self.rows += [at | {"metric": name, "value": value} for name, value in facts.items()]
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
 
-    def interval(self, place: Place) -> float:
+    def interval(self, key: ScoreKey) -> float:
         """Half the width of the 95 % interval of the main score over the reported rows."""
-        if place not in self.each:
+        if key not in self.each:
             return float("nan")
-        return half_width(bootstrap(self.each[place], self.statistic, self.seed))
+        return half_width(bootstrap(self.each[key], self.statistic, self.seed))
 
-    def difference(self, one: Place, other: Place) -> tuple[float, float]:
+    def difference(self, one: ScoreKey, other: ScoreKey) -> tuple[float, float]:
         """Score of one minus that of another, and half its interval, paired by row."""
         a, b = self.each[one], self.each[other]
         values = bootstrap(a, self.statistic, self.seed) - bootstrap(b, self.statistic, self.seed)
@@ -107,8 +108,13 @@ class Scoreboard:
 
 
 def row_scores(problem_type: str, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """What the main metric is the mean of [n]: hits, LRAP of a row, or its squared error (of which
-    RMSE is the root)."""
+    """What the main metric is the mean of [n]: hits, LRAP of a row, or its squared error.
+
+    RMSE is the root of the mean.
+
+    Args:
+        probabilities: [n, labels]; of regression values.
+    """
     if problem_type == "single_label":
         return (probabilities.argmax(axis=1) == truth).astype(float)
     if problem_type == "regression":
@@ -117,7 +123,8 @@ def row_scores(problem_type: str, probabilities: np.ndarray, truth: np.ndarray) 
 
 
 def _lrap(p: np.ndarray, truth: np.ndarray) -> float:
-    """Of one row: over its labels, the share of true ones among those ranked at least as high."""
+    """Label ranking average precision of one row: over its labels, the share of true ones among
+    those ranked at least as high."""
     if truth.all() or not truth.any():
         return 1.0
     higher = p[None] >= p[truth][:, None]  # [true labels, labels]
@@ -127,7 +134,7 @@ def _lrap(p: np.ndarray, truth: np.ndarray) -> float:
 def bootstrap(
     rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int
 ) -> np.ndarray:
-    """The statistic of resampled rows [SAMPLES]; the same rows for the same seed, hence paired.
+    """The statistic of resampled rows [SAMPLES]; paired, as the same seed draws the same rows.
 
     More than GROUPS rows are dealt out to as many groups, and groups are resampled: the variance
     is the same, the time no longer grows with the rows.
@@ -154,7 +161,87 @@ def half_width(values: np.ndarray) -> float:
     return float(high - low) / 2
 
 
-# ---------------------------------------------------------------- what changed
+# ---------------------------------------------------------------- tables
+
+
+def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> pd.DataFrame:
+    """The scores to read first: baselines; of each model its best and last layer, its own head.
+
+    The best layer and every pooling are chosen on validation. Intervals are of the reported split.
+
+    Args:
+        models, probes: names, in the order of the rows.
+
+    Returns:
+        a row for each; column key holds its `ScoreKey`.
+    """
+    metric, more_is_better = MAIN_METRIC[board.spec.problem_type]
+    results = board.table()
+    scores = results[results["metric"] == metric]
+    wide = scores.pivot_table(
+        index=["model", "layer", "token_pooling", "probe"],
+        columns="split",
+        values="value",
+        dropna=False,
+        sort=False,
+    ).reset_index()
+    wide = wide.dropna(subset=["validation"])
+    if "test" not in wide:
+        wide["test"] = np.nan
+
+    def best(rows: pd.DataFrame) -> pd.Series:
+        return rows.loc[
+            rows["validation"].idxmax() if more_is_better else rows["validation"].idxmin()
+        ]
+
+    found = [("majority class", best(wide[wide["probe"] == "majority"]))]
+    if (wide["probe"] == "tf-idf").any():
+        found.append(("words counted (TF-IDF), linear", best(wide[wide["probe"] == "tf-idf"])))
+    for model in models:
+        own = wide[wide["model"] == model]
+        linear = own[own["probe"] == "linear"]
+        found.append((f"{model}: best frozen layer", best(linear)))
+        found.append(
+            (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
+        )
+        for probe in probes:
+            if probe != "linear":
+                which = "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
+                name = f"{model}: {which}"
+                found.append((name, best(own[own["probe"] == probe])))
+        head = own[own["probe"] == "own head"]
+        if len(head):
+            found.append((f"{model}: as fine-tuned, own head", head.iloc[0]))
+    return pd.DataFrame(
+        {
+            "what": what,
+            "layer": "" if pd.isna(row["layer"]) else f"{int(row['layer'])} {row['token_pooling']}",
+            f"validation {metric}": row["validation"],
+            f"test {metric}": row["test"],
+            "± 95 %": board.interval(key_of(row)),
+            "key": key_of(row),
+        }
+        for what, row in found
+    )
+
+
+def key_of(row: pd.Series) -> ScoreKey:
+    """The key of a row of scores, in which no layer is NaN."""
+    layer = None if pd.isna(row["layer"]) else int(row["layer"])
+    return ScoreKey(row["model"], layer, row["token_pooling"], row["probe"])
+
+
+def layer_table(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
+    """Values of the linear probes: a row for each layer, a column for each model and pooling."""
+    chosen = results[
+        (results["probe"] == "linear") & (results["metric"] == metric) & (results["split"] == split)
+    ]
+    table = chosen.pivot_table(
+        index="layer", columns=["model", "token_pooling"], values="value", sort=False
+    )
+    table.columns = [" ".join(column) for column in table.columns]
+    table.index = table.index.astype(int)
+    return table.reset_index()
 
 
 def gains(board: Scoreboard, models: list[str], probe: str = "linear") -> pd.DataFrame:
@@ -164,45 +251,18 @@ def gains(board: Scoreboard, models: list[str], probe: str = "linear") -> pd.Dat
     """
     sign = -1.0 if board.metric in LESS_IS_BETTER else 1.0
     rows = []
-    for place in board.each:
-        first = place._replace(model=models[0])
-        if place.probe != probe or place.model == models[0] or first not in board.each:
+    for key in board.each:
+        first = key._replace(model=models[0])
+        if key.probe != probe or key.model == models[0] or first not in board.each:
             continue
-        gain, half = board.difference(place, first)
+        gain, half = board.difference(key, first)
         rows.append(
             {
-                "model": place.model,
-                "layer": place.layer,
-                "token pooling": place.token_pooling,
+                "model": key.model,
+                "layer": key.layer,
+                "token pooling": key.token_pooling,
                 f"{board.split} {board.metric} against {models[0]}": sign * gain,
                 "± 95 %": half,
             }
         )
-    return pd.DataFrame(rows)
-
-
-def drift(
-    features: dict[str, np.ndarray], models: list[str], pooling: int, changed: dict[str, dict]
-) -> pd.DataFrame:
-    """How far each layer of the later models is from the first model's.
-
-    Args:
-        features: by model, [rows, layers, poolings, hidden] of the same rows.
-        pooling: which of the poolings is compared.
-        changed: by model, layer -> relative change of its weights.
-    """
-    rows = []
-    first = features[models[0]]
-    for model in models:
-        own = features[model]
-        for layer in range(own.shape[1]):
-            x = own[:, layer, pooling]
-            row = {"model": model, "layer": layer, "mean cosine of two rows": anisotropy(x)}
-            if model != models[0] and layer < first.shape[1]:
-                before = first[:, layer, pooling]
-                row["CKA with the first"] = linear_cka(before, x)
-                if before.shape == x.shape:
-                    row["cosine before and after"] = mean_cosine(before, x)
-                row["weights changed by"] = changed.get(model, {}).get(layer, float("nan"))
-            rows.append(row)
     return pd.DataFrame(rows)

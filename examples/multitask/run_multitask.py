@@ -155,7 +155,12 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     seen = find_seen_tests(tasks, args.checkpoint)
 
     # 3. Documents -> windows, cut alike for all tasks
-    preprocessor = Preprocessor.for_checkpoint(path, args.window.given, 0, args.checkpoint)
+    preprocessor = Preprocessor.for_checkpoint(
+        path,
+        args.window.given,
+        tokenizer_name=args.checkpoint.tokenizer_name,
+        **args.checkpoint.hub_kwargs,
+    )
     tasks = {
         name: task.with_documents(preprocessor.encode(task.documents, f"{name}, "))
         for name, task in tasks.items()

@@ -8,24 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
-from bertchain.directprobe import merging
-from bertchain.directprobe.clustering import (
+from bertchain.directprobe import (
     centroid_distances,
     cluster,
+    do_meet,
+    growing,
+    hull_distance,
     hull_distances,
+    merging,
     predict,
     spatial_similarity,
     spread,
-    whiten,
 )
-from bertchain.directprobe.hulls import (
-    _by_least_squares,
-    _by_linear_program,
-    _by_newton,
-    do_meet,
-    hull_distance,
-)
-from bertchain.directprobe.merging import Groups, pair_gaps, separate_jointly, separated
+from bertchain.directprobe.clustering import whiten
+from bertchain.directprobe.groups import Groups, pair_gaps, separate_jointly, separated
+from bertchain.directprobe.hull_solvers import by_least_squares, by_linear_program, by_newton
 
 
 def meet_by_lp(p: np.ndarray, q: np.ndarray) -> bool:
@@ -281,7 +278,7 @@ def test_every_answer_has_its_proof(seed, p, q, d, shift):
         assert (one @ proof.normal).min() - (other @ proof.normal).max() > 5e-7
 
 
-@pytest.mark.parametrize("way", [_by_least_squares, _by_newton, _by_linear_program])
+@pytest.mark.parametrize("way", [by_least_squares, by_newton, by_linear_program])
 @pytest.mark.parametrize("shift", [0.0, 1.5, 9.0])
 def test_all_ways_agree(way, shift):
     rng = np.random.default_rng(7)
@@ -434,9 +431,9 @@ def test_directions_kept_while_clusters_grow_change_nothing(monkeypatch):
     x = rng.normal(size=(400, 12))
     x[:, 0] += 1.5 * y
     whole = cluster(x, y)
-    monkeypatch.setattr(merging, "MANY", 0)  # every cluster keeps them
+    monkeypatch.setattr(growing, "MANY", 0)  # every cluster keeps them
     assert (cluster(x, y).decisions == whole.decisions).all()
-    monkeypatch.setattr(merging, "FRONTS", 0)  # none does
-    monkeypatch.setattr(merging, "KEPT", 0)
+    monkeypatch.setattr(growing, "FRONTS", 0)  # none does
+    monkeypatch.setattr(growing, "KEPT", 0)
     monkeypatch.setattr(merging, "COARSEST", 3)  # and every merge is tested
     assert (cluster(x, y).decisions == whole.decisions).all()

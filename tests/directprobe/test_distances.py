@@ -14,9 +14,9 @@ from bertchain.directprobe.distances import (
 )
 
 
-@pytest.fixture(params=[7, 1024], ids=["blocks", "one block"])
-def block(request, monkeypatch):
-    monkeypatch.setattr(distances, "BLOCK", request.param)
+@pytest.fixture(params=[7, 1024], ids=["chunks", "one chunk"])
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(distances, "CHUNK", request.param)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def points() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(40, 5)) + 100.0
 
 
-def test_distances_are_those_point_by_point(block, points):
+def test_distances_are_those_point_by_point(chunk, points):
     found = squared_distances(points)
     np.testing.assert_allclose(found, squareform(pdist(points)) ** 2, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(found, found.T)
@@ -35,14 +35,14 @@ def test_distances_are_those_point_by_point(block, points):
     np.testing.assert_allclose(found, cdist(new, points).min(axis=1), rtol=1e-9)
 
 
-def test_whole_numbers_stay_whole_so_that_ties_are_ties(block):
+def test_whole_numbers_stay_whole_so_that_ties_are_ties(chunk):
     grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), axis=-1).reshape(-1, 2) + 1e6
     np.testing.assert_array_equal(
         squared_distances(grid), ((grid[:, None] - grid[None]) ** 2).sum(axis=2)
     )
 
 
-def test_equal_points_have_no_distance(block):
+def test_equal_points_have_no_distance(chunk):
     rng = np.random.default_rng(2)
     x = np.repeat(rng.normal(size=(6, 300)) * 1e3, 3, axis=0)
     found = squared_distances(x)
@@ -66,7 +66,7 @@ def test_a_gpu_is_asked_where_there_is_one_and_much_to_do(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_finds_what_the_cpu_finds(block, points):
+def test_a_gpu_finds_what_the_cpu_finds(chunk, points):
     one, other = (squared_distances(points, device) for device in ("cuda", "cpu"))
     np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
     one, other = (nearest_distances(points[:9] + 1, points, d) for d in ("cuda", "cpu"))

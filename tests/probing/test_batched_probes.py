@@ -9,7 +9,7 @@ from test_probes import planted
 
 from bertchain.probing import batched_probes
 from bertchain.probing.batched_probes import fit_many
-from bertchain.probing.probes import C_VALUES, FITS, Standardiser
+from bertchain.probing.solvers import C_VALUES, FITS, Standardiser
 
 SEEDS = (0, 1, 2)  # of feature matrices; the labels are those of the first
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from bertchain.directprobe.clustering import centroid_distances
+from bertchain.directprobe import centroid_distances
 from bertchain.probing import label_geometry
-from bertchain.probing.analyses import effective_rank
+from bertchain.probing.drift import effective_rank
 from bertchain.probing.label_geometry import (
     bootstrap_similarity,
     choose_rows,

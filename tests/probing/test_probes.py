@@ -6,17 +6,19 @@ from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
 from bertchain.metrics import SCORES
-from bertchain.probing import probes
+from bertchain.probing import solvers
 from bertchain.probing.analyses import online_code_length
 from bertchain.probing.baselines import majority_baseline, tfidf_baseline
-from bertchain.probing.probes import (
+from bertchain.probing.probes import ProbeLabels, fit_knn_probe, fit_linear_probe
+from bertchain.probing.solvers import (
     Standardiser,
-    fit_knn_probe,
-    fit_linear_probe,
     fit_multinomial,
     fit_one_versus_rest,
     fit_ridge,
 )
+from bertchain.probing.torch_probes import fit_mix_probe, fit_mlp_probe
+
+PROBES = {"linear": fit_linear_probe, "knn": fit_knn_probe, "mlp": fit_mlp_probe}
 
 
 def planted(n=300, d=20, classes=4, seed=0):
@@ -93,18 +95,21 @@ def test_strength_is_chosen_on_validation_and_ties_go_to_the_stronger():
         seen.append(SCORES["single_label"](p, y[200:400])["accuracy"])
         return seen[-1]
 
-    result = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", accuracy)
-    assert len(seen) == len(probes.C_VALUES)
-    assert result.setting["C"] == sorted(probes.C_VALUES)[int(np.argmax(seen))]
-    assert accuracy(result.probabilities["validation"]) == max(seen) > 0.7
-    assert set(result.probabilities) == {"train", "validation", "test"}
-    tied = fit_linear_probe(features, {"train": y[:200]}, 4, "single_label", lambda p: 0.0)
-    assert tied.setting["C"] == min(probes.C_VALUES)
+    result = fit_linear_probe(
+        features, ProbeLabels({"train": y[:200]}, 4, "single_label", accuracy)
+    )
+    assert len(seen) == len(solvers.C_VALUES)
+    assert result.setting["C"] == sorted(solvers.C_VALUES)[int(np.argmax(seen))]
+    assert accuracy(result.predictions["validation"]) == max(seen) > 0.7
+    assert set(result.predictions) == {"train", "validation", "test"}
+    indifferent = ProbeLabels({"train": y[:200]}, 4, "single_label", lambda p: 0.0)
+    tied = fit_linear_probe(features, indifferent)
+    assert tied.setting["C"] == min(solvers.C_VALUES)
 
 
 def test_an_unconverged_probe_says_so(monkeypatch):
     x, y, _ = planted()
-    monkeypatch.setattr(probes, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(solvers, "MAX_ITERATIONS", 2)
     (fit,) = fit_multinomial(x, y, 4, [10.0])
     assert not fit.converged
     (fit,) = fit_one_versus_rest(x, np.eye(4)[y], 4, [10.0])
@@ -116,9 +121,9 @@ def test_features_with_no_information_score_like_the_majority():
     features = {s: rng.normal(size=(400, 5)) for s in ("train", "validation")}
     y = rng.choice(3, size=400, p=[0.6, 0.3, 0.1])
     score = lambda p: -SCORES["single_label"](p, y)["log_loss"]  # noqa: E731
-    result = fit_linear_probe(features, {"train": y}, 3, "single_label", score)
+    result = fit_linear_probe(features, ProbeLabels({"train": y}, 3, "single_label", score))
     baseline = majority_baseline(y, "single_label", 3, 400)
-    assert score(result.probabilities["validation"]) == pytest.approx(score(baseline), abs=0.05)
+    assert score(result.predictions["validation"]) == pytest.approx(score(baseline), abs=0.05)
 
 
 def test_majority_baselines():
@@ -154,11 +159,11 @@ def test_other_probes_learn_every_kind_of_label(kind, probe):
     x, y = task(kind)
     score = lambda p: SCORES[kind](p, y["validation"])[MAIN[kind]]  # noqa: E731
     options = {"widths": (16,), "repeats": 2, "seed": 3} if probe == "mlp" else {}
-    result = probes.PROBES[probe](x, y, 3, kind, score, **options)
-    assert SCORES[kind](result.probabilities["test"], y["test"])[MAIN[kind]] > 0.7
-    assert result.probabilities["test"].shape == (50, 3)
-    again = probes.PROBES[probe](x, y, 3, kind, score, **options)
-    np.testing.assert_array_equal(again.probabilities["test"], result.probabilities["test"])
+    result = PROBES[probe](x, ProbeLabels(y, 3, kind, score), **options)
+    assert SCORES[kind](result.predictions["test"], y["test"])[MAIN[kind]] > 0.7
+    assert result.predictions["test"].shape == (50, 3)
+    again = PROBES[probe](x, ProbeLabels(y, 3, kind, score), **options)
+    np.testing.assert_array_equal(again.predictions["test"], result.predictions["test"])
     if probe == "mlp":
         assert len(result.repeats) == 2 and result.setting == {"width_1": 16, "width_2": 16}
         one, two = (run["test"] for run in result.repeats)
@@ -170,12 +175,16 @@ def test_neighbours_by_hand():
     x = np.array([[1, 0], [2, 0.1], [0, 1], [0.1, 3]], dtype=np.float32)
     y = np.array([0, 0, 1, 1])
     features = {"train": x, "validation": np.array([[5.0, 0.2], [0.0, 9.0]], dtype=np.float32)}
-    result = fit_knn_probe(features, {"train": y}, 2, "single_label", lambda p: 0.0, (1, 3, 99))
+    result = fit_knn_probe(
+        features, ProbeLabels({"train": y}, 2, "single_label", lambda p: 0.0), (1, 3, 99)
+    )
     assert result.setting == {"neighbours": 1}
-    assert result.probabilities["validation"].tolist() == [[1, 0], [0, 1]]
-    assert result.probabilities["train"].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
-    three = fit_knn_probe(features, {"train": y}, 2, "single_label", lambda p: -p.max(), (1, 3))
-    np.testing.assert_allclose(three.probabilities["validation"], [[2 / 3, 1 / 3], [1 / 3, 2 / 3]])
+    assert result.predictions["validation"].tolist() == [[1, 0], [0, 1]]
+    assert result.predictions["train"].tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+    three = fit_knn_probe(
+        features, ProbeLabels({"train": y}, 2, "single_label", lambda p: -p.max()), (1, 3)
+    )
+    np.testing.assert_allclose(three.predictions["validation"], [[2 / 3, 1 / 3], [1 / 3, 2 / 3]])
 
 
 def test_an_mlp_solves_what_no_line_separates():
@@ -186,15 +195,15 @@ def test_an_mlp_solves_what_no_line_separates():
     labels = {"train": y[:400], "validation": y[400:500]}
     accuracy = lambda p: float((p.argmax(1) == y[400:500]).mean())  # noqa: E731
     found = {
-        name: probes.PROBES[name](features, labels, 2, "single_label", accuracy, **options)
+        name: PROBES[name](features, ProbeLabels(labels, 2, "single_label", accuracy), **options)
         for name, options in (("linear", {}), ("mlp", {"widths": (32,), "repeats": 1}))
     }
-    right = {n: (r.probabilities["test"].argmax(1) == y[500:]).mean() for n, r in found.items()}
+    right = {n: (r.predictions["test"].argmax(1) == y[500:]).mean() for n, r in found.items()}
     assert right["linear"] < 0.65 and right["mlp"] > 0.9
 
 
 def test_code_length_by_hand_and_on_planted_features():
-    """Constant features leave the frequencies: with add-one smoothing Laplace's rule, in blocks."""
+    """Constant features leave the frequencies: with add-one smoothing Laplace's rule, in portions."""
     y = np.tile([0, 1], 64)
     flat = online_code_length(np.ones((128, 3)), y, 2, 0, (1.0,))
     assert flat["uniform_bits"] == 128
@@ -251,12 +260,13 @@ def test_words_counted(kind):
     y = y[kind]
     splits = {"train": texts[:40], "validation": texts[40:50], "test": texts[50:]}
     sharpest = lambda p: float(p.max() - p.min())  # noqa: E731
-    result = tfidf_baseline(splits, y[:40], 2, kind, sharpest)
+    result = tfidf_baseline(splits, ProbeLabels({"train": y[:40]}, 2, kind, sharpest))
     assert result.setting == {"C": 100.0}
-    p = result.probabilities["test"]
+    p = result.predictions["test"]
     decided = p[:, 0] > 1.25 if kind == "regression" else p.argmax(1) == 1
     assert (decided == (classes[50:] == 1)).all()
-    assert tfidf_baseline({"train": ["", "!"], "validation": [""]}, y[:2], 2, kind, None) is None
+    labels = ProbeLabels({"train": y[:2]}, 2, kind)
+    assert tfidf_baseline({"train": ["", "!"], "validation": [""]}, labels) is None
 
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
@@ -266,17 +276,18 @@ def test_the_mix_finds_the_layer_that_knows(kind):
     noise = lambda rows: rng.normal(size=rows.shape).astype(np.float32)  # noqa: E731
     stacked = {s: np.stack([noise(rows), rows, noise(rows)], axis=1) for s, rows in x.items()}
     score = lambda p: SCORES[kind](p, y["validation"])[MAIN[kind]]  # noqa: E731
-    result = probes.fit_mix_probe(stacked, y, 3, kind, score)
+    result = fit_mix_probe(stacked, ProbeLabels(y, 3, kind, score))
     weights = [result.setting[f"weight_{k}"] for k in range(3)]
     assert sum(weights) == pytest.approx(1) and weights[1] > 0.8 and result.converged
-    assert SCORES[kind](result.probabilities["test"], y["test"])[MAIN[kind]] > 0.85
+    assert SCORES[kind](result.predictions["test"], y["test"])[MAIN[kind]] > 0.85
 
 
 def test_with_one_layer_the_mix_is_the_linear_probe():
     x, y, _ = planted(classes=4)
-    features, labels = {"train": x, "validation": x[:50]}, {"train": y}
+    features = {"train": x, "validation": x[:50]}
+    labels = ProbeLabels({"train": y}, 4, "single_label", lambda p: 0.0)
     (linear,) = fit_multinomial(Standardiser(x)(x), y, 4, [0.1])
     stacked = {split: rows[:, None] for split, rows in features.items()}
-    mixed = probes.fit_mix_probe(stacked, labels, 4, "single_label", lambda p: 0.0, (0.1,))
+    mixed = fit_mix_probe(stacked, labels, (0.1,))
     expected = linear.predict(Standardiser(x)(x))
-    np.testing.assert_allclose(mixed.probabilities["train"], expected, atol=2e-3)
+    np.testing.assert_allclose(mixed.predictions["train"], expected, atol=2e-3)

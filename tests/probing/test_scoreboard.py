@@ -5,12 +5,12 @@ import pytest
 
 from bertchain.data.labels import LabelSpec
 from bertchain.metrics import SCORES
-from bertchain.probing import scoreboard as comparison
+from bertchain.probing import scoreboard
+from bertchain.probing.drift import drift_table
 from bertchain.probing.scoreboard import (
-    Place,
     Scoreboard,
+    ScoreKey,
     bootstrap,
-    drift,
     gains,
     half_width,
     row_scores,
@@ -37,7 +37,7 @@ def test_row_scores_average_to_the_main_metric():
 @pytest.mark.parametrize("groups", [10_000, 300, 399])
 def test_the_interval_of_a_mean_is_that_of_the_normal_law(monkeypatch, groups):
     """Of rows, or of groups of one or two of them."""
-    monkeypatch.setattr(comparison, "GROUPS", groups)
+    monkeypatch.setattr(scoreboard, "GROUPS", groups)
     rows = (RNG.random(400) < 0.3).astype(float)
     expected = 1.96 * rows.std() / 20
     half = half_width(bootstrap(rows, lambda r: r.mean(axis=1), 1))
@@ -56,12 +56,12 @@ def test_differences_are_paired_by_row():
     better[np.flatnonzero(~right)[:8]] = True
     for name, hits in (("one", right), ("two", better)):
         chosen = np.where(hits, labels["test"], 1 - labels["test"])
-        board.add(Place(name, 1, "cls", "linear"), {"test": np.eye(2)[chosen]}, C=0.1)
+        board.add(ScoreKey(name, 1, "cls", "linear"), {"test": np.eye(2)[chosen]}, C=0.1)
     (row,) = gains(board, ["one", "two"]).to_dict("records")
     gain = row["test accuracy against one"]
     assert gain == pytest.approx(0.04) and 0 < row["± 95 %"] < 0.035
-    assert board.interval(Place("one", 1, "cls", "linear")) > 0.05  # unpaired it would drown
-    assert np.isnan(board.interval(Place("three", 1, "cls", "linear")))
+    assert board.interval(ScoreKey("one", 1, "cls", "linear")) > 0.05  # unpaired it would drown
+    assert np.isnan(board.interval(ScoreKey("three", 1, "cls", "linear")))
     table = board.table()
     assert table[table["metric"] == "C"]["value"].tolist() == [0.1, 0.1]
 
@@ -70,10 +70,10 @@ def test_repeats_are_averaged_and_their_spread_is_kept():
     labels = {"test": np.array([0, 1, 0, 1])}
     board = Scoreboard(labels, LabelSpec("single_label", ("a", "b"), ("label",)), seed=0)
     runs = [{"test": np.eye(2)[[0, 1, 0, 1]]}, {"test": np.eye(2)[[0, 1, 1, 0]]}]
-    board.add(Place("m", 0, "cls", "mlp"), runs[0], runs)
+    board.add(ScoreKey("m", 0, "cls", "mlp"), runs[0], runs)
     table = board.table().set_index("metric")["value"]
     assert table["accuracy"] == 0.75 and table["accuracy_sd"] == pytest.approx(0.5**0.5 / 2)
-    assert board.each[Place("m", 0, "cls", "mlp")].tolist() == [1, 1, 0.5, 0.5]
+    assert board.each[ScoreKey("m", 0, "cls", "mlp")].tolist() == [1, 1, 0.5, 0.5]
 
 
 def test_less_is_better_turns_the_sign():
@@ -81,19 +81,19 @@ def test_less_is_better_turns_the_sign():
     spec = LabelSpec("regression", ("y",), ("y",), None, (0.0,), (1.0,))
     board = Scoreboard(labels, spec, seed=0)
     for name, error in (("one", 2.0), ("two", 1.0)):
-        board.add(Place(name, 0, "cls", "linear"), {"test": labels["test"] + error})
+        board.add(ScoreKey(name, 0, "cls", "linear"), {"test": labels["test"] + error})
     (row,) = gains(board, ["one", "two"]).to_dict("records")
     assert row["test rmse against one"] == pytest.approx(1.0)
 
 
-def test_movement_of_a_model_from_itself_is_none():
+def test_a_model_does_not_drift_from_itself():
     x = RNG.normal(size=(30, 3, 1, 4)).astype(np.float32)
     y = x.copy()
     y[:, 2] = RNG.normal(size=(30, 1, 4))
-    table = drift({"a": x, "b": y}, ["a", "b"], 0, {"b": {0: 0.0, 1: 0.0, 2: 0.5}})
+    table = drift_table({"a": x, "b": y}, 0, {"b": {0: 0.0, 1: 0.0, 2: 0.5}})
     own = table[table["model"] == "b"]
     assert own["CKA with the first"].tolist()[:2] == pytest.approx([1, 1])
     assert own["CKA with the first"].tolist()[2] < 0.5
     assert own["cosine before and after"].tolist()[:2] == pytest.approx([1, 1])
     assert own["weights changed by"].tolist() == [0.0, 0.0, 0.5]
-    assert len(table) == 6 and comparison.SAMPLES == 1000
+    assert len(table) == 6 and scoreboard.SAMPLES == 1000

@@ -16,7 +16,7 @@ from bertchain.errors import InputError
 from bertchain.models.loading import load_encoder
 from bertchain.probing import features
 from bertchain.probing.features import FeatureStore, hash_encoder, token_batches
-from run_probe import named_models
+from bertchain.probing.probed_models import named_models
 
 pytestmark = pytest.mark.versions
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bertchain.probing import analyses as geometry
-from bertchain.probing.analyses import anisotropy, linear_cka, mean_cosine, weight_changes
+from bertchain.probing import drift
+from bertchain.probing.drift import anisotropy, linear_cka, mean_cosine, weight_changes
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((200, 8))
@@ -24,7 +24,7 @@ def test_cka_is_the_ratio_of_kernels(monkeypatch):
     k, m = (a @ a.T for a in (X - X.mean(0), y - y.mean(0)))
     expected = (k * m).sum() / (np.linalg.norm(k) * np.linalg.norm(m))
     assert linear_cka(X, y) == pytest.approx(expected)
-    monkeypatch.setattr(geometry, "BLOCK", 7)
+    monkeypatch.setattr(drift, "CHUNK", 7)
     assert linear_cka(X.astype(np.float32), y) == pytest.approx(expected, rel=1e-5)
 
 

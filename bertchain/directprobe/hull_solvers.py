@@ -1,0 +1,252 @@
+"""Ways to decide whether two convex hulls of a few points meet: each finds a proof.
+
+All take points p [p, d] and q [q, d], a direction [d] to start from, from q to p, and a tolerance
+in the units of the points. None: no proof was found, another way has to do.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.optimize import linprog, nnls
+
+STEPS = 60  # Newton steps for one penalty
+PENALTIES = (1e-8, 1e-11, 1e-13)
+MARGIN_PENALTIES = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # times the mean squared norm of a point
+
+
+class Contact(NamedTuple):
+    """What is known of two hulls, of points P [p, d] and Q [q, d].
+
+    Attributes:
+        normal: [d], of length 1, from Q to P.
+        gap: min(P normal) - max(Q normal): no points of the hulls are nearer. Negative where the
+            normal does not separate them.
+        weights_p, weights_q: [p], [q], non-negative, each of sum 1.
+        miss: |P^T weights_p - Q^T weights_q|: two points of the hulls that are this near.
+    """
+
+    normal: np.ndarray
+    gap: float
+    weights_p: np.ndarray
+    weights_q: np.ndarray
+    miss: float
+
+
+def make_contact(
+    p: np.ndarray, q: np.ndarray, normal: np.ndarray, weights_p: np.ndarray, weights_q: np.ndarray
+) -> Contact:
+    """Make out what a direction [d] and non-negative weights [p], [q] of any sum show."""
+    length = np.linalg.norm(normal)
+    unit = normal / length if length > 0 else normal
+    gap = float((p @ unit).min() - (q @ unit).max()) if length > 0 else -np.inf
+    if not (weights_p.sum() > 0 and weights_q.sum() > 0):
+        return Contact(unit, gap, np.full(len(p), 1 / len(p)), np.full(len(q), 1 / len(q)), np.inf)
+    a, b = weights_p / weights_p.sum(), weights_q / weights_q.sum()
+    return Contact(unit, gap, a, b, float(np.linalg.norm(a @ p - b @ q)))
+
+
+def by_least_squares(
+    p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float
+) -> Contact | None:
+    """Find non-negative weights with sum(a) = sum(b) and P^T a = Q^T b, as a least squares problem.
+
+    With rows (x, 1) of P and -(x, 1) of Q the smallest residual is 0 exactly if the hulls meet (a
+    theorem of Gordan); else it is itself a direction that separates them.
+    """
+    rows = np.concatenate([p, -q])  # [p + q, d]
+    sides = np.concatenate([np.ones(len(p)), -np.ones(len(q))])
+    matrix = np.vstack([rows.T, sides, np.ones(len(rows))])  # [d + 2, p + q]
+    target = np.zeros(len(matrix))
+    target[-1] = 1.0
+    try:
+        weights, _ = nnls(matrix, target)
+    except RuntimeError:  # too many steps: another way will do
+        return None
+    residual = target - matrix @ weights
+    return make_contact(p, q, -residual[:-2], weights[: len(p)], weights[len(p) :])
+
+
+def by_newton(p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float) -> Contact | None:
+    """Train a squared-hinge support vector machine, with less penalty until one proof is there."""
+    found = None
+    solver = _Hinge(p, q, normal)
+    for penalty in PENALTIES:
+        found = solver.solve(penalty, tolerance)
+        if found.gap > tolerance / 2 or found.miss <= tolerance:
+            return found
+    return found
+
+
+def widest_margin(
+    p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float, accuracy: float
+) -> Contact:
+    """Widen the margin in the same way, until both bounds of the distance agree."""
+    solver, best = _Hinge(p, q, normal), None
+    for penalty in MARGIN_PENALTIES:
+        found = solver.solve(penalty)
+        if best is None or found.miss - found.gap < best.miss - best.gap:
+            best = found
+        if best.miss <= tolerance or best.miss - best.gap <= accuracy * best.miss:
+            break
+    return best
+
+
+class _Hinge:
+    """min over w, b of penalty / 2 |w|^2 + 1/2 sum max(0, 1 - s (x w + b))^2, s = 1 on P, -1 on Q.
+
+    A finite Newton method: for given points inside the margin the minimum is a ridge regression of
+    s on x (Keerthi & DeCoste 2005). What is left to each point at the minimum are, up to their
+    sum, its weights in the nearest point of its hull.
+    """
+
+    def __init__(self, p: np.ndarray, q: np.ndarray, normal: np.ndarray):
+        self.p, self.q = p, q
+        self.x = np.concatenate([p, q])
+        self.s = np.concatenate([np.ones(len(p)), -np.ones(len(q))])
+        self.size = float((self.x**2).sum(axis=1).mean()) or 1.0
+        self.w, self.b = self._start(normal)
+
+    def _start(self, normal: np.ndarray) -> tuple[np.ndarray, float]:
+        """Scaled so that the mean distance along it is 2, zero half-way."""
+        along_p, along_q = self.p @ normal, self.q @ normal
+        width = along_p.mean() - along_q.mean()
+        if not width > 0:
+            return np.zeros(self.x.shape[1]), 0.0
+        return normal * (2 / width), -(along_p.mean() + along_q.mean()) / width
+
+    def solve(self, penalty: float, tolerance: float | None = None) -> Contact:
+        """The minimum from where the last one was; with a tolerance any proof will do."""
+        ridge, count = penalty * self.size, len(self.p)
+        along, inside, moments = self.x @ self.w, None, _Moments(self.x, self.s)
+        for _ in range(STEPS):
+            if tolerance is not None:
+                length = np.linalg.norm(self.w)
+                if along[:count].min() - along[count:].max() > tolerance * length > 0:
+                    break
+            slack = 1 - self.s * (along + self.b)
+            inside = slack > 0
+            if not inside.any():  # wider than the margin: draw it in until half of it is
+                shrink = 0.5 / float(1 - slack.min())
+                self.w, self.b, along = self.w * shrink, self.b * shrink, along * shrink
+                continue
+            w, b = moments.ridge(inside, ridge)
+            step_w, step_b = w - self.w, b - self.b
+            step_along = self.x @ step_w
+            full = 1 - self.s * (along + step_along + b)
+            if tolerance is not None and (full[inside] >= 0).all():
+                left = np.where(inside, full, 0.0)
+                found = make_contact(self.p, self.q, w, left[:count], left[count:])
+                if found.miss <= tolerance:
+                    return found
+            if np.array_equal(full > 0, inside):
+                self.w, self.b, along = w, b, along + step_along
+                break
+            t = self._line(slack, slack - full, self.w @ step_w, step_w @ step_w, ridge)
+            self.w, self.b = self.w + t * step_w, self.b + t * step_b
+            along = along + t * step_along
+            if t * np.abs(step_along).max() <= 1e-14 * (1 + np.abs(along).max()):
+                break
+        left = np.maximum(0.0, 1 - self.s * (along + self.b))
+        return make_contact(self.p, self.q, self.w, left[:count], left[count:])
+
+    @staticmethod
+    def _line(
+        slack: np.ndarray, falls: np.ndarray, linear: float, square: float, ridge: float
+    ) -> float:
+        """Where on the step, 0 to 1, the sum is smallest: its slope grows, so halve."""
+
+        def slope(t: float) -> float:
+            left = slack - t * falls
+            return ridge * (linear + t * square) - float(np.maximum(left, 0) @ falls)
+
+        if slope(1.0) <= 0:
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            if slope(middle) <= 0:
+                low = middle
+            else:
+                high = middle
+        return high
+
+
+class _Moments:
+    """Ridge regression of s on chosen rows of x with a free constant, in the smaller of its forms.
+
+    From one choice to the next few rows change: sums over the chosen rows are kept up to date.
+    """
+
+    def __init__(self, x: np.ndarray, s: np.ndarray):
+        self.x, self.s = x, s
+        self.chosen: np.ndarray | None = None
+
+    def ridge(self, chosen: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+        """w [d] and the constant, for rows chosen [n] bool."""
+        rows, axes = int(chosen.sum()), self.x.shape[1]
+        if rows <= axes:
+            x, s = self.x[chosen], self.s[chosen]
+            mean, level = x.mean(axis=0), s.mean()
+            centred = x - mean
+            gram = centred @ centred.T
+            gram.flat[:: rows + 1] += ridge
+            w = centred.T @ _solve(gram, s - level)
+            return w, float(level - mean @ w)
+        self._update(chosen)
+        mean, level = self.sum / rows, self.level / rows
+        gram = self.square - np.outer(self.sum, mean)
+        gram.flat[:: axes + 1] += ridge
+        w = _solve(gram, self.product - level * self.sum)
+        return w, float(level - mean @ w)
+
+    def _update(self, chosen: np.ndarray) -> None:
+        """Sums of x, s, x x^T and x s over the chosen rows."""
+        old = self.chosen
+        self.chosen = chosen
+        if old is None or 2 * int((old != chosen).sum()) > int(chosen.sum()):
+            x, s = self.x[chosen], self.s[chosen]
+            self.square, self.product = x.T @ x, s @ x
+            self.sum, self.level = x.sum(axis=0), s.sum()
+            return
+        changed = np.flatnonzero(old != chosen)
+        sign = np.where(chosen[changed], 1.0, -1.0)
+        x, s = self.x[changed], self.s[changed]
+        signed = x * sign[:, None]
+        self.square += signed.T @ x
+        self.product += s @ signed
+        self.sum += signed.sum(axis=0)
+        self.level += float(sign @ s)
+
+
+def _solve(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
+    try:
+        return cho_solve(cho_factor(gram, check_finite=False), target, check_finite=False)
+    except LinAlgError:  # not positive to rounding
+        return np.linalg.lstsq(gram, target, rcond=None)[0]
+
+
+def by_linear_program(
+    p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float
+) -> Contact | None:
+    """Find the widest gap with |normal_j| <= 1 by HiGHS; its dual weights give a common point."""
+    axes = p.shape[1]
+    above = np.hstack([-p, np.ones((len(p), 1)), np.zeros((len(p), 1))])  # p w >= upper
+    below = np.hstack([q, np.zeros((len(q), 1)), -np.ones((len(q), 1))])  # q w <= lower
+    cost = np.zeros(axes + 2)
+    cost[axes:] = (-1.0, 1.0)  # lower - upper
+    bounds = [(-1, 1)] * axes + [(None, None)] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = linprog(
+            cost,
+            A_ub=np.vstack([above, below]),
+            b_ub=np.zeros(len(p) + len(q)),
+            bounds=bounds,
+            method="highs",
+        )
+    if done.x is None:
+        return None
+    weights = np.maximum(0.0, -done.ineqlin.marginals)
+    return make_contact(p, q, done.x[:axes], weights[: len(p)], weights[len(p) :])

@@ -1,0 +1,98 @@
+"""Probes on every layer and pooling of a model, side by side on all cores."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from joblib import Parallel, cpu_count, delayed
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from bertchain.probing.batched_probes import fit_many
+from bertchain.probing.features import find_device
+from bertchain.probing.probed_models import ProbedModel
+from bertchain.probing.probes import ProbeLabels, ProbeResult
+from bertchain.probing.scoreboard import Scoreboard, ScoreKey
+from bertchain.probing.solvers import Fit
+
+Probe = Callable[..., ProbeResult]  # features by split, labels -> the best fit
+Paths = dict[tuple[int, int], list[Fit]]  # (layer, pooling) -> linear fits
+
+
+def add_probes(
+    board: Scoreboard, model: ProbedModel, probes: dict[str, Probe], solver: str
+) -> None:
+    """Train each probe on every layer and pooling of a model, and score it.
+
+    Args:
+        probes: by name; mix takes all layers at once, the others one.
+        solver: --probe_solver of linear probes.
+    """
+    labels, poolings = board.probe_labels, range(len(model.poolings))
+    of_one_layer = [name for name in probes if name != "mix"]
+    jobs: list[tuple] = list(itertools.product(of_one_layer, model.layers, poolings))
+    jobs += [("mix", None, pooling) for pooling in poolings if "mix" in probes]
+    paths = linear_paths(model, labels, solver)
+
+    def fit(name: str, layer: int | None, pooling: int) -> ProbeResult:
+        known = {"path": paths.get((layer, pooling))} if name == "linear" else {}
+        return probes[name](model.at(layer, pooling), labels, **known)
+
+    results = side_by_side(fit, jobs, f"Probes of {model.name}")
+    for (name, layer, pooling), result in zip(jobs, results, strict=True):
+        key = ScoreKey(model.name, layer, model.poolings[pooling], name)
+        facts = result.setting | {"converged": float(result.converged)}
+        board.add(key, result.predictions, result.repeats, **facts)
+
+
+def measure_layers(
+    board: Scoreboard,
+    model: ProbedModel,
+    measure: Callable[[int, int], dict[str, float]],
+    what: str,
+) -> None:
+    """Add to the linear probe of each layer and pooling what `measure(layer, pooling)` finds."""
+    jobs = list(itertools.product(model.layers, range(len(model.poolings))))
+    found = side_by_side(measure, jobs, f"{what} of {model.name}")
+    for (layer, pooling), facts in zip(jobs, found, strict=True):
+        board.add_facts(ScoreKey(model.name, layer, model.poolings[pooling], "linear"), **facts)
+
+
+def linear_paths(model: ProbedModel, labels: ProbeLabels, solver: str) -> Paths:
+    """Fit the linear probes of all layers and poolings in one solve.
+
+    Args:
+        solver: batched; auto: only where there is a GPU; cores: never.
+
+    Returns:
+        nothing where each probe is to be fitted for itself.
+    """
+    device = find_device()
+    if solver == "cores" or (solver == "auto" and device.type == "cpu"):
+        return {}
+    places = list(itertools.product(model.layers, range(len(model.poolings))))
+    each = [model.at(layer, pooling)["train"] for layer, pooling in places]
+    paths = fit_many(each, labels.train, labels.num_labels, labels.problem_type, device=device)
+    return dict(zip(places, paths, strict=True))
+
+
+def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> list:
+    """Do the jobs on all cores, one thread each: threads inside a small fit wait for each other.
+
+    Args:
+        jobs: positional arguments of `work`.
+        what: label of the progress bar.
+
+    Returns:
+        what `work` returned, in the order of the jobs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(limits=1):
+        found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
+            delayed(work)(*job) for job in jobs
+        )
+        results = list(tqdm(found, total=len(jobs), desc=what))
+    torch.set_num_threads(threads)
+    return results

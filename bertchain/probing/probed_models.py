@@ -1,0 +1,166 @@
+"""The models of a run: which they are, and the features they give."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from bertchain.arguments.probing import Arguments, ModelsArguments
+from bertchain.cli import read_arguments
+from bertchain.data.contamination import find_seen
+from bertchain.data.tasks import Task
+from bertchain.data.tokenization import Preprocessor
+from bertchain.errors import InputError, as_input_error
+from bertchain.models.describe import describe_checkpoint
+from bertchain.models.loading import load_encoder
+from bertchain.models.modeling import num_blocks
+from bertchain.probing.features import find_device, make_store
+from bertchain.runtime.checkpoints import complete_checkpoints
+
+# ---------------------------------------------------------------- which models
+
+
+def model_paths(options: ModelsArguments) -> dict[str, str]:
+    """Name -> path of the models to probe, the first of which others are compared with."""
+    return named_models(options.models) | named_checkpoints(options.checkpoints_of)
+
+
+def named_models(arguments: list[str]) -> dict[str, str]:
+    """Parse name=path, or a path alone, whose last part is the name.
+
+    Raises:
+        InputError: for a name that occurs twice, and for an empty name or path.
+    """
+    models = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        name, path = (name, path) if equals else (Path(argument).name, argument)
+        if name in models:
+            raise InputError(f"--models: the name {name} occurs twice")
+        if not name or not path:
+            raise InputError(f"--models {argument}: write name=path")
+        models[name] = path
+    return models
+
+
+def named_checkpoints(run: str | None) -> dict[str, str]:
+    """List what a run of run_finetune.py started from, and its checkpoints, in order.
+
+    Raises:
+        InputError: if the run kept no checkpoints.
+    """
+    if run is None:
+        return {}
+    checkpoints = complete_checkpoints(run)
+    if not checkpoints:
+        raise InputError(
+            f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
+            "--keep_checkpoints --save_strategy epoch"
+        )
+    start = read_arguments(str(Path(run) / "run_args.yaml"))["model_name_or_path"]
+    return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
+
+
+def resolve_layers(wanted: list[int], count: int) -> list[int]:
+    """Numbers of the layers to probe, 0 = embeddings, sorted.
+
+    Args:
+        wanted: as given, -1 = the last; none: all.
+        count: of all layers.
+
+    Raises:
+        InputError: for a layer that does not exist.
+    """
+    bad = [layer for layer in wanted if not -count <= layer < count]
+    if bad:
+        raise InputError(
+            f"--probe_layers {bad[0]}: layers are 0 to {count - 1}, or -1 for the last"
+        )
+    return sorted({layer % count for layer in wanted}) or list(range(count))
+
+
+# ---------------------------------------------------------------- what they give
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """What a model gave.
+
+    Attributes:
+        features: by split, [rows, layers, poolings, hidden], memory-mapped.
+        poolings: names of the poolings.
+        layers: numbers of the layers that are probed.
+        windows: encoded documents by split, as its preprocessor made them.
+        description: for the table "What was probed".
+    """
+
+    name: str
+    path: str
+    features: dict[str, np.ndarray]
+    poolings: list[str]
+    layers: list[int]
+    windows: dict[str, Dataset]
+    preprocessor: Preprocessor
+    description: dict[str, Any]
+
+    def at(self, layer: int | None, pooling: int) -> dict[str, np.ndarray]:
+        """Features by split of one layer [rows, hidden], or of all [rows, layers, hidden]."""
+        which = slice(None) if layer is None else layer
+        return {split: x[:, which, pooling] for split, x in self.features.items()}
+
+    @property
+    def compared_pooling(self) -> int:
+        """Number of the pooling by which models are compared, where only one is."""
+        return self.poolings.index("mean") if "mean" in self.poolings else 0
+
+
+def compute_features(name: str, path: str, task: Task, args: Arguments) -> ProbedModel:
+    """Encode the documents with a model; features that are stored already are read.
+
+    Raises:
+        InputError: if the model cannot be loaded, or lacks one of --probe_layers.
+    """
+    hub_kwargs, options = args.models.hub_kwargs, args.features
+    preprocessor = Preprocessor.for_checkpoint(
+        path, args.window.given, task.num_spans, **hub_kwargs
+    )
+    windows = preprocessor.encode(task.documents, f"{name}, ")
+    with as_input_error(f"--models {name}={path}"):
+        encoder, missing = load_encoder(path, **hub_kwargs)
+    layers = resolve_layers(options.probe_layers, num_blocks(encoder.config) + 1)
+    store = make_store(
+        Path(options.features_dir or Path(args.run.output_dir) / "features"),
+        encoder.to(find_device()),
+        preprocessor,
+        options.feature_dtype,
+        options.half_precision,
+    )
+    features = {
+        split: store.of(rows, args.token_pooling, options.tokens_per_batch, f"{name}, {split}")
+        for split, rows in windows.items()
+    }
+    description = {"model": name, "path": path, **_describe(encoder)}
+    description |= {"text": preprocessor.windows.truncation}
+    description |= {"weights not in the checkpoint": ", ".join(missing) or "none"}
+    return ProbedModel(
+        name, path, features, args.token_pooling, layers, windows, preprocessor, description
+    )
+
+
+def _describe(encoder: nn.Module) -> dict[str, Any]:
+    return {
+        "encoder": type(encoder).__name__,
+        "blocks": num_blocks(encoder.config),
+        "hidden": encoder.config.get_text_config().hidden_size,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+    }
+
+
+def describe(model: ProbedModel, task: Task, **hub_kwargs: Any) -> dict[str, Any]:
+    """Describe a model, what its checkpoint holds, and whether it saw the test documents."""
+    holds = {"holds": describe_checkpoint(model.path, **hub_kwargs)}
+    seen = find_seen(task.documents.get("test"), model.path, **hub_kwargs)
+    return model.description | holds | seen
