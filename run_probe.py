@@ -260,7 +260,7 @@ def read_documents(
     documents = label_documents(tables, data.limits, spec, **text.columns)
     documents = hold_out_validation(documents, label.validation_split, spec.problem_type, seed)
     labels = {
-        s: spec.hard(np.array(d["labels"][:]))
+        s: spec.hard_labels(np.array(d["labels"][:]))
         for s, d in documents.items()
         if "labels" in d.column_names
     }
