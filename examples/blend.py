@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bertchain.cli import read_arguments, run_script
 from bertchain.competition.run_folder import read_members
 from bertchain.competition.submission import SampleSubmission
-from bertchain.data.labels import LabelSpec, to_number
+from bertchain.data.label_values import to_number
+from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
 from bertchain.models.modeling import DocumentClassifierConfig

@@ -148,7 +148,7 @@ def write_out_of_folds(
     results = {"oof_rows": len(rows), "train_rows": len(train)}
     results |= prefixed("oof", scores_of(probabilities, truth))
     if fit_thresholds and len(rows) == len(train):
-        targets, folds = spec.truth(truth), task.folds[rows]
+        targets, folds = spec.label_matrix(truth), task.folds[rows]
         thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, folds)
         results |= gains
     elif fit_thresholds:
@@ -179,7 +179,7 @@ def write_average(
     if thresholds is not None:
         name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
         decisions = thresholds.decide(probabilities)
-        results[name] = score(thresholds.kind, decisions, spec.truth(labels))
+        results[name] = score(thresholds.kind, decisions, spec.label_matrix(labels))
     return results
 
 

@@ -78,7 +78,7 @@ def join(rows: dict[str, Dataset], spec: LabelSpec) -> Dataset:
     train = rows["train"]
     if "pseudo" not in rows:
         return train
-    labelled = _relabelled(train, spec.truth(train["labels"][:]).astype(float), 1.0)
+    labelled = _relabelled(train, spec.label_matrix(train["labels"][:]).astype(float), 1.0)
     return concatenate_datasets([labelled, rows["pseudo"].select_columns(labelled.column_names)])
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from bertchain.arguments.finetuning import SubmissionArguments
 from bertchain.competition.thresholds import check_kind
-from bertchain.data.labels import LabelSpec, Thresholds, to_name, to_number
+from bertchain.data.label_values import to_name, to_number
+from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.data.tables import read_table
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError, nearest
@@ -91,7 +92,7 @@ class SampleSubmission:
         filled = self.sample.copy()
         if not self.outputs:
             (column,) = (name for name in self.sample.columns if name != self.id_column)
-            filled[column] = spec.joined(decisions[rows])
+            filled[column] = spec.decode(decisions[rows])
             return filled
         as_labels = self.values == "labels"
         source = decisions[rows] if as_labels else probabilities[rows]
@@ -140,7 +141,7 @@ def read_sample(
 ) -> SampleSubmission | None:
     """Read the sample submission, and check it and --fit_thresholds before anything is trained."""
     if options.fit_thresholds:
-        truth = task.spec.truth(task.documents["train"]["labels"][:])
+        truth = task.spec.label_matrix(task.documents["train"]["labels"][:])
         check_kind(options.fit_thresholds, task.spec.problem_type, truth)
     if options.sample_submission is None:
         return None

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bertchain.arguments.common import SpanArguments
 from bertchain.data.batching import DocumentCollator
-from bertchain.data.labels import LabelSpec, require_columns
-from bertchain.data.tables import Table, first_rows
+from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import Table, first_rows, require_columns
 from bertchain.errors import InputError
 from bertchain.models.modeling import IGNORED
 from bertchain.models.windows import SpecialTokens, WindowSpec, cut_windows

@@ -19,7 +19,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from bertchain.cli import read_arguments
 from bertchain.data.contamination import hash_texts
 from bertchain.data.documents import all_text, to_documents
-from bertchain.data.labels import label_values
+from bertchain.data.label_values import label_values
 from bertchain.data.splits import hold_out
 from bertchain.data.tables import first_rows, read_hub_table, read_table
 from bertchain.errors import InputError, nearest

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset
 
 from bertchain.data.contamination import hash_text
 from bertchain.data.documents import join_texts
-from bertchain.data.labels import require_columns
+from bertchain.data.tables import require_columns
 from bertchain.errors import InputError
 from bertchain.pretraining.corpora import Source, label_text, seems_test
 

@@ -16,7 +16,7 @@ from bertchain.arguments.finetuning import (
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks
+from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks, resolve_layers
 from bertchain.models.loading import (
     DECODERS,
     is_document_classifier,
@@ -30,7 +30,6 @@ from bertchain.models.modeling import (
     DocumentClassifierConfig,
     num_blocks,
 )
-from bertchain.models.pooling import resolve_layers
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.cli import is_given
-from bertchain.data.batching import GroupedByLength, SharedOut, keep_all_columns
+from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC
@@ -108,7 +108,7 @@ class DocumentTrainer(AveragingTrainer):
         args = self.args
         return DataLoader(
             self.train_dataset,
-            batch_sampler=SharedOut(
+            batch_sampler=ProcessBatchSampler(
                 self.row_order(),
                 self._train_batch_size,
                 args.process_index,
@@ -123,7 +123,7 @@ class DocumentTrainer(AveragingTrainer):
         )
 
     def row_order(self) -> Sampler[int]:
-        return GroupedByLength.of(self, self.train_dataset, self.batch_by_length)
+        return GroupedByLength.for_trainer(self, self.train_dataset, self.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer logs the rate of the first group; add that of the last, the head."""

@@ -35,9 +35,9 @@ from bertchain.models.windows import (
     TRUNCATIONS,
     SpecialTokens,
     WindowSpec,
-    cut_spans,
     cut_windows,
     kept_tokens,
+    window_spans,
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -194,7 +194,7 @@ def test_windows_hold_what_they_should(
 ):
     spec = WindowSpec(truncation, room, head, overlap, most, choice)
     try:
-        spans = cut_spans(length, spec, special)
+        spans = window_spans(length, spec, special)
     except ValueError as error:
         assert room <= special or overlap >= room - special
         assert "\n" not in str(error)

@@ -456,11 +456,11 @@ def test_no_more_windows_at_once_than_asked_and_no_padding_of_short_parts():
 
 
 def test_which_segments_are_kept():
-    from bertchain.models.windows import WindowSpec, cut_spans
+    from bertchain.models.windows import WindowSpec, window_spans
 
     def starts(choice, most):
         spec = WindowSpec("hierarchical", 12, max_segments=most, segment_choice=choice)
-        return [spans[0][0] for spans in cut_spans(95, spec, 2)]  # ten windows of ten tokens
+        return [spans[0][0] for spans in window_spans(95, spec, 2)]  # ten windows of ten tokens
 
     assert starts("head", 3) == [0, 10, 20]
     assert starts("tail", 3) == [70, 80, 90]
