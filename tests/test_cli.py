@@ -25,9 +25,8 @@ from bertchain.data.tables import DELIMITERS
 from bertchain.data.tokenization import Preprocessor, resolve_windows
 from bertchain.errors import InputError
 from bertchain.help import TRAINING_FLAGS, default_of, print_help
-from bertchain.models.layers import HEAD, layer_rates
+from bertchain.models.layers import HEAD, layer_rates, resolve_layers
 from bertchain.models.loading import set_dropout
-from bertchain.models.pooling import resolve_layers
 from bertchain.models.windows import WindowSpec, head_tail_spans
 from bertchain.training.initialization import add_lora, resolve_architecture
 

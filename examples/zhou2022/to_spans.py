@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from datasets import Dataset
 
 from bertchain.cli import make_parser, run_script
-from bertchain.data.labels import require_columns
-from bertchain.data.tables import read_table
+from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError, at_least
 from bertchain.runtime.files import write_text
 
