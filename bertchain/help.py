@@ -52,8 +52,8 @@ TRAINING_FLAGS = (
 TRAINING_GROUP = "training (transformers.TrainingArguments)"
 VALUES = {bool: "BOOL", int: "INT", float: "FLOAT"}
 NOTE = (
-    "A YAML or JSON file holds the same names, as learning_rate: 3e-5, and flags after it override "
-    "it. What is on by default is turned off by false, as --name false."
+    "A YAML or JSON file holds the same names, as seed: 7, and flags after it override it. What is "
+    "on by default is turned off by false, as --name false."
 )
 
 

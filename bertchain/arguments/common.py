@@ -8,7 +8,7 @@ from bertchain.errors import InputError, at_least, one_of, share
 
 
 class Help(str):
-    """A help text that says more about its flag; HfArgumentParser takes no metadata beside it."""
+    """A help text that knows more of its argument: HfArgumentParser takes no metadata beside it."""
 
     shown: str | None
     common: bool
