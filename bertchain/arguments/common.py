@@ -7,6 +7,13 @@ from typing import Any
 from bertchain.errors import InputError, at_least, one_of, share
 
 
+class Help(str):
+    """A help text that knows more of its argument: HfArgumentParser takes no metadata beside it."""
+
+    shown: str | None
+    common: bool
+
+
 def arg(default: Any, text: str, *, shown: str | None = None, common: bool = False) -> Any:
     """Make a dataclass field with a help text.
 
@@ -15,10 +22,11 @@ def arg(default: Any, text: str, *, shown: str | None = None, common: bool = Fal
         shown: the default as `--help` says it, where None stands for one that depends on others.
         common: whether `--help` lists it; `--help_all` lists all.
     """
-    metadata = {"help": text, "shown": shown, "common": common}
+    text = Help(text)
+    text.shown, text.common = shown, common
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
