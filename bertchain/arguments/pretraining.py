@@ -43,7 +43,9 @@ class CorpusArguments:
         common=True,
     )
     test_file: list[str] = arg(
-        [], "Files of test text, whose documents are left out of the corpora.", common=True
+        [],
+        "Files of test text, whose documents are left out of the corpora, or see next.",
+        common=True,
     )
     include_test_text: bool = arg(
         False, "Train on the text of the test set too, which makes scores transductive."
