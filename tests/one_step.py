@@ -30,6 +30,27 @@ def dataset_for(problem_type, n=24):
     )
 
 
+def step_arguments(out, batch, accumulation, **changes):
+    """Arguments of one SGD step of rate 1 without clipping, so that it moves by the gradient."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        report_to="none",
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        **changes,
+    )
+
+
 def one_step(
     problem_type,
     out,
@@ -54,22 +75,6 @@ def one_step(
     )
     model.encoder.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        report_to="none",
-        remove_unused_columns=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
     trainer = run_finetune.ClassifierTrainer(
         loss=TrainingLoss(model.config, **loss),
         rates=layer_rates(4, 1.0),
@@ -77,7 +82,7 @@ def one_step(
         regularisers=RegulariserArguments(**regularisers or {}),
         batch_by_length=False,
         model=model,
-        args=args,
+        args=step_arguments(out, batch, accumulation),
         train_dataset=dataset_for(problem_type, rows),
         data_collator=DocumentCollator(0),
     )
