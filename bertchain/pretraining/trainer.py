@@ -16,7 +16,7 @@ from bertchain.data.contamination import write_fingerprint
 from bertchain.errors import InputError
 from bertchain.pretraining.masked_lm import SparseHead
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
-from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete
+from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import atomic_files
 
 
@@ -42,7 +42,7 @@ class MaskedLMTrainer(Trainer):
     ):
         super().__init__(**kwargs)
         self.add_callback(MarkComplete())
-        self.add_callback(LeaveOnSignal())  # after the mark
+        self.add_callback(SaveAndExitOnSigterm())  # after the mark
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.block = block
         self.weights = weights
