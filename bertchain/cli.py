@@ -18,7 +18,7 @@ import yaml
 
 from bertchain.errors import InputError, as_input_error, nearest
 from bertchain.help import default_of, print_help
-from bertchain.runtime.distributed import is_main_process, leave_processes
+from bertchain.runtime.distributed import close_process_group, is_main_process
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -224,7 +224,7 @@ def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main. A user's mistake becomes one line and exit code 2."""
     try:
         main()
-        leave_processes()
+        close_process_group()
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:

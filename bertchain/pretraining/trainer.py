@@ -20,7 +20,7 @@ from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
 from bertchain.pretraining.streaming import DocumentStream
-from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete, remove_checkpoints
+from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm, remove_checkpoints
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
 
@@ -51,7 +51,7 @@ class PretrainingTrainer(Trainer):
         """
         super().__init__(**kwargs)
         self.add_callback(MarkComplete())
-        self.add_callback(LeaveOnSignal())  # after the mark
+        self.add_callback(SaveAndExitOnSigterm())  # after the mark
         if run.save_at_steps:
             self.add_callback(KeepSteps(run.save_at_steps, self))
         if run.early_stopping_patience is not None:

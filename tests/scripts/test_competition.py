@@ -30,7 +30,7 @@ def run(tiny_bert, files, out, **arguments):
 
 
 def read(path):
-    return prediction.read_table_of(path)
+    return prediction.read_written_table(path)
 
 
 def probabilities(table):
