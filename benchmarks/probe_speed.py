@@ -122,7 +122,7 @@ def probe(features: object, documents: object, spec: object, way: str) -> dict[s
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    from bertchain.probing.probes import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
+    from bertchain.probing.solvers import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
 
     labels, classes = np.array(documents["labels"][:]), len(spec.names)
     rows = np.arange(len(labels))

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 import run_finetune
 from bertchain.arguments import finetuning
-from bertchain.arguments.common import EncoderArguments, LabelArguments, TextArguments, arg
+from bertchain.arguments.common import LabelArguments, TextArguments, arg
 from bertchain.cli import changed, flags_of, is_given, parse, refuse_data_parallel, value_of
 from bertchain.competition.run_folder import RunFolder, plan_members
 from bertchain.competition.submission import SampleSubmission
@@ -225,7 +225,7 @@ def used_by_rates() -> dict[str, str]:
 
 def used_by_windows(model: str, tokenizer, folder) -> dict[str, str]:
     spec = WindowSpec()
-    of_spans = Preprocessor.for_checkpoint(model, {}, 1, EncoderArguments(model))
+    of_spans = Preprocessor.for_checkpoint(model, {}, 1)
     assert of_spans.tokenizer.name_or_path == model and spec.max_segments is None
     (((_, head), _),) = head_tail_spans(1000, 510, spec)
     assert resolve_windows({}, model, tokenizer)[0].max_seq_length == 128  # what it takes

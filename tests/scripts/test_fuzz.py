@@ -272,9 +272,9 @@ def flags_of(types: tuple[type, ...]) -> list[str]:
 
 
 SCRIPTS = {
-    "itpt": (run_itpt.OWN_ARGUMENTS, flags_of(run_itpt.OWN_ARGUMENTS)),
-    "finetune": (run_finetune.OWN_ARGUMENTS, flags_of(run_finetune.OWN_ARGUMENTS)),
-    "probe": (run_probe.OWN_ARGUMENTS, flags_of(run_probe.OWN_ARGUMENTS)),
+    "itpt": (run_itpt.pretraining.GROUPS, flags_of(run_itpt.pretraining.GROUPS)),
+    "finetune": (run_finetune.finetuning.GROUPS, flags_of(run_finetune.finetuning.GROUPS)),
+    "probe": (run_probe.probing.GROUPS, flags_of(run_probe.probing.GROUPS)),
 }
 WORDS = st.one_of(  # but not -h, which prints help and leaves
     cells.filter(lambda word: not word.startswith("-h")),
