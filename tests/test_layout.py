@@ -101,3 +101,54 @@ def test_arguments_and_errors_import_nothing_heavy():
             for module in modules:
                 heavy = {"torch", "transformers", "datasets", "numpy", "pandas"}
                 assert str(module).split(".")[0] not in heavy, f"{path.name} imports {module}"
+
+
+SCRIPTS = sorted(ROOT.glob("run_*.py"))
+CODE = [*SCRIPTS, *FILES, *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+
+
+def functions_of(path: Path) -> list[ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
+def test_everything_can_be_read_in_one_sitting():
+    for path in SCRIPTS:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+    long, wide = [], []
+    for path in CODE:
+        for function in functions_of(path):
+            name = f"{path.name}: {function.name}"
+            if function.end_lineno - function.lineno >= 60:
+                long.append(name)
+            given = {"self", "cls"}
+            arguments = function.args
+            all_of_them = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
+            if function.name != "__init__" and sum(a.arg not in given for a in all_of_them) > 7:
+                wide.append(name)
+    assert not long and not wide
+
+
+def test_no_tuple_is_packed_only_to_be_unpacked():
+    """options = (a, b); f(*options): pass a and b by their names."""
+    found = []
+    for path in CODE:
+        for function in functions_of(path):
+            packed = {
+                target.id
+                for node in ast.walk(function)
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            found += [
+                f"{path.name}:{call.lineno} *{argument.value.id}"
+                for call in ast.walk(function)
+                if isinstance(call, ast.Call)
+                for argument in call.args
+                if isinstance(argument, ast.Starred)
+                and isinstance(argument.value, ast.Name)
+                and argument.value.id in packed
+            ]
+    assert not found
