@@ -30,7 +30,7 @@ LAYER_IDS = {  # of modules outside the list of blocks, by the name of the attri
 # ---------------------------------------------------------------- structure
 
 
-def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
+def resolve_layers(layers: str | Sequence[int], blocks: int) -> list[int]:
     """Resolve names of layers to numbers: 0 = embeddings output, k = output of block k.
 
     Args:
@@ -40,10 +40,10 @@ def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
         ValueError: for a name that is not known or a layer the encoder does not have.
     """
     named = {
-        "last": [num_blocks],
-        "first4": list(range(1, min(4, num_blocks) + 1)),
-        "last4": list(range(max(1, num_blocks - 3), num_blocks + 1)),
-        "all": list(range(1, num_blocks + 1)),
+        "last": [blocks],
+        "first4": list(range(1, min(4, blocks) + 1)),
+        "last4": list(range(max(1, blocks - 3), blocks + 1)),
+        "all": list(range(1, blocks + 1)),
     }
     if isinstance(layers, str) and layers in named:
         return named[layers]
@@ -52,12 +52,12 @@ def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
         numbers = [int(n) for n in given]
     except ValueError:
         numbers = []
-    resolved = [n + num_blocks + 1 if n < 0 else n for n in numbers]
-    known = all(0 <= n <= num_blocks for n in resolved)
+    resolved = [n + blocks + 1 if n < 0 else n for n in numbers]
+    known = all(0 <= n <= blocks for n in resolved)
     if not resolved or not known or len(set(resolved)) < len(resolved):
         raise ValueError(
             f"--layers {layers!r} is not one of {', '.join(named)} or different numbers "
-            f"from 0 to {num_blocks} (0 = embeddings, -1 = last)"
+            f"from 0 to {blocks} (0 = embeddings, -1 = last)"
         )
     return resolved
 
