@@ -6,7 +6,6 @@ import pytest
 from datasets import Dataset
 from tiny_models import classifier
 
-from bertchain.arguments.common import EncoderArguments
 from bertchain.data.batching import DocumentCollator
 from bertchain.data.spans import SpanCollator
 from bertchain.data.tokenization import Preprocessor
@@ -15,8 +14,7 @@ from bertchain.models.windows import WindowSpec, find_special_tokens
 
 
 def preprocessor(path: str, num_spans: int = 0, tokenizer: str | None = None, **given):
-    options = EncoderArguments(path, tokenizer_name=tokenizer)
-    return Preprocessor.for_checkpoint(path, given, num_spans, options)
+    return Preprocessor.for_checkpoint(path, given, num_spans, tokenizer)
 
 
 def test_the_config_tells_how_text_is_prepared(tiny_bert, tokenizers, tmp_path):
