@@ -102,6 +102,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         # 5. Train each and predict with it; members that are done stay as they are
         results: dict[str, Any] = {}
         unfinished = run.unfinished()
+        if unfinished and task.has_training_rows and not cli.is_given("learning_rate", argv):
+            initialization.suggest_rate(path, args)
         for number, member in enumerate(unfinished):
             rows = task.for_fold(member.fold, args.run.subset, seed) | pseudo.get(member.fold, {})
             stop_in_time = budget.callbacks(len(unfinished) - number, rows)

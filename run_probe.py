@@ -80,7 +80,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         models = [
             probed_models.compute_features(name, path, task, args) for name, path in paths.items()
         ]
-        distributed.leave_processes()
+        distributed.close_process_group()
         if not distributed.is_main_process():
             return pd.DataFrame()
 

@@ -4,9 +4,9 @@
     python benchmarks/itpt_speed.py --model bert-base-shape --tokenizer MODEL --train_file ...
 
 The usual recipe: Trainer, `AutoModelForMaskedLM` with its dense head,
-`DataCollatorForLanguageModeling`, documents joined and cut into full blocks. Ours: the sparse head,
-a document a row (batches by tokens, of similar length) or packed rows. All see the same tokens a
-batch, the same optimizer and precision; a token counts if it is not padding.
+`DataCollatorForLanguageModeling`, documents joined and cut into rows of full length. Ours: the
+sparse head, a document a row (batches by tokens, of similar length) or packed rows. All see the
+same tokens a batch, the same optimizer and precision; a token counts if it is not padding.
 
 Every measurement is a process of its own, so that its peak memory is its own, and the ways take
 turns, so that a busy machine is busy for all. `bert-base-shape` is BERT-base with random weights.
@@ -153,7 +153,7 @@ def load(options: argparse.Namespace, tokenizer: object) -> object:
 def usual_trainer(
     options: argparse.Namespace, model: object, tokenizer: object, texts: list[str], args: object
 ) -> object:
-    """Documents with their special tokens, joined and cut into full blocks; a dense head."""
+    """Documents with their special tokens, joined and cut into full rows; a dense head."""
     from itertools import chain
 
     from datasets import Dataset
@@ -161,11 +161,11 @@ def usual_trainer(
 
     ids = list(chain.from_iterable(tokenizer(texts)["input_ids"]))
     size = options.max_seq_length
-    blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+    rows = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
     return Trainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_dict({"input_ids": blocks}),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
         processing_class=tokenizer,
     )
@@ -174,25 +174,32 @@ def usual_trainer(
 def our_trainer(
     options: argparse.Namespace, model: object, tokenizer: object, texts: list[str], args: object
 ) -> object:
+    """The same documents in rows of run_itpt.py; the sparse head."""
     from datasets import Dataset
 
     import run_itpt
+    from bertchain.arguments.pretraining import MaskArguments, PackingArguments, RunArguments
     from bertchain.models.windows import WindowSpec, find_special_tokens
-    from bertchain.pretraining.packing import RowMaker
+    from bertchain.pretraining import masked_lm, packing
 
-    block = run_itpt.BlockArguments(
-        blocks=options.worker, tokens_per_batch=options.rows * options.max_seq_length
+    asked = PackingArguments(
+        packing=options.worker == "packed",
+        tokens_per_batch=options.rows * options.max_seq_length,
     )
     windows = WindowSpec("hierarchical", options.max_seq_length)
-    maker = RowMaker(tokenizer, windows, find_special_tokens(tokenizer))
-    collator = run_itpt.build_collator(tokenizer, run_itpt.MaskArguments(), model, 1)
+    maker = packing.RowMaker(tokenizer, windows, find_special_tokens(tokenizer))
+    collator = packing.MaskingCollator.for_model(model, tokenizer, MaskArguments(), 1)
     documents = Dataset.from_dict({"text": texts, "corpus": ["task"] * len(texts)})
+    rows = packing.to_rows(documents, maker)
+    if asked.packing:
+        rows = masked_lm.pack_for(model, rows, options.max_seq_length, collator)
     return run_itpt.MaskedLMTrainer(
-        block=block,
+        packing=asked,
+        run=RunArguments(),
         weights={"task": 1.0},
         model=model,
         args=args,
-        train_dataset=run_itpt.training_rows(documents, maker, block, collator, model),
+        train_dataset=rows,
         data_collator=collator,
         processing_class=tokenizer,
     )

@@ -1,16 +1,14 @@
-"""Flags, a YAML or JSON file, or a dict -> dataclasses; and one line for a user's mistake.
+"""The command line: YAML, JSON, flags -> dataclasses; --help; one line for a user's mistake.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
 
-import argparse
 import dataclasses
 import errno
 import json
 import logging
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +17,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from bertchain.errors import InputError, as_input_error, nearest
-from bertchain.runtime.distributed import is_main_process, leave_processes
+from bertchain.help import default_of, print_help
+from bertchain.runtime.distributed import close_process_group, is_main_process
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
+Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
 SECRETS = ("hub_token",)  # never written to disk
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -35,23 +35,10 @@ DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
 # ---------------------------------------------------------------------------- parsing
 
 
-def make_parser(dataclass_types: Sequence[type], **kwargs: Any) -> "HfArgumentParser":
-    """Make a HfArgumentParser without abbreviations, whose errors are one line."""
-    from transformers import HfArgumentParser  # takes longer than a user should wait for a sign
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(" ".join(message.split()))
-
-    return Parser(dataclass_types, allow_abbrev=False, **kwargs)
-
-
 def parse(
-    dataclass_types: Sequence[type],
-    argv: Sequence[str] | dict[str, Any] | None = None,
-    defaults: dict[str, Any] | None = None,
+    dataclass_types: Sequence[type], argv: Given = None, defaults: dict[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """Arguments -> dataclasses, and the plain dict that repeats the run.
+    """Parse arguments into dataclasses, and into the plain dict that repeats the run.
 
     Args:
         argv: flags, or one .yaml or .json file followed by flags that override it, or a dict.
@@ -64,13 +51,12 @@ def parse(
     Raises:
         InputError: for an unknown or malformed argument.
     """
-    argv = as_flags(argv)
     parser = make_parser(dataclass_types)
     parser.set_defaults(**(defaults or {}))
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise InputError(describe_unknown(unknown, parser))
+    namespace, unknown = parser.parse_known_args(as_flags(argv))
     values = vars(namespace)
+    if unknown:
+        raise InputError(describe_unknown(unknown[0], values))
     with as_input_error():
         objects = [
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
@@ -81,8 +67,30 @@ def parse(
     return *objects, run_config
 
 
-def as_flags(argv: Sequence[str] | dict[str, Any] | None) -> list[str]:
-    """What `parse` takes -> plain flags, a file replaced by what it says."""
+def make_parser(dataclass_types: Sequence[type]) -> "HfArgumentParser":
+    """Make a HfArgumentParser without abbreviations and --help, whose errors are one line.
+
+    It takes each flag with underscores and with dashes.
+    """
+    from transformers import HfArgumentParser  # takes longer than a user should wait for a sign
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(" ".join(message.split()))
+
+    return Parser(dataclass_types, allow_abbrev=False, add_help=False)
+
+
+def describe_unknown(word: str, names: Sequence[str]) -> str:
+    """Say in one line that a word is no argument, and which of these names comes near it."""
+    if not word.startswith("--"):
+        return f"{word!r} belongs to no argument; a flag starts with --"
+    name = word[2:].split("=")[0]
+    return f"unknown argument --{name}{nearest(name, [*names])}"
+
+
+def as_flags(argv: Given) -> list[str]:
+    """Turn whatever `parse` takes into plain flags; a file is replaced by what it holds."""
     if argv is None:
         argv = sys.argv[1:]
     if isinstance(argv, dict):
@@ -93,28 +101,27 @@ def as_flags(argv: Sequence[str] | dict[str, Any] | None) -> list[str]:
     return argv
 
 
-def is_given(name: str, argv: Sequence[str] | dict[str, Any] | None) -> bool:
-    """Whether the user set an argument, to whatever value."""
-    words = [word.split("=")[0].replace("-", "_") for word in as_flags(argv)]
-    return f"__{name}" in words
-
-
-def value_of(name: str, argv: Sequence[str] | dict[str, Any] | None) -> str | None:
-    """The value of an argument before all others are parsed; None if it is not given."""
-    words = as_flags(argv)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == f"--{name}":
-            return following
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
+def flags_of(arguments: dict[str, Any]) -> list[str]:
+    """Turn values into flags, so that 1e-4, which YAML reads as text, is read as a number."""
+    flags = []
+    for name, value in arguments.items():
+        if value is None or value == []:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
 def read_arguments(path: str, name: str = "") -> dict[str, Any]:
-    """A YAML or JSON file with `name: value` lines; or such text itself, if it begins with {.
+    """Read a YAML or JSON file with `name: value` lines; or such text itself, if it begins with {.
 
     Args:
         name: the argument that an error message names, in place of the file.
+
+    Raises:
+        InputError: for a file that cannot be read or holds something else.
     """
     what = f"{name} {path}".strip()
     try:
@@ -129,89 +136,76 @@ def read_arguments(path: str, name: str = "") -> dict[str, Any]:
     return content
 
 
-def flags_of(arguments: dict[str, Any]) -> list[str]:
-    """Values become flags, so that 1e-4, which YAML reads as text, is read as a number."""
-    flags = []
-    for name, value in arguments.items():
-        if value is None or value == []:
-            continue
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        else:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
+def is_given(name: str, argv: Given) -> bool:
+    """Return whether the user set an argument, to whatever value."""
+    given = _first_values(argv)
+    return name in given or f"no_{name}" in given
 
 
-def describe_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> str:
-    word = unknown[0]
-    if not word.startswith("--"):
-        return f"{word!r} belongs to no argument; a flag starts with --"
-    name = word[2:].split("=")[0]
-    known = [
-        o.removeprefix("--")
-        for action in parser._actions
-        for o in action.option_strings
-        if "-" not in o[2:]
-    ]
-    return f"unknown argument --{name}{nearest(name, known)}"
+def value_of(name: str, argv: Given) -> str | None:
+    """Return the (first) value of an argument before any is parsed; None if it is not given."""
+    return _first_values(argv).get(name)
+
+
+def _first_values(argv: Given) -> dict[str, str]:
+    """The first word of each flag's value, by the flag's name; of a repeated flag that of the last.
+
+    A flag without a value has the next flag's name for one.
+    """
+    words = as_flags(argv)
+    found = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, joined, value = word[2:].partition("=")
+            found[name.replace("-", "_")] = value if joined else following
+    return found
 
 
 def changed(run_config: dict[str, Any], dataclass_types: Sequence[type]) -> dict[str, Any]:
-    """The arguments of a run whose values differ from the dataclasses' own defaults."""
-    defaults = {}
-    for f in (f for cls in dataclass_types for f in dataclasses.fields(cls)):
-        factory = f.default_factory
-        defaults[f.name] = f.default if factory is dataclasses.MISSING else factory()
+    """Return the arguments of a run whose values differ from the dataclasses' own defaults."""
+    defaults = {f.name: default_of(f) for cls in dataclass_types for f in dataclasses.fields(cls)}
     return {k: v for k, v in run_config.items() if v != defaults.get(k)}
+
+
+def check_output_dir(folder: str | None) -> None:
+    """Check early that files can be written in a folder, which need not exist yet; None passes.
+
+    Raises:
+        InputError: if they cannot.
+    """
+    if folder is None:
+        return
+    place = Path(folder).absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"--output_dir {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--output_dir {folder}: {there} cannot be written to")
+
+
+# ---------------------------------------------------------------------------- running
 
 
 def start_script(
     description: str, dataclass_types: Sequence[type], defaults: dict[str, Any] | None = None
 ) -> None:
-    """Answer --help and exit, or say what the next seconds go to: heavy imports come after this.
+    """Answer --help and --help_all and exit; else say what the next seconds go to.
 
-    Args: as for `print_help`.
+    Heavy imports come after this.
+
+    Args: as for `help.print_help`.
     """
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print_help(description, dataclass_types, defaults)
+    asked = {word.replace("_", "-") for word in sys.argv[1:]}
+    if asked & {"-h", "--help", "--help-all"}:
+        print_help(description, dataclass_types, defaults, everything="--help-all" in asked)
         sys.exit()
     if is_main_process():
         now = time.strftime("%H:%M:%S")
         print(now, "Loading torch, transformers and datasets", file=sys.stderr, flush=True)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of the description."""
-
-
-def print_help(
-    description: str, dataclass_types: Sequence[type], defaults: dict[str, Any] | None = None
-) -> None:
-    """The script's own arguments, grouped; those of TrainingArguments are named, not listed.
-
-    Args:
-        defaults: what the script sets in TrainingArguments; None if it takes no such arguments.
-    """
-    epilog = None
-    if defaults is not None:
-        epilog = (
-            "Every argument of transformers.TrainingArguments works as well (--num_train_epochs, "
-            "--learning_rate, --bf16, --seed, --resume_from_checkpoint ...). Defaults set here: "
-            + " ".join(f"{k}={v}" for k, v in defaults.items())
-        )
-        epilog = textwrap.fill(epilog, 78, break_on_hyphens=False)
-    parser = make_parser(
-        dataclass_types,
-        description=description.strip(),
-        usage="%(prog)s [arguments.yaml] [--argument value ...]",
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-    )
-    parser.print_help()
-
-
 def refuse_data_parallel(num_gpus: int) -> None:
-    """One process with several GPUs means DataParallel, which scales losses wrong."""
+    """Refuse one process with several GPUs: it means DataParallel, which scales losses wrong."""
     if num_gpus > 1:
         script = Path(sys.argv[0]).name
         raise InputError(
@@ -221,31 +215,16 @@ def refuse_data_parallel(num_gpus: int) -> None:
 
 
 def refuse_fp16(fp16: bool, on_cpu: bool) -> None:
-    """On a CPU it would be left out without a word."""
+    """Refuse fp16 on a CPU, where it would be left out without a word."""
     if fp16 and on_cpu:
         raise InputError("--fp16 needs a GPU; leave it out, or use --bf16")
 
 
-def check_output_dir(folder: str | None) -> None:
-    """Raises InputError early for a place where nothing can be written."""
-    if folder is None:
-        return
-    there = next(
-        path
-        for path in (Path(folder).absolute(), *Path(folder).absolute().parents)
-        if path.exists()
-    )
-    if not there.is_dir():
-        raise InputError(f"--output_dir {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"--output_dir {folder}: {there} cannot be written to")
-
-
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's main; a user's mistake becomes one line and exit code 2."""
+    """Run a script's main. A user's mistake becomes one line and exit code 2."""
     try:
         main()
-        leave_processes()
+        close_process_group()
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -258,7 +237,7 @@ def run_script(main: Callable[[], Any]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """One line, after whatever a progress bar still has to say."""
+    """Print one line, after closing progress bars, and exit with code 2."""
     bars = sys.modules.get("tqdm.std")
     for bar in list(getattr(bars and bars.tqdm, "_instances", ())):
         bar.close()
@@ -267,7 +246,7 @@ def fail(message: str) -> NoReturn:
 
 
 def start_logging() -> None:
-    """Progress on standard error, from the main process alone."""
+    """Log progress to standard error, from the main process alone."""
     style = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
     logging.basicConfig(level=logging.WARNING, **style)
     level = logging.INFO if is_main_process() else logging.ERROR

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and checks of arguments."""
+"""The error for what a user can mend, and checks of arguments that raise it."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,16 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user can mend. The message names file, column, row or argument, and the fix."""
+    """A mistake that the user can mend; it names file, column, row or argument, and the fix."""
 
 
 @contextmanager
 def as_input_error(what: str = "") -> Iterator[None]:
-    """Turn what a library or a helper raises about its input into the one line a user gets."""
+    """Turn what a library or a helper raises about its input into one line for the user.
+
+    Args:
+        what: stands before the first line of the error: the argument or file that is wrong.
+    """
     try:
         yield
     except InputError:
@@ -36,17 +40,19 @@ def at_least(name: str, value: float | None, least: float) -> None:
 
 
 def exclude(**given: Any) -> None:
-    """Raises InputError where two of these are given (not None, 0 or empty): they contradict."""
+    """Check arguments of which at most one may be given, that is not None, 0 or empty."""
     named = [f"--{name}" for name, value in given.items() if value]
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} exclude each other")
 
 
 def share(name: str, value: float) -> None:
+    """Check an argument that lies between 0 and 1, both excluded."""
     if not 0 < value < 1:
         raise InputError(f"--{name} {value} must lie between 0 and 1")
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
+    """Say which of some words comes near a mistyped one; empty if none does."""
     found = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {found[0]}?)" if found else ""

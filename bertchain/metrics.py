@@ -1,4 +1,4 @@
-"""Scores by problem type, from scikit-learn, behind an `evaluate.Metric` that needs no network."""
+"""Metrics by problem type: scores of scikit-learn in an `evaluate.Metric` that needs no network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,9 @@ from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
 from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
 
-evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a metric in a local file is nobody's business
+evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for each local metric
 
-# The score that picks the best checkpoint and the best layer, and whether more is better.
-MAIN_METRIC = {
+MAIN_METRIC = {  # selects checkpoints, settings and layers; and whether more is better
     "single_label": ("accuracy", True),
     "multi_label": ("lrap", True),
     "regression": ("rmse", False),
@@ -27,7 +26,7 @@ LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
 
 
 def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Args: probabilities [n, classes], labels [n] (class numbers)."""
+    """Scores of one class a row. Args: probabilities [n, classes], labels [n] (class numbers)."""
     predicted = probabilities.argmax(axis=1)
     classes = np.arange(probabilities.shape[1])
     one_hot = labels[:, None] == classes
@@ -42,7 +41,11 @@ def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Args: probabilities and labels (0/1), both [n, labels]. F1 and accuracy at threshold 0.5."""
+    """Scores of several labels a row; F1 and accuracy at threshold 0.5.
+
+    Args:
+        probabilities, labels: both [n, labels], labels 0/1.
+    """
     labels = labels.astype(int)
     predicted = (probabilities >= 0.5).astype(int)
     clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
@@ -58,7 +61,11 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Args: both [n, targets]. RMSE and MAE over all values, mean of the correlations."""
+    """Scores of numbers: RMSE and MAE over all values, the mean correlation over targets.
+
+    Args:
+        predictions, targets: both [n, targets].
+    """
     columns = range(targets.shape[1])
     pairs = [(predictions[:, c], targets[:, c]) for c in columns]
     return {
@@ -76,15 +83,14 @@ def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mean_roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean one-versus-rest area over the columns of [n, classes] where both values of truth occur.
+    """Mean one-versus-rest area under the ROC curve over classes; for two the usual area.
 
-    For two classes that is the usual area. NaN where no column has both values.
+    Args:
+        scores: [n, classes].
+        truth: 0/1 [n, classes]. Columns with one value alone are left out; if all are, it is NaN.
     """
-    areas = [
-        sk.roc_auc_score(truth[:, c], scores[:, c])
-        for c in range(truth.shape[1])
-        if 0 < truth[:, c].sum() < len(truth)
-    ]
+    columns = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
+    areas = [sk.roc_auc_score(truth[:, c], scores[:, c]) for c in columns]
     return float(np.mean(areas)) if areas else float("nan")
 
 
@@ -103,16 +109,15 @@ _REFERENCES = {
 
 
 class DocumentMetrics(evaluate.Metric):
-    """All scores of a problem type at once: `DocumentMetrics("multi_label").compute(...)`.
+    """All scores of a problem type: `DocumentMetrics("multi_label").compute(...)`.
 
-    `predictions` are probabilities (regression: values), one list a row; `references` are class
-    numbers or lists.
+    `predictions` are probabilities (regression: values), a list for each row; `references` are
+    class numbers or lists.
     """
 
     def __init__(self, problem_type: str):
-        super().__init__(
-            config_name=problem_type, keep_in_memory=True
-        )  # no file that processes could share
+        # in memory: no file that several processes would write
+        super().__init__(config_name=problem_type, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(
@@ -131,7 +136,11 @@ class DocumentMetrics(evaluate.Metric):
 
 
 class ExtraMetric:
-    """Any metric of `evaluate`, by hub name or path: `name` or `name:argument=value,...`."""
+    """Metric of `evaluate`, by hub name or path: `name` or `name:argument=value,...`.
+
+    Called with probabilities and labels, it gets decisions: the likeliest class, 0/1 at threshold
+    0.5, or values.
+    """
 
     def __init__(self, description: str, problem_type: str):
         self.name, _, arguments = description.partition(":")
@@ -154,7 +163,11 @@ class ExtraMetric:
 def score_function(
     spec: LabelSpec, extra_metrics: list[str]
 ) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
-    """-> a function of probabilities [n, labels] and encoded labels that gives all scores."""
+    """Build the function of probabilities [n, labels] and encoded labels that gives all scores.
+
+    Raises:
+        InputError: for an extra metric that cannot be loaded.
+    """
     metric = DocumentMetrics(spec.problem_type)
     extra = []
     for description in extra_metrics:
@@ -162,7 +175,7 @@ def score_function(
             extra.append(ExtraMetric(description, spec.problem_type))
 
     def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        truth = spec.hard(np.asarray(labels))
+        truth = spec.hard_labels(np.asarray(labels))
         scores = metric.compute(predictions=probabilities, references=truth)
         for function in extra:
             scores |= function(probabilities, truth)
@@ -174,7 +187,7 @@ def score_function(
 def metric_function(
     spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """All scores of a set of predictions, and their exact mean loss.
+    """Build the Trainer's `compute_metrics`: all scores, and the exact mean loss.
 
     The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
     """
@@ -183,7 +196,7 @@ def metric_function(
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions)
         labels = torch.as_tensor(prediction.label_ids)
-        if logits.dim() == 3:  # of words
+        if logits.dim() == 3:  # of words [documents, targets, labels]
             logits, labels = without_padding(logits, labels)
         loss = document_loss(logits, labels, config).item()
         return {"loss": loss, **scores_of(spec.probabilities(logits.numpy()), labels.numpy())}
@@ -192,5 +205,5 @@ def metric_function(
 
 
 def is_score(name: str) -> bool:
-    """Whether a metric says how good the model is, not how long it took."""
+    """Return whether a metric measures the model, and not the time it took."""
     return name.startswith(("eval_", "test_")) and not name.endswith(("_runtime", "_per_second"))

@@ -23,15 +23,16 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bertchain.cli import read_arguments, run_script
-from bertchain.competition.run_folder import read_parts
+from bertchain.competition.run_folder import read_members
 from bertchain.competition.submission import SampleSubmission
-from bertchain.data.labels import LabelSpec, to_number
+from bertchain.data.label_values import to_number
+from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
 from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
-from bertchain.training.prediction import read_predictions, read_table_of, write_predictions
+from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
 
 @dataclass
@@ -47,7 +48,7 @@ def main() -> None:
     options = read_options()
     folder = Path(options.output_dir)
     spec = read_spec(options.runs)
-    table = read_table_of(Path(options.runs[0]) / "predictions_oof.csv")
+    table = read_written_table(Path(options.runs[0]) / "predictions_oof.csv")
     test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
     truth = encode(table, spec)
     runs = [read_run(path, spec, table, test_ids) for path in options.runs]
@@ -114,10 +115,10 @@ def read_spec(paths: list[str]) -> LabelSpec:
     """What the labels are, which all runs must agree on."""
     specs = []
     for path in paths:
-        parts = read_parts(path)
-        if not parts:
+        members = read_members(path)
+        if not members:
             raise InputError(f"{path}: not an output folder of run_finetune.py with folds")
-        config = DocumentClassifierConfig.from_pretrained(Path(path) / parts[0].name)
+        config = DocumentClassifierConfig.from_pretrained(Path(path) / members[0].name)
         delimiter = read_arguments(str(Path(path) / "run_args.yaml")).get("label_delimiter")
         specs.append(LabelSpec.from_config(config, (), delimiter))
         if (specs[-1].problem_type, specs[-1].names) != (specs[0].problem_type, specs[0].names):
@@ -130,7 +131,7 @@ def read_spec(paths: list[str]) -> LabelSpec:
 def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]) -> Run:
     """A run in the row order of the first."""
     folder = Path(path)
-    table = read_table_of(folder / "predictions_oof.csv").set_index("id")
+    table = read_written_table(folder / "predictions_oof.csv").set_index("id")
     check_same_ids(folder / "predictions_oof.csv", table.index, first["id"])
     table = table.loc[first["id"]]
     if (table["label"].to_numpy() != first["label"].to_numpy()).any():

@@ -23,14 +23,13 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run_finetune
-from bertchain.cli import run_script
+from bertchain import cli, metrics
 from bertchain.errors import InputError
-from bertchain.metrics import MAIN_METRIC
-from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
-from bertchain.runtime.records import markdown_table, versions
+from bertchain.runtime import files, records
 
 
 def main() -> None:
+    """Fine-tune each checkpoint with each seed; write a table and a figure."""
     options, flags = read_arguments(sys.argv[1:])
     checkpoints = find_steps(options.base, Path(options.itpt))
     folder = Path(options.output_dir)
@@ -45,19 +44,17 @@ def main() -> None:
             print(f"step {step}, seed {seed}: {metric} {results[metric]:.4f}", flush=True)
     scores = pd.DataFrame(rows).sort_values(["step", "seed"])
     summary = summarise(scores, metric)
-    history = read_history(Path(options.itpt))
-    write_csv(folder / "curve.csv", scores)
-    write_text(folder / "curve.md", markdown_table(summary))
-    plot(folder / "curve.png", scores, metric, history)
-    write_json(
-        folder / "all_results.json",
-        {"summary": summary.to_dict("records"), "finetuning": flags, "versions": versions()},
-    )
+    files.write_csv(folder / "curve.csv", scores)
+    files.write_text(folder / "curve.md", records.markdown_table(summary))
+    plot(folder / "curve.png", scores, metric, pd.read_csv(Path(options.itpt) / "history.csv"))
+    results = {"summary": summary.to_dict("records"), "finetuning": flags}
+    files.write_json(folder / "all_results.json", results | {"versions": records.versions()})
     print(summary.to_string(index=False))
 
 
 def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    own, flags = (argv, []) if "--" not in argv else split(argv)
+    """Parse this script's arguments, up to --; what follows are flags of run_finetune.py."""
+    at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--base", help="the model that run_itpt.py started from; default: its step-0 folder"
@@ -66,16 +63,15 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--metric", help="such as test_macro_f1; default: the task's main metric")
     parser.add_argument("--output_dir", default="curve")
-    return parser.parse_args(own), flags
-
-
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    at = argv.index("--")
-    return argv[:at], argv[at + 1 :]
+    return parser.parse_args(argv[:at]), argv[at + 1 :]
 
 
 def find_steps(base: str | None, itpt: Path) -> dict[int, str]:
-    """0 and the steps that --save_at_steps kept in the last run -> checkpoints."""
+    """Find the checkpoints of step 0 and of those that --save_at_steps kept in the last run.
+
+    Raises:
+        InputError: if there is no such run or step 0 is missing.
+    """
     run_args = itpt / "run_args.yaml"
     if not run_args.is_file():
         raise InputError(f"--itpt {itpt}: no run of run_itpt.py ended there")
@@ -89,7 +85,7 @@ def find_steps(base: str | None, itpt: Path) -> dict[int, str]:
 
 
 def finetune(path: str, seed: int, flags: list[str], folder: Path) -> dict:
-    """Fine-tune once; the weights are deleted, results and predictions stay."""
+    """Fine-tune once, unless it was done before; delete the weights, keep the predictions."""
     asked = [*flags, "--model_name_or_path", path, "--seed", str(seed), "--output_dir", str(folder)]
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["arguments"] == asked:
@@ -99,17 +95,18 @@ def finetune(path: str, seed: int, flags: list[str], folder: Path) -> dict:
     gc.collect()
     for weights in folder.rglob("*.safetensors"):
         weights.unlink()
-    write_json(done, {"arguments": asked})
+    files.write_json(done, {"arguments": asked})
     return results
 
 
 def main_metric(results: dict) -> str:
-    names = [f"test_{metric}" for metric, *_ in MAIN_METRIC.values()]
+    """Name the main test score of the task, as far as the results hold one."""
+    names = [f"test_{metric}" for metric, *_ in metrics.MAIN_METRIC.values()]
     return next((name for name in names if name in results), names[0])
 
 
 def summarise(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, and the paired difference to step 0."""
+    """Compute mean and standard deviation over seeds, and the paired difference to step 0."""
     table = scores.pivot(index="seed", columns="step", values=metric)
     rows = []
     for step in table.columns:
@@ -127,12 +124,8 @@ def summarise(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def read_history(itpt: Path) -> pd.DataFrame:
-    return pd.read_csv(itpt / "history.csv")
-
-
 def plot(path: Path, scores: pd.DataFrame, metric: str, history: pd.DataFrame) -> None:
-    """Left: the score of each seed and their mean. Right: held-out perplexity."""
+    """Plot the score of each seed and their mean (left), and held-out perplexity (right)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -150,9 +143,9 @@ def plot(path: Path, scores: pd.DataFrame, metric: str, history: pd.DataFrame) -
     right.set_title("Masked language model")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli.run_script(main)

@@ -1,4 +1,4 @@
-"""A vocabulary from scratch for any language, and the config of a small BERT to go with it.
+"""Train a vocabulary for any language, and write the config of a small BERT to go with it.
 
     python examples/make_vocabulary.py --train_file text.csv --vocab_size 6000 --output_dir zh
     python run_itpt.py --config_name zh --tokenizer_name zh --train_file text.csv ...
@@ -17,9 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from bertchain.cli import run_script
-from bertchain.data.documents import to_documents
-from bertchain.data.tables import read_table
+from bertchain import cli
+from bertchain.data import documents, tables
 
 NAMES = {
     "pad_token": "[PAD]",
@@ -31,6 +30,7 @@ NAMES = {
 
 
 def main() -> None:
+    """Write tokenizer and config."""
     options = read_arguments()
     tokenizer = train(read_texts(options), options.vocab_size, options.cased)
     config = BertConfig(
@@ -61,10 +61,12 @@ def read_arguments() -> argparse.Namespace:
 
 def read_texts(options: argparse.Namespace) -> Iterator[str]:
     for path in options.train_file:
-        yield from to_documents(read_table(path), path, options.text_column_names)["text"]
+        table = tables.read_table(path)
+        yield from documents.to_documents(table, path, options.text_column_names)["text"]
 
 
 def train(texts: Iterator[str], size: int, cased: bool) -> PreTrainedTokenizerFast:
+    """Train a WordPiece tokenizer of `size` tokens with BERT's special tokens."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=NAMES["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -86,4 +88,4 @@ def train(texts: Iterator[str], size: int, cased: bool) -> PreTrainedTokenizerFa
 
 
 if __name__ == "__main__":
-    run_script(main)
+    cli.run_script(main)

@@ -14,8 +14,9 @@
         model_name_or_path: "{out}/itpt"
         ...
 
-LAUNCH="accelerate launch --num_processes 2" in the environment starts each step in that way. A step
-whose output folder says that it ended with these arguments is not run again.
+A script that takes words before its flags has them in a list `arguments`; its output folder is the
+last of them. LAUNCH="accelerate launch --num_processes 2" in the environment starts each step in
+that way. A step whose output folder says that it ended with these arguments is not run again.
 """
 
 import json
@@ -50,7 +51,14 @@ def main() -> None:
 
 
 def read_steps(argv: list[str]) -> list[tuple[list[str], Path]]:
-    """-> the script and flags of each step, and its output folder."""
+    """Read the script and arguments of each step, and its output folder.
+
+    Args:
+        argv: a YAML file, then name=value for what its {names} stand for.
+
+    Raises:
+        InputError: for a file of another form, or a name that nothing stands for.
+    """
     if not argv or any("=" not in word for word in argv[1:]):
         raise InputError("give a YAML file, then what its {names} stand for, as data=input")
     recipe = read_arguments(argv[0])
@@ -63,17 +71,18 @@ def read_steps(argv: list[str]) -> list[tuple[list[str], Path]]:
     names |= dict(word.split("=", 1) for word in argv[1:])
     steps = []
     for number, step in enumerate(recipe["steps"], 1):
-        fields = {**(recipe.get("shared") or {}), **step}
-        script = fields.pop("script", None)
-        if script is None or not (ROOT / script).is_file() or "output_dir" not in fields:
-            raise InputError(f"{argv[0]}, step {number}: needs a script of {ROOT}, and output_dir")
-        fields = fill(fields, names, f"{argv[0]}, step {number}")
-        steps.append(([script, *flags_of(fields)], Path(fields["output_dir"])))
+        where = f"{argv[0]}, step {number}"
+        fields = fill({**(recipe.get("shared") or {}), **step}, names, where)
+        script, words = fields.pop("script", None), [*map(str, fields.pop("arguments", []))]
+        folder = fields.get("output_dir") or (words[-1] if words else None)
+        if script is None or not (ROOT / script).is_file() or folder is None:
+            raise InputError(f"{where}: needs a script of {ROOT}, and output_dir")
+        steps.append(([script, *words, *flags_of(fields)], Path(folder)))
     return steps
 
 
 def fill(value: Any, names: dict[str, str], where: str) -> Any:
-    """Put what {names} stand for in the place of each."""
+    """Replace each {name} in the texts of a value by what it stands for."""
     if isinstance(value, dict):
         return {key: fill(item, names, where) for key, item in value.items()}
     if isinstance(value, list):

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import run_finetune
+from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.data.batching import DocumentCollator
 from bertchain.models.layers import layer_rates
 from bertchain.models.modeling import PROBLEM_TYPES
@@ -26,6 +27,27 @@ def dataset_for(problem_type, n=24):
     }[problem_type]
     return Dataset.from_dict(
         {"windows": windows, "length": [len(w[0]) for w in windows], "labels": labels}
+    )
+
+
+def step_arguments(out, batch, accumulation, **changes):
+    """Arguments of one SGD step of rate 1 without clipping, so that it moves by the gradient."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        report_to="none",
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        **changes,
     )
 
 
@@ -53,30 +75,14 @@ def one_step(
     )
     model.encoder.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        report_to="none",
-        remove_unused_columns=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
     trainer = run_finetune.ClassifierTrainer(
         loss=TrainingLoss(model.config, **loss),
         rates=layer_rates(4, 1.0),
         unfreeze_every=None,
-        regularisers=run_finetune.RegulariserArguments(**regularisers or {}),
+        regularisers=RegulariserArguments(**regularisers or {}),
         batch_by_length=False,
         model=model,
-        args=args,
+        args=step_arguments(out, batch, accumulation),
         train_dataset=dataset_for(problem_type, rows),
         data_collator=DocumentCollator(0),
     )

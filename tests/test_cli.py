@@ -1,22 +1,45 @@
 import json
+import re
 import time
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_bert_config
+from datasets import Dataset
 from forking import run_bare, run_command
+from tiny_models import tiny_encoder
+from transformers import TrainingArguments
 
+import run_finetune
+from bertchain.arguments import finetuning
 from bertchain.arguments.common import LabelArguments, TextArguments, arg
-from bertchain.cli import changed, flags_of, parse, refuse_data_parallel
+from bertchain.cli import changed, flags_of, is_given, parse, refuse_data_parallel, value_of
+from bertchain.competition.run_folder import RunFolder, plan_members
+from bertchain.competition.submission import SampleSubmission
+from bertchain.data.documents import to_documents
+from bertchain.data.labels import LabelSpec
+from bertchain.data.splits import default_strategy, hold_out_validation
+from bertchain.data.tables import DELIMITERS
+from bertchain.data.tokenization import Preprocessor, resolve_windows
 from bertchain.errors import InputError
+from bertchain.help import TRAINING_FLAGS, default_of, print_help
+from bertchain.models.layers import HEAD, layer_rates, resolve_layers
+from bertchain.models.loading import set_dropout
+from bertchain.models.windows import WindowSpec, head_tail_spans
+from bertchain.training.initialization import add_lora, resolve_architecture
 
 
 @dataclass
 class Numbers:
+    _argument_group_name = "numbers"
+
     rate: float = arg(0.1, "")
     many: list[str] = arg(["a"], "")
     switch: bool = arg(False, "")
     hub_token: str | None = arg(None, "")
+    two_words: str | None = arg(None, "")
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -37,6 +60,21 @@ def test_what_was_run_round_trips():
     first, run_config = parse([Numbers], ["--rate=-3", "--many", "x y", "z", "--switch"])
     again, _ = parse([Numbers], flags_of(run_config))
     assert again == first == parse([Numbers], run_config)[0]
+
+
+def test_dashes_stand_for_underscores():
+    assert parse([Numbers], ["--two-words", "x"])[0] == Numbers(two_words="x")
+    assert parse([Numbers], ["--two_words=x"])[0] == Numbers(two_words="x")
+
+
+def test_what_is_given_is_known_before_it_is_parsed(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("two_words: x\nrate: null")
+    for argv in ({"two_words": "x"}, ["--two-words", "x"], ["--two_words=x"], [str(path)]):
+        assert is_given("two_words", argv) and value_of("two_words", argv) == "x"
+        assert not is_given("rate", argv) and value_of("rate", argv) is None
+    assert value_of("two_words", [str(path), "--two_words", "y"]) == "y"
+    assert is_given("two_words", ["--no_two_words"])
 
 
 def test_secrets_are_not_kept():
@@ -83,7 +121,7 @@ def test_help_is_grouped_and_imports_nothing_heavy(script, tmp_path):
         f"import runpy, sys; sys.argv = [{script!r}, '--help']\n"
         f"try: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
         "except SystemExit as e: assert not e.code\n"
-        "assert 'torch' not in sys.modules and 'datasets' not in sys.modules"
+        "assert not {'torch', 'datasets', 'transformers'} & {*sys.modules}"
     )
     start = time.perf_counter()
     done = run_bare("-c", code, cwd=tmp_path)
@@ -94,6 +132,156 @@ def test_help_is_grouped_and_imports_nothing_heavy(script, tmp_path):
 
 
 SCRIPTS = ["run_itpt.py", "run_finetune.py", "run_probe.py", "examples/multitask/run_multitask.py"]
+
+
+def flags_in(text: str) -> list[str]:
+    return re.findall(r"^  --(\S+)", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_each_flag_once_with_a_real_default(script, flag, tmp_path):
+    done = run_command(ROOT / script, flag, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = flags_in(done.stdout)
+    assert len(set(found)) == len(found) and not any("-" in name for name in found)
+    assert "(default: None)" not in done.stdout and "(default: )" not in done.stdout
+    whole = flag == "--help_all"
+    assert ("--help_all lists every flag" in done.stdout) != whole
+    if script != "run_probe.py":
+        assert {"learning_rate", "seed"} <= set(found) and ("warmup_steps" in found) == whole
+
+
+def test_help_of_fine_tuning_is_short_and_help_all_complete(capsys):
+    arguments = (run_finetune.__doc__, finetuning.GROUPS, run_finetune.DEFAULTS)
+    print_help(*arguments)
+    assert 20 <= len(flags_in(capsys.readouterr().out)) <= 32
+    print_help(*arguments, everything=True)
+    said = capsys.readouterr().out
+    classes = (*finetuning.GROUPS, TrainingArguments)
+    assert sorted(flags_in(said)) == sorted(f.name for cls in classes for f in fields(cls))
+    texts = dict(re.findall(r"^  --(\S+) (.*?)(?=^  --|^\S)", said, flags=re.MULTILINE | re.DOTALL))
+    defaults = {"learning_rate": "2e-5", "warmup_steps": "0.1", "logging_steps": "20"}
+    defaults |= {"text_separator": "' '", "batch_by_length": "true", "eval_strategy": "epoch"}
+    for name, default in defaults.items():
+        assert " ".join(texts[name].split()).endswith(f"(default: {default})"), name
+    for name in ("text_pair", "label_delimiter", "class_weights", "max_train_samples", "fp16"):
+        assert "(default" not in texts[name]
+
+
+def test_help_lists_all_own_flags_where_none_is_marked(capsys):
+    print_help("Numbers.", (Numbers,))
+    said = capsys.readouterr().out
+    assert flags_in(said) == [f.name for f in fields(Numbers)]
+    assert said.endswith("--help_all lists every flag.\n") and "(default: 0.1)" in said
+
+
+def test_flags_of_training_have_the_names_and_defaults_of_the_trainer():
+    known = {f.name: default_of(f) for f in fields(TrainingArguments)}
+    for flag in TRAINING_FLAGS:
+        assert known[flag.name] in (flag.default, False), flag.name
+
+
+def test_defaults_of_none_are_those_that_help_says(tiny_bert, tokenizers, tmp_path):
+    texts = {f.name: f.metadata["help"] for cls in finetuning.GROUPS for f in fields(cls)}
+    shown = {name: text.shown for name, text in texts.items() if getattr(text, "shown", None)}
+    tokenizer = tokenizers["bert"]
+    used = used_by_models() | used_by_rates() | used_by_windows(tiny_bert, tokenizer, tmp_path)
+    assert shown == used | used_by_tables(tmp_path) | used_by_runs(tmp_path)
+
+
+def used_by_models() -> dict[str, str]:
+    encoders = {kind: tiny_encoder(kind) for kind in ("bert", "gpt2")}
+    nothing = finetuning.ModelArguments()
+    bert, gpt2 = (resolve_architecture(nothing, encoder, None) for encoder in encoders.values())
+    assert bert["layers"] == resolve_layers("last", 4) and bert["segments_per_forward"] is None
+    config = encoders["bert"].config
+    assert set_dropout(copy(config), None).to_dict() == config.to_dict()
+    lora = add_lora(encoders["bert"], finetuning.AdapterArguments(lora_r=3)).peft_config["default"]
+    assert lora.lora_alpha == 2 * 3
+    assert {"query", "dense"} <= {name.split(".")[-1] for name in lora.target_modules}
+    names = ("layer_pooling", "segment_pooling", "head_dropout", "dropout_samples")
+    return {
+        **{name: str(bert[name]) for name in names},
+        "layers": "last",
+        "token_pooling": f"{bert['token_pooling']}, of a decoder {gpt2['token_pooling']}",
+        "segments_per_forward": "all",
+        "encoder_dropout": "the checkpoint's",
+        "lora_alpha": "2 * lora_r",
+        "lora_target_modules": "all in the encoder",
+    }
+
+
+def used_by_rates() -> dict[str, str]:
+    rates = finetuning.RateArguments().rates
+    by_layer = layer_rates(4, 2.0, **rates)
+    assert by_layer[HEAD] == 2.0 and by_layer[0] == 2.0 * rates["decay"] ** 4
+    return {
+        "layer_lr_decay": str(rates["decay"]),
+        "head_learning_rate": "--learning_rate",
+        "embedding_learning_rate": "learning_rate * decay^L",
+    }
+
+
+def used_by_windows(model: str, tokenizer, folder) -> dict[str, str]:
+    spec = WindowSpec()
+    of_spans = Preprocessor.for_checkpoint(model, {}, 1)
+    assert of_spans.tokenizer.name_or_path == model and spec.max_segments is None
+    (((_, head), _),) = head_tail_spans(1000, 510, spec)
+    assert resolve_windows({}, model, tokenizer)[0].max_seq_length == 128  # what it takes
+    tiny_bert_config(50, max_position_embeddings=4096).save_pretrained(folder)
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.model_max_length = 4096
+    most = resolve_windows({}, str(folder), tokenizer)[0].max_seq_length
+    return {
+        "tokenizer_name": "that of the model",
+        "truncation": f"{spec.truncation}, with --spans_column_name {of_spans.windows.truncation}",
+        "max_seq_length": f"what the encoder takes, at most {most}",
+        "head_tokens": f"{head} of 510, in proportion",
+        "segment_overlap": str(spec.segment_overlap),
+        "max_segments": "all",
+        "segment_choice": spec.segment_choice,
+    }
+
+
+def used_by_tables(folder) -> dict[str, str]:
+    rows = Dataset.from_dict({"text": ["a", "b"] * 10, "label": ["x", "y"] * 10})
+    spec = LabelSpec.infer(rows, "rows", ["label"], LabelArguments().problem_type, None)
+    assert spec.problem_type == "single_label"
+    documents = to_documents(rows, "rows", ["text"])
+    assert documents["id"][:2] == ["0", "1"]
+    labelled = documents.add_column("labels", [0, 1] * 10)
+    share = LabelArguments().validation_split
+    held_out = hold_out_validation({"train": labelled}, share, spec.problem_type, 0)["validation"]
+    assert len(held_out) == share * len(rows)
+    for values in ("labels", "probabilities"):
+        path = folder / f"{values}.csv"
+        path.write_text("id,label\n0,0" + (".5" if values == "probabilities" else ""))
+        assert SampleSubmission.read(str(path), spec, "id").values == values
+    names = [{",": "comma", "\t": "tab"}.get(delimiter, delimiter) for delimiter in DELIMITERS]
+    return {
+        "validation_file": "a share of the training rows, --validation_split",
+        "id_column_name": "the row number, from 0",
+        "delimiter": f"detected: {', '.join(names[:-1])} or {names[-1]}",
+        "problem_type": "inferred from the labels",
+        "submission_values": "what the sample holds",
+    }
+
+
+def used_by_runs(folder) -> dict[str, str]:
+    kinds = ("single_label", "multi_label")
+    alone, grouped = ([default_strategy(kind, g) for kind in kinds] for g in (False, True))
+    members = plan_members(np.array([1, 0, 2]), finetuning.FoldArguments(num_folds=3), 7, "path")
+    assert [member.fold for member in members] == [0, 1, 2]
+    (member,) = plan_members(None, finetuning.FoldArguments(), 7, "path")
+    run = RunFolder(folder, [member], {}, finetuning.RunArguments())
+    assert member.seed == 7 and run.scratch_of(member).is_relative_to(folder)
+    return {
+        "fold_strategy": f"{' or '.join(alone)}, with groups {' or '.join(grouped)}",
+        "folds": "all",
+        "seeds": "--seed",
+        "checkpoint_dir": "--output_dir",
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -18,9 +18,9 @@ def arg(default: Any, text: str, *, shown: str | None = None, common: bool = Fal
     """Make a dataclass field with a help text.
 
     Args:
-        text: what the value is; `--help` adds the default.
-        shown: the default as `--help` says it, where None stands for one that depends on others.
-        common: whether `--help` lists it; `--help_all` lists all.
+        text: what the value is; help adds the default.
+        shown: the default as help says it, where None or [] stands for something else.
+        common: whether --help lists the flag; --help_all lists all.
     """
     text = Help(text)
     text.shown, text.common = shown, common
@@ -31,20 +31,33 @@ def arg(default: Any, text: str, *, shown: str | None = None, common: bool = Fal
 
 @dataclass
 class DataArguments:
-    """Which tables. Files: .csv .tsv .txt .json .jsonl .parquet, each also .gz."""
+    """Labelled tables, one for each split."""
 
     _argument_group_name = "data"
 
     train_file: str | None = arg(
-        None, "Labelled table: .csv .tsv .txt .json .jsonl .parquet (.gz)."
+        None, "Training table: .csv .tsv .txt .json .jsonl .parquet, each also .gz.", common=True
     )
-    validation_file: str | None = arg(None, "Makes the choices. Default: held out of training.")
-    test_file: str | None = arg(None, "Is predicted, and scored if it has labels; chooses nothing.")
-    dataset_name: str | None = arg(None, "Hub data set with such splits, in place of files.")
-    dataset_config_name: str | None = arg(None, "Its configuration.")
-    max_train_samples: int | None = arg(None, "Use the first N training rows.")
-    max_eval_samples: int | None = arg(None, "Use the first N validation rows.")
-    max_predict_samples: int | None = arg(None, "Use the first N test rows.")
+    validation_file: str | None = arg(
+        None,
+        "Validation file; selects checkpoints and settings.",
+        shown="a share of the training rows, --validation_split",
+        common=True,
+    )
+    test_file: str | None = arg(
+        None,
+        "Test file; is predicted, and scored if it has labels, but selects nothing.",
+        common=True,
+    )
+    dataset_name: str | None = arg(
+        None, "Data set of the hub with such splits, in place of files.", common=True
+    )
+    dataset_config_name: str | None = arg(None, "Configuration of that data set.")
+    max_train_samples: int | None = arg(None, "Number of training rows to read, from the first on.")
+    max_eval_samples: int | None = arg(
+        None, "Number of validation rows to read, from the first on."
+    )
+    max_predict_samples: int | None = arg(None, "Number of test rows to read, from the first on.")
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and not any(self.files.values()):
@@ -56,6 +69,7 @@ class DataArguments:
 
     @property
     def files(self) -> dict[str, str | None]:
+        """The file of each split, or None."""
         return {
             "train": self.train_file,
             "validation": self.validation_file,
@@ -64,7 +78,7 @@ class DataArguments:
 
     @property
     def sources(self) -> dict[str, Any]:
-        """What `text_data.read_splits` needs to know."""
+        """Arguments of `data.tables.read_splits`."""
         return {
             "files": self.files,
             "dataset_name": self.dataset_name,
@@ -73,6 +87,7 @@ class DataArguments:
 
     @property
     def limits(self) -> dict[str, int | None]:
+        """How many rows of each split are read; None: all."""
         return {
             "train": self.max_train_samples,
             "validation": self.max_eval_samples,
@@ -82,20 +97,26 @@ class DataArguments:
 
 @dataclass
 class TextArguments:
-    """Where the text of a row is."""
+    """Columns that hold text, and how they are read."""
 
     _argument_group_name = "text"
 
     text_column_names: list[str] = arg(
-        ["text"], "Columns joined in this order, as: title abstract."
+        ["text"], "Columns with text, joined in this order, as: title abstract.", common=True
     )
-    text_separator: str = arg(" ", "Stands between joined columns; \\n and \\t work.")
+    text_separator: str = arg(" ", "Text between joined columns; \\n and \\t work.")
     text_pair: bool = arg(
-        False, "Give two columns to the tokenizer as a pair (title [SEP] abstract)."
+        False, "Whether two columns are given to the tokenizer as a pair (title [SEP] abstract)."
     )
-    id_column_name: str | None = arg(None, "Column with row ids. Default: the row number, from 0.")
-    delimiter: str | None = arg(None, "Of .csv, \\t works. Default: found (comma, tab, ; or |).")
-    encoding: str = arg("utf-8", "Of text files: utf-8 (with or without BOM), gbk, latin-1 ...")
+    id_column_name: str | None = arg(
+        None, "Column with row ids.", shown="the row number, from 0", common=True
+    )
+    delimiter: str | None = arg(
+        None, "Delimiter of .csv files; \\t works.", shown="detected: comma, tab, ; or |"
+    )
+    encoding: str = arg(
+        "utf-8", "Encoding of text files: utf-8 (with or without BOM), gbk, latin-1 ..."
+    )
 
     def __post_init__(self) -> None:
         self.text_separator = unescape(self.text_separator)
@@ -108,12 +129,12 @@ class TextArguments:
 
     @property
     def format(self) -> dict[str, Any]:
-        """How text files are read."""
+        """Delimiter and encoding of text files."""
         return {"delimiter": self.delimiter, "encoding": self.encoding}
 
     @property
     def columns(self) -> dict[str, Any]:
-        """How a row becomes a document: arguments of `text_data.to_documents`."""
+        """Arguments of `data.documents.to_documents`, which makes a document of each row."""
         return {
             "text_columns": self.text_column_names,
             "separator": self.text_separator,
@@ -124,20 +145,28 @@ class TextArguments:
 
 @dataclass
 class LabelArguments:
-    """Where the labels are and what they mean."""
+    """Columns that hold labels, and what the labels are."""
 
     _argument_group_name = "labels"
 
     label_column_name: list[str] = arg(
         ["label"],
-        "One column, or several 0/1 columns (multi-label) or number columns (regression).",
+        "Column with labels; or several columns of 0/1 (multi-label) or of numbers (regression).",
+        common=True,
     )
-    label_delimiter: str | None = arg(None, "Splits a text label into several, such as | or ','.")
+    label_delimiter: str | None = arg(
+        None, "Delimiter between the labels of a row, such as | or ',' (multi-label)."
+    )
     problem_type: str | None = arg(
-        None, "single_label, multi_label or regression. Default: found from the labels."
+        None,
+        "What the labels are: single_label, multi_label or regression.",
+        shown="inferred from the labels",
+        common=True,
     )
     validation_split: float = arg(
-        0.1, "Share of training held out, stratified, when there is no --validation_file."
+        0.1,
+        "Share of the training rows held out for validation, stratified, when there is no "
+        "--validation_file.",
     )
 
     def __post_init__(self) -> None:
@@ -147,20 +176,25 @@ class LabelArguments:
 
 @dataclass
 class EncoderArguments:
-    """Which checkpoint to start from."""
+    """Checkpoint to start from."""
 
-    _argument_group_name = "checkpoint"
+    _argument_group_name = "encoder"
 
     model_name_or_path: str = field(
-        metadata={"help": "Hub name, transformers folder, or folder of one of these scripts."}
+        metadata={
+            "help": "Encoder to start from: hub name, folder of transformers, or output folder of "
+            "one of these scripts."
+        }
     )
-    tokenizer_name: str | None = arg(None, "Default: that of the model.")
+    tokenizer_name: str | None = arg(
+        None, "Tokenizer: hub name or folder.", shown="that of the model"
+    )
     model_revision: str = arg("main", "Branch, tag or commit of a hub model.")
-    trust_remote_code: bool = arg(False, "Run code that a hub model brings along.")
+    trust_remote_code: bool = arg(False, "Whether to run code that a hub model brings along.")
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:
-        """For every `from_pretrained`."""
+        """Arguments of every `from_pretrained`."""
         return {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
 
@@ -168,17 +202,32 @@ class EncoderArguments:
 class WindowArguments:
     """How documents are cut into windows."""
 
-    _argument_group_name = "windows (a folder of run_finetune.py brings its own; flags win)"
+    _argument_group_name = "windows (a folder of run_finetune.py brings its own; flags override it)"
 
-    truncation: str | None = arg(None, "head, tail, head_tail or hierarchical. Else: head.")
-    max_seq_length: int | None = arg(
-        None, "Tokens a window, special tokens included. Else: what the model takes, at most 512."
+    truncation: str | None = arg(
+        None,
+        "What is read of a document: head, tail, head_tail (one window) or hierarchical (as "
+        "many windows as it needs).",
+        shown="head, with --spans_column_name hierarchical",
+        common=True,
     )
-    head_tokens: int | None = arg(None, "Of head_tail. Else: 128 of 510, in proportion.")
-    segment_overlap: int | None = arg(None, "Tokens that hierarchical windows share. Else: 0.")
-    max_segments: int | None = arg(None, "Most hierarchical windows a document. Else: all.")
+    max_seq_length: int | None = arg(
+        None,
+        "Tokens in a window, special tokens included.",
+        shown="what the encoder takes, at most 512",
+        common=True,
+    )
+    head_tokens: int | None = arg(
+        None,
+        "Tokens that head_tail takes from the start of a document; the others are from its end.",
+        shown="128 of 510, in proportion",
+    )
+    segment_overlap: int | None = arg(
+        None, "Tokens that neighbouring hierarchical windows share.", shown="0"
+    )
+    max_segments: int | None = arg(None, "Most hierarchical windows of a document.", shown="all")
     segment_choice: str | None = arg(
-        None, "Which of them --max_segments keeps: head, tail, head_tail. Else: head."
+        None, "Windows that --max_segments keeps: head, tail or head_tail.", shown="head"
     )
 
     def __post_init__(self) -> None:
@@ -191,26 +240,30 @@ class WindowArguments:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that the user set."""
+        """Fields that the user set."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclass
 class SpanArguments:
-    """Labelled words inside documents, in place of labelled documents."""
+    """Labelled spans of words inside documents, in place of labelled documents."""
 
-    _argument_group_name = "labels of words"
+    _argument_group_name = "labelled spans of words"
 
     spans_column_name: str | None = arg(
         None,
-        "Column with labelled spans, which are then classified in place of documents: a list of "
-        "{words: [[3, 4]], label: PER}; two lists of word numbers for a pair.",
+        "Column with labelled spans of words, which are classified in place of documents: a "
+        "list of {words: [[3, 4]], label: PER}; for a pair, two lists of word numbers.",
     )
     tokens_column_name: str = arg("tokens", "Column with the words of a document, a list.")
 
 
 def refuse_other_order(training: Any) -> None:
-    """Raises InputError where the Trainer is asked to order the rows, which is done here."""
+    """Refuse flags that ask the Trainer to order the rows, which is done here.
+
+    Raises:
+        InputError: for any order but a random one.
+    """
     strategy = getattr(training, "train_sampling_strategy", "random")  # its name since 5.2
     if strategy != "random" or getattr(training, "group_by_length", False):
         raise InputError(
@@ -219,4 +272,5 @@ def refuse_other_order(training: Any) -> None:
 
 
 def unescape(text: str) -> str:
+    """Replace the characters \\t and \\n, as a shell passes them, by a tab and a line break."""
     return text.replace("\\t", "\t").replace("\\n", "\n")

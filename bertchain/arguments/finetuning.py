@@ -1,4 +1,4 @@
-"""The arguments of run_finetune.py beside those that scripts share."""
+"""Arguments of run_finetune.py beside those that scripts share. Imports nothing heavy."""
 
 import re
 from dataclasses import dataclass
@@ -20,28 +20,45 @@ from bertchain.errors import InputError, at_least, exclude, one_of
 
 @dataclass
 class ModelArguments:
-    _argument_group_name = "model (a folder of run_finetune.py brings its own; flags win)"
+    """Layers that are read, poolings and the head."""
+
+    _argument_group_name = (
+        "pooling and head (a folder of run_finetune.py brings its own; flags override it)"
+    )
 
     layers: str | None = arg(
-        None, "last, first4, last4, all, or numbers: 0 = embeddings, '9 10 11 12', -1. Else: last."
+        None,
+        "Layers to read: last, first4, last4, all, or numbers (0 = embeddings, -1 = last), as "
+        "'9 10 11 12'.",
+        shown="last",
+        common=True,
     )
-    layer_pooling: str | None = arg(None, "concat, mean, max or weighted (learned). Else: concat.")
+    layer_pooling: str | None = arg(
+        None,
+        "How several layers become one: concat, mean, max or weighted (learned).",
+        shown="concat",
+    )
     token_pooling: str | None = arg(
         None,
-        "cls, mean, max, attention, bilstm (with attention), last, or pooler (BERT's own). Else: "
-        "cls; last for a decoder.",
+        "How the tokens of a window become one vector: cls, mean, max, attention, bilstm (with "
+        "attention), last, or pooler (BERT's own).",
+        shown="cls, of a decoder last",
+        common=True,
     )
-    segment_pooling: str | None = arg(None, "mean, max or attention over windows. Else: mean.")
+    segment_pooling: str | None = arg(
+        None, "How hierarchical windows become one vector: mean, max or attention.", shown="mean"
+    )
     segments_per_forward: int | None = arg(
-        None,
-        "Most windows the encoder sees at once; bounds memory. Else: all.",
+        None, "Most windows that the encoder reads at once; bounds memory.", shown="all"
     )
-    head_dropout: float | None = arg(None, "Before the head. Else: 0.1.")
+    head_dropout: float | None = arg(None, "Dropout before the head.", shown="0.1")
     dropout_samples: int | None = arg(
-        None, "Train the head on so many dropout masks at once (multi-sample dropout). Else: 1."
+        None,
+        "Dropout masks on which the head is trained at once (multi-sample dropout).",
+        shown="1",
     )
     drop_layers_above: int | None = arg(
-        None, "Take blocks above this off, so that they cost nothing. Else: keep all."
+        None, "Highest block to keep; those above are removed and cost nothing."
     )
 
     def __post_init__(self) -> None:
@@ -56,29 +73,42 @@ class ModelArguments:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Those that the saved config carries."""
+        """Fields that the saved config carries."""
         return {name: v for name, v in vars(self).items() if name != "drop_layers_above"}
 
 
 @dataclass
 class RateArguments:
-    _argument_group_name = "learning rates, and what is trained"
+    """Learning rates of layers, and which layers are trained."""
+
+    _argument_group_name = "learning rates of layers, and which are trained"
 
     layer_lr_decay: float | None = arg(
-        None, "Block k of L learns at learning_rate * decay^(L-k). 1 = off. Else: 0.95."
+        None,
+        "Layer-wise decay: block k of L learns at learning_rate * decay^(L-k); 1 = off.",
+        shown="0.95",
+        common=True,
     )
     layer_learning_rates: list[float] = arg(
-        [], "Rates of blocks 1 to L in place of that; embeddings learn like block 1."
+        [], "Learning rates of blocks 1 to L in place of the decay; embeddings learn like block 1."
     )
-    head_learning_rate: float | None = arg(None, "Of all above the blocks. Else: learning_rate.")
-    embedding_learning_rate: float | None = arg(None, "Else: as for a block 0.")
+    head_learning_rate: float | None = arg(
+        None, "Learning rate of all above the blocks.", shown="--learning_rate", common=True
+    )
+    embedding_learning_rate: float | None = arg(
+        None, "Learning rate of the embeddings.", shown="learning_rate * decay^L"
+    )
     freeze: str = arg(
-        "none", "none, embeddings, encoder, or N: embeddings and the lowest N blocks."
+        "none",
+        "What is not trained: none, embeddings, encoder, or N for embeddings and the lowest N "
+        "blocks.",
     )
     unfreeze_every: float | None = arg(
-        None, "Gradual unfreezing: the head alone, then every so many epochs one block more."
+        None,
+        "Epochs after which one block more learns (gradual unfreezing): first the head alone, "
+        "then blocks from the top.",
     )
-    reinit_layers: int = arg(0, "Start the top N blocks anew, from random weights.")
+    reinit_layers: int = arg(0, "Number of top blocks that start from new random weights.")
 
     def __post_init__(self) -> None:
         if self.layer_lr_decay is not None and not 0 < self.layer_lr_decay <= 1:
@@ -102,7 +132,7 @@ class RateArguments:
 
     @property
     def rates(self) -> dict[str, Any]:
-        """What `layers.layer_rates` needs beside the learning rate."""
+        """Arguments of `models.layers.layer_rates` beside the learning rate."""
         return {
             "decay": 0.95 if self.layer_lr_decay is None else self.layer_lr_decay,
             "head": self.head_learning_rate,
@@ -113,20 +143,28 @@ class RateArguments:
 
 @dataclass
 class LossArguments:
-    _argument_group_name = "loss (and --label_smoothing_factor)"
+    """Weights and shape of the training loss."""
+
+    _argument_group_name = "loss (see also --label_smoothing_factor)"
 
     class_weights: list[str] = arg(
-        [], "balanced, or name=weight for each class: of one label a row."
+        [], "Weights of classes, one label a row: balanced, or name=weight for each.", common=True
     )
     positive_weights: list[str] = arg(
-        [], "balanced, or name=weight for each label: presence against absence, multi-label."
+        [],
+        "Weights of presence against absence, multi-label: balanced, or name=weight for each "
+        "label.",
     )
-    focal_gamma: float = arg(0.0, "Focal loss: (1 - p)^gamma makes easy rows count less. 0 = off.")
+    focal_gamma: float = arg(
+        0.0, "Exponent of the focal loss, (1 - p)^gamma, with which easy rows count less; 0 = off."
+    )
     huber_delta: float | None = arg(
-        None, "Regression: linear from this error on, in standard deviations. Else: squares."
+        None,
+        "Error, in standard deviations, from which on the loss of a regression is linear; "
+        "without it the loss is the squared error.",
     )
     rdrop_alpha: float = arg(
-        0.0, "R-Drop: weight of the divergence of two passes with other dropout. 0 = off."
+        0.0, "Weight of R-Drop, the divergence of two passes with other dropout; 0 = off."
     )
 
     def __post_init__(self) -> None:
@@ -138,19 +176,26 @@ class LossArguments:
 
 @dataclass
 class RegulariserArguments:
+    """Dropout in the encoder, adversaries and averaged weights."""
+
     _argument_group_name = "regularisers (all off by default)"
 
     encoder_dropout: float | None = arg(
-        None, "All dropout inside the encoder; 0 helps regression. Else: the checkpoint's."
+        None,
+        "Dropout in all places inside the encoder; 0 helps regression.",
+        shown="the checkpoint's",
     )
     fgm_epsilon: float = arg(
-        0.0, "FGM: one more pass with word embeddings moved by this length. 0 = off; try 0.5."
+        0.0, "Length by which FGM moves the word embeddings, for one more pass; 0 = off, try 0.5."
     )
     awp_epsilon: float = arg(
-        0.0, "AWP: one more pass with weights moved by this share of their norm. 0 = off; try 1e-3."
+        0.0,
+        "Share of their norm by which AWP moves the weights, for one more pass; 0 = off, try 1e-3.",
     )
     ema_decay: float = arg(
-        0.0, "Evaluate and keep the moving average of the weights. 0 = off; try 0.99."
+        0.0,
+        "Decay of the moving average of the weights, which is evaluated and kept; 0 = off, try "
+        "0.99.",
     )
 
     def __post_init__(self) -> None:
@@ -163,14 +208,23 @@ class RegulariserArguments:
 
 @dataclass
 class AdapterArguments:
+    """LoRA matrices in the encoder."""
+
     _argument_group_name = "LoRA (needs `pip install peft`)"
 
-    lora_r: int = arg(0, "Rank. Trains the head and LoRA matrices in the encoder. 0 = off.")
-    lora_alpha: float | None = arg(None, "Scale is alpha / r. Else: 2 r.")
-    lora_dropout: float = arg(0.0, "On the input of the LoRA matrices.")
-    lora_target_modules: list[str] = arg([], "Names of linear layers. Default: all in the encoder.")
+    lora_r: int = arg(
+        0, "Rank of LoRA matrices, which are trained in the encoder, beside the head; 0 = off."
+    )
+    lora_alpha: float | None = arg(
+        None, "Alpha of LoRA: matrices are scaled by alpha / r.", shown="2 * lora_r"
+    )
+    lora_dropout: float = arg(0.0, "Dropout on the input of the LoRA matrices.")
+    lora_target_modules: list[str] = arg(
+        [], "Names of the linear layers that get LoRA matrices.", shown="all in the encoder"
+    )
     save_adapter: bool = arg(
-        False, "Write adapter/ in peft's format as well; the model itself is saved merged."
+        False,
+        "Whether adapter/ is written as well, in peft's format; the model itself is saved merged.",
     )
 
     def __post_init__(self) -> None:
@@ -189,25 +243,31 @@ class AdapterArguments:
 
 @dataclass
 class RunArguments:
+    """Rows to train on, metrics, checkpoints and time."""
+
     _argument_group_name = "run"
 
     train_fraction: float | None = arg(
-        None, "Train on a stratified share; those of one seed are nested. Default: all."
+        None, "Share of the training rows to use, stratified; shares of one seed are nested."
     )
-    train_per_class: int | None = arg(None, "Train on so many rows of each class. Default: all.")
-    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
+    train_per_class: int | None = arg(None, "Number of training rows of each class to use.")
+    batch_by_length: bool = arg(True, "Whether training batches hold rows of similar length.")
     extra_metrics: list[str] = arg(
-        [], "More metrics of `evaluate`, by name or path; name:argument=value works."
+        [],
+        "Metrics of `evaluate` beside the usual ones, by name or path; name:argument=value works.",
     )
     early_stopping_patience: int | None = arg(
-        None, "Stop after so many evaluations without a better score. Default: never."
+        None, "Evaluations without a better score after which training stops.", common=True
     )
-    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
+    keep_checkpoints: bool = arg(False, "Whether checkpoint-* folders are kept after the end.")
     checkpoint_dir: str | None = arg(
-        None, "Write checkpoints there and not under --output_dir: a scratch disk."
+        None, "Folder for checkpoints, such as one on a scratch disk.", shown="--output_dir"
     )
     time_budget: str | None = arg(
-        None, "As 8h30m: training ends in time to predict with the best weights so far."
+        None,
+        "Time for the whole run, as 8h30m: training ends early enough to predict with the best "
+        "weights so far.",
+        common=True,
     )
 
     def __post_init__(self) -> None:
@@ -223,12 +283,12 @@ class RunArguments:
 
     @property
     def subset(self) -> dict[str, Any]:
-        """Which training rows are used; see `splits.choose_subset`."""
+        """Arguments of `data.splits.choose_subset`: which training rows are used."""
         return {"fraction": self.train_fraction, "per_class": self.train_per_class}
 
     @property
     def seconds(self) -> float | None:
-        """The time budget."""
+        """The time budget in seconds; None: there is none."""
         return None if self.time_budget is None else to_seconds(self.time_budget)
 
 
@@ -236,7 +296,7 @@ UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 def to_seconds(text: str) -> float:
-    """8h30m, 45m, 90s or plain seconds.
+    """Convert 8h30m, 45m, 90s or plain seconds to seconds.
 
     Raises:
         InputError: for anything else, and for 0.
@@ -253,6 +313,7 @@ def to_seconds(text: str) -> float:
 
 
 def probability(name: str, value: float | None) -> None:
+    """Check an argument that is a probability below 1; None passes."""
     if value is not None and not 0 <= value < 1:
         raise InputError(f"--{name} {value} must be at least 0 and below 1")
 
@@ -262,21 +323,40 @@ FOLD_STRATEGIES = ("stratified", "group", "stratified_group", "multilabel", "ran
 
 @dataclass
 class FoldArguments:
-    _argument_group_name = "folds and seeds (one model for each of both; finished ones are kept)"
+    """Folds, seeds and pseudo-labels."""
 
-    num_folds: int | None = arg(None, "Train so many models, each validated on its own share.")
+    _argument_group_name = "folds and seeds (a model for each pair; finished models are kept)"
+
+    num_folds: int | None = arg(
+        None,
+        "Number of folds; each model is validated on one and trained on the others.",
+        common=True,
+    )
     fold_strategy: str | None = arg(
         None,
-        "stratified, group, stratified_group, multilabel or random. Else: what suits the labels.",
+        "How rows are assigned to folds: stratified, group, stratified_group, multilabel or "
+        "random.",
+        shown="stratified or multilabel, with groups stratified_group or group",
     )
-    group_column_name: str | None = arg(None, "Rows of one group share a fold.")
-    fold_column_name: str | None = arg(None, "Column with the fold of each row (0, 1 ...).")
-    folds: list[str] = arg([], "Train these only, as 0,1. Default: all.")
-    seeds: list[int] = arg([], "Train each with these seeds; predictions are averaged.")
+    group_column_name: str | None = arg(None, "Column with groups; rows of one group share a fold.")
+    fold_column_name: str | None = arg(
+        None, "Column with the fold of each row (0, 1 ...), in place of --num_folds."
+    )
+    folds: list[str] = arg([], "Folds to train, as 0,1.", shown="all")
+    seeds: list[int] = arg(
+        [],
+        "Seeds; a model is trained with each, and their predictions are averaged.",
+        shown="--seed",
+        common=True,
+    )
     pseudo_label_file: str | None = arg(
-        None, "predictions_test_by_fold.csv of a run with the same folds: more training rows."
+        None,
+        "File predictions_test_by_fold.csv of a run with the same folds, whose rows are "
+        "trained on too (pseudo-labels).",
     )
-    pseudo_label_weight: float = arg(1.0, "Of such a row; a labelled one counts 1.")
+    pseudo_label_weight: float = arg(
+        1.0, "Weight of a pseudo-labelled row; a labelled one counts 1."
+    )
 
     def __post_init__(self) -> None:
         at_least("num_folds", self.num_folds, 2)
@@ -300,11 +380,12 @@ class FoldArguments:
 
     @property
     def with_folds(self) -> bool:
+        """Whether there are folds."""
         return bool(self.num_folds or self.fold_column_name)
 
     @property
     def wanted(self) -> list[int]:
-        """--folds as numbers."""
+        """--folds as numbers; [] stands for all."""
         words = [word for item in self.folds for word in item.split(",") if word.strip()]
         for word in words:
             if not word.strip().isdigit():
@@ -314,17 +395,20 @@ class FoldArguments:
 
 @dataclass
 class SubmissionArguments:
+    """Sample submission, and how it is filled."""
+
     _argument_group_name = "submission"
 
     sample_submission: str | None = arg(
-        None, "File whose columns, ids and order submission.csv gets."
+        None, "Sample file, whose columns, ids and order submission.csv gets.", common=True
     )
     submission_values: str | None = arg(
-        None, "labels or probabilities. Default: what the sample holds, fractions or not."
+        None, "What submission.csv holds: labels or probabilities.", shown="what the sample holds"
     )
     fit_thresholds: str | None = arg(
         None,
-        "On the out-of-fold predictions: global or per_label (F1), ordinal (regression to grades).",
+        "Thresholds to fit on the out-of-fold predictions: global or per_label (F1), ordinal "
+        "(regression to grades).",
     )
 
     def __post_init__(self) -> None:

@@ -1,32 +1,65 @@
-"""The arguments of run_itpt.py."""
+"""The arguments of run_itpt.py beside those that scripts share."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from bertchain.arguments.common import EncoderArguments, arg
+from bertchain.arguments.common import (
+    EncoderArguments,
+    TextArguments,
+    arg,
+    refuse_other_order,
+)
+from bertchain.cli import refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, one_of, share
 
 
 @dataclass
 class CorpusArguments:
+    """Which text, in named corpora."""
+
     _argument_group_name = "corpora"
 
     train_file: list[str] = arg(
-        [], "path or name=path ...: .csv .tsv .txt .json .jsonl .parquet (.gz). No name: task."
+        [],
+        "Files of text: path, or name=path with the name of a corpus (without one: task). .csv "
+        ".tsv .txt .json .jsonl .parquet, each also .gz.",
+        common=True,
     )
-    dataset_name: str | None = arg(None, "Hub data set (its train split), corpus task.")
-    dataset_config_name: str | None = arg(None, "Its configuration.")
+    dataset_name: str | None = arg(
+        None, "Hub data set whose train split joins the corpus task.", common=True
+    )
+    dataset_config_name: str | None = arg(None, "Configuration of that data set.")
     corpora: str | None = arg(
-        None, "YAML file, name: {file or dataset_name, text_column_names ...}, for own columns."
+        None,
+        "YAML file of corpora whose tables have columns of their own; name: {file or "
+        "dataset_name, text_column_names ...}.",
+        common=True,
     )
     corpus_weights: list[str] = arg(
-        [], "name=2: twice an epoch, name=0.5: a random half. --streaming: odds of being drawn."
+        [],
+        "How often a corpus is used: name=2 twice an epoch, name=0.5 a random half of it; with "
+        "--streaming the odds that a document comes from it.",
+        shown="1 for each",
+        common=True,
     )
-    test_file: list[str] = arg([], "Test text: is taken out of the corpora, or see next.")
-    include_test_text: bool = arg(False, "Train on text of the test set too (transductive).")
-    deduplicate: bool = arg(True, "Keep one of documents with the same words.")
-    max_train_samples: int | None = arg(None, "Use the first N documents of each table.")
-    validation_split: float = arg(0.05, "Share of the documents held out to measure the loss.")
-    streaming: bool = arg(False, "Read text as it is needed; needs --max_steps.")
+    test_file: list[str] = arg(
+        [],
+        "Files of test text, whose documents are left out of the corpora, or see next.",
+        common=True,
+    )
+    include_test_text: bool = arg(
+        False, "Train on the text of the test set too, which makes scores transductive."
+    )
+    deduplicate: bool = arg(True, "Keep one of the documents with the same words.")
+    max_train_samples: int | None = arg(
+        None, "Number of documents to use, the first of each table.", shown="all"
+    )
+    validation_split: float = arg(
+        0.05, "Share of the documents that is held out to measure the loss.", common=True
+    )
+    streaming: bool = arg(
+        False, "Read text while training and not before; needs --max_steps.", common=True
+    )
 
     def __post_init__(self) -> None:
         if not (self.train_file or self.dataset_name or self.corpora):
@@ -36,47 +69,64 @@ class CorpusArguments:
 
 
 @dataclass
-class BlockArguments:
+class PackingArguments:
+    """How documents become rows, and rows batches."""
+
     _argument_group_name = "rows and batches"
 
     max_seq_length: int | None = arg(
-        None, "Tokens a row, special tokens included. Else: what the model takes, at most 512."
+        None,
+        "Tokens of a row, special tokens included.",
+        shown="what the model takes, at most 512",
+        common=True,
     )
-    blocks: str = arg(
-        "document", "document: a window a row. packed: short documents share a row, unseen."
+    packing: bool = arg(
+        False,
+        "Put several short documents into a row, where they do not see each other; without it a "
+        "row is one window of a document.",
+        common=True,
     )
     tokens_per_batch: int | None = arg(
-        None, "At most so many tokens a batch, padding included, in place of a number of rows."
+        None,
+        "Most tokens of a training batch, padding included.",
+        shown="--per_device_train_batch_size rows, however long",
+        common=True,
     )
-    batch_by_length: bool = arg(True, "Training batches hold rows of similar length.")
+    batch_by_length: bool = arg(True, "Put rows of similar length into a training batch.")
 
     def __post_init__(self) -> None:
-        one_of("blocks", self.blocks, ("document", "packed"))
         at_least("max_seq_length", self.max_seq_length, 1)
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 
 
 @dataclass
 class MaskArguments:
+    """What is to be predicted."""
+
     _argument_group_name = "masks"
 
-    mlm_probability: float = arg(0.15, "Share of tokens to predict; up to 0.4 has been useful.")
-    mask_unit: str = arg("token", "token, word (all pieces or none) or ngram (runs of words).")
-    max_ngram: int = arg(3, "Most words of a run.")
-    word_segmenter: str = arg(
-        "characters", "Chinese and Japanese: characters as words, or jieba (pip install jieba)."
+    mlm_probability: float = arg(
+        0.15, "Share of the tokens to predict; up to 0.4 has been useful.", common=True
     )
-    mask_replace_prob: float = arg(0.8, "Share of the chosen that becomes the mask token.")
-    random_replace_prob: float = arg(0.1, "Share that becomes a random token; the rest stays.")
-    label_words: str | None = arg(
-        None, "Label column: its words stand before the text, and half the time are predicted."
+    mask_unit: str = arg(
+        "token", "What is chosen at once: token, or word (all its tokens or none).", common=True
+    )
+    word_segmenter: str = arg(
+        "characters",
+        "Words of Chinese and Japanese, for --mask_unit word: each of the characters, or those "
+        "of jieba (pip install jieba).",
+    )
+    mask_replace_prob: float = arg(
+        0.8, "Share of the tokens to predict that becomes the mask token."
+    )
+    random_replace_prob: float = arg(
+        0.1, "Share of the tokens to predict that becomes a random token; the rest stays."
     )
 
     def __post_init__(self) -> None:
         share("mlm_probability", self.mlm_probability)
-        one_of("mask_unit", self.mask_unit, ("token", "word", "ngram"))
+        one_of("mask_unit", self.mask_unit, ("token", "word"))
         one_of("word_segmenter", self.word_segmenter, ("characters", "jieba"))
-        at_least("max_ngram", self.max_ngram, 1)
         at_least("mask_replace_prob", self.mask_replace_prob, 0)
         at_least("random_replace_prob", self.random_replace_prob, 0)
         if self.mask_replace_prob + self.random_replace_prob > 1:
@@ -87,15 +137,22 @@ class MaskArguments:
 
 
 @dataclass
-class StartArguments(EncoderArguments):
+class CheckpointArguments(EncoderArguments):
+    """Which checkpoint to start from, or which config to train from scratch by."""
+
     model_name_or_path: str | None = arg(
-        None, "Hub name, transformers folder, or folder of one of these scripts."
+        None, "Hub name, transformers folder, or folder of one of these scripts.", common=True
     )
     config_name: str | None = arg(
-        None, "In place of a model: train from scratch by this config, with --tokenizer_name."
+        None,
+        "Hub name or folder of a config to train from scratch by, in place of a model; needs "
+        "--tokenizer_name.",
     )
     add_tokens: str | None = arg(
-        None, "auto:500: frequent words that are split much become tokens; or a file of words."
+        None,
+        "New tokens: auto:500 for 500 frequent words that the tokenizer splits much, or a file "
+        "with a word a line.",
+        common=True,
     )
     keep_pooler: bool = arg(
         False, "Save the model's pooler along, for --token_pooling pooler of run_finetune.py."
@@ -112,15 +169,67 @@ class StartArguments(EncoderArguments):
 
 @dataclass
 class RunArguments:
+    """When training stops, and what is kept of it."""
+
     _argument_group_name = "run"
 
     early_stopping_patience: int | None = arg(
-        None, "Stop after N evaluations without a better held-out loss."
+        None,
+        "Number of evaluations without a better held-out loss after which training stops.",
+        shown="never",
+        common=True,
     )
-    save_at_steps: list[int] = arg([], "Keep the model of these steps, 0 too, as step-N folders.")
-    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after the end.")
+    save_at_steps: list[int] = arg(
+        [], "Steps whose model is kept in a folder step-N; 0 is the model before training."
+    )
+    keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after training.")
 
     def __post_init__(self) -> None:
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         for step in self.save_at_steps:
             at_least("save_at_steps", step, 0)
+
+
+GROUPS = (
+    CorpusArguments,
+    TextArguments,
+    PackingArguments,
+    MaskArguments,
+    CheckpointArguments,
+    RunArguments,
+)
+
+
+class Arguments(NamedTuple):
+    """The arguments of run_itpt.py, by group."""
+
+    corpus: CorpusArguments
+    text: TextArguments
+    packing: PackingArguments
+    mask: MaskArguments
+    checkpoint: CheckpointArguments
+    run: RunArguments
+    training: Any  # transformers.TrainingArguments, which takes seconds to import
+    run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+
+
+def check_combinations(args: Arguments) -> None:
+    """Check combinations of arguments across groups.
+
+    Raises:
+        InputError: naming the arguments, where one needs another or excludes it.
+    """
+    training = args.training
+    refuse_data_parallel(training.n_gpu)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
+    refuse_other_order(training)
+    if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
+        raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
+    if not args.corpus.streaming:
+        return
+    if training.max_steps < 1:
+        raise InputError("--streaming needs --max_steps: text without end has no epochs")
+    if training.dataloader_num_workers:
+        raise InputError("--streaming reads in the training process; --dataloader_num_workers 0")
+    if args.packing.packing:
+        raise InputError("--streaming does not go with --packing")

@@ -1,4 +1,4 @@
-"""Predictions of several models -> one table: in row order, out of the folds, averaged."""
+"""Predictions of several members -> out-of-fold predictions, averages, scores."""
 
 import json
 import logging
@@ -30,18 +30,21 @@ ScoreFunction = Callable[[np.ndarray, Sequence], dict[str, float]]
 # ---------------------------------------------------------------- many tables -> one
 
 
-def out_of_folds(
+def out_of_fold(
     folder: Path, members: Sequence[Member], spec: LabelSpec, ids: Sequence[str], folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each row as predicted by the models that did not train on it, averaged over seeds.
+    """Collect out-of-fold predictions, averaged over seeds.
 
     Args:
-        members: models whose predictions_validation.csv are in their folders.
-        ids, folds: of all training rows.
+        folder: holds each member's folder with its predictions_validation.csv.
+        ids, folds: of all n training rows.
 
     Returns:
         row numbers [m], ascending, of the rows whose fold is among the members; probabilities
         [m, labels].
+
+    Raises:
+        InputError: where a member's predictions are of other rows than its fold.
     """
     place = {name: row for row, name in enumerate(ids)}
     total = np.zeros((len(ids), len(spec.names)))
@@ -65,7 +68,14 @@ def out_of_folds(
 def averaged(
     folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
 ) -> tuple[list[str], np.ndarray]:
-    """The mean over models of their predictions_<split>.csv: ids, probabilities [n, labels]."""
+    """Average predictions_<split>.csv over members.
+
+    Returns:
+        ids; probabilities [n, labels].
+
+    Raises:
+        InputError: where the members' rows differ.
+    """
     total, ids = None, []
     for member in members:
         path = folder / member.name / f"predictions_{split}.csv"
@@ -81,12 +91,12 @@ def averaged(
 def by_fold(
     folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
 ) -> Iterator[tuple[int, list[str], np.ndarray]]:
-    """For each fold its number, ids and probabilities, averaged over seeds."""
+    """Yield for each fold its number, ids and probabilities [n, labels], averaged over seeds."""
     for fold in sorted({member.fold for member in members}):
         yield fold, *averaged(folder, [m for m in members if m.fold == fold], split, spec)
 
 
-# ---------------------------------------------------------------- what a run of several leaves
+# ---------------------------------------------------------------- what a run writes
 
 
 def combine(
@@ -94,39 +104,54 @@ def combine(
 ) -> dict[str, Any]:
     """Write out-of-fold predictions, averages over the trained members, and members.csv.
 
+    All processes must call this; only the main process reads and writes.
+
     Args:
-        task: with documents cut into windows. With folds train is predicted out of them; without,
-            validation is averaged, as test is in any case.
+        task: with folds the training rows are predicted out-of-fold; without folds predictions of
+            the validation rows are averaged, as those of the test rows always are.
 
     Returns:
-        scores: oof_... over all rows, eval_..._mean and _sd over members, test_... of the average.
+        scores, in all processes: oof_... over all rows, eval_..._mean and _sd over members,
+        test_... of the average.
     """
-    members, spec = run.trained(), task.spec
-    if not is_main_process():
-        return broadcast({})
-    results: dict[str, Any] = {"models": len(members)}
+    members = run.trained()
+    results = {}
+    if is_main_process():
+        results = write_combined(run.folder, members, task, options, extra_metrics)
+    return broadcast(results)
+
+
+def write_combined(
+    folder: Path,
+    members: Sequence[Member],
+    task: Task,
+    options: SubmissionArguments,
+    extra_metrics: list[str],
+) -> dict[str, Any]:
+    """Write the tables of a run; see `combine`. The main process calls this."""
+    spec, results = task.spec, {"models": len(members)}
     thresholds = read_thresholds(Path(members[0].checkpoint).parent)  # of a run that predicts
     if task.has_training_rows:
-        results |= write_members(run.folder, members)
+        results |= write_members(folder, members)
         thresholds = None
     scores_of = score_function(spec, extra_metrics)
     if task.folds is not None:
-        thresholds, scores = write_out_of_folds(
-            run.folder, members, task, options.fit_thresholds, scores_of
+        thresholds, scores = write_out_of_fold(
+            folder, members, task, options.fit_thresholds, scores_of
         )
         results |= scores
-    write_thresholds(run.folder, thresholds)
+    write_thresholds(folder, thresholds)
     averages = ["test"] if task.folds is not None else ["validation", "test"]
     for split in averages:
         if split in task.documents:
             rows = task.documents[split]
-            results |= write_average(run.folder, members, split, rows, spec, thresholds, scores_of)
+            results |= write_average(folder, members, split, rows, spec, thresholds, scores_of)
     if task.folds is not None and "test" in task.documents:
-        write_by_fold(run.folder, members, spec)
-    return broadcast(results)
+        write_by_fold(folder, members, spec)
+    return results
 
 
-def write_out_of_folds(
+def write_out_of_fold(
     folder: Path,
     members: Sequence[Member],
     task: Task,
@@ -136,19 +161,20 @@ def write_out_of_folds(
     """Write predictions_oof.csv.
 
     Args:
-        fit_thresholds: of `thresholds.KINDS`, fitted on these rows once all folds are trained.
+        fit_thresholds: one of `thresholds.KINDS`, fitted on these rows once all folds are trained;
+            None: none.
 
     Returns:
-        the thresholds; scores with the prefix oof_, and how many rows they are of.
+        the thresholds, or None; scores with the prefix oof_, and the number of their rows.
     """
     spec, train, thresholds = task.spec, task.documents["train"], None
     ids = train["id"][:]
-    rows, probabilities = out_of_folds(folder, members, spec, ids, task.folds)
+    rows, probabilities = out_of_fold(folder, members, spec, ids, task.folds)
     truth = np.asarray(train["labels"][:])[rows]
     results = {"oof_rows": len(rows), "train_rows": len(train)}
     results |= prefixed("oof", scores_of(probabilities, truth))
     if fit_thresholds and len(rows) == len(train):
-        targets, folds = spec.truth(truth), task.folds[rows]
+        targets, folds = spec.label_matrix(truth), task.folds[rows]
         thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, folds)
         results |= gains
     elif fit_thresholds:
@@ -168,7 +194,7 @@ def write_average(
     thresholds: Thresholds | None,
     scores_of: ScoreFunction,
 ) -> dict[str, float]:
-    """Write predictions_<split>.csv, the mean over members; its scores, where there are labels."""
+    """Write predictions_<split>.csv, the mean over members. Returns scores, {} without labels."""
     ids, probabilities = averaged(folder, members, split, spec)
     write_predictions(folder / f"predictions_{split}.csv", spec, ids, probabilities, thresholds)
     if "labels" not in rows.column_names:
@@ -179,23 +205,28 @@ def write_average(
     if thresholds is not None:
         name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
         decisions = thresholds.decide(probabilities)
-        results[name] = score(thresholds.kind, decisions, spec.truth(labels))
+        results[name] = score(thresholds.kind, decisions, spec.label_matrix(labels))
     return results
 
 
 def write_folds(folder: Path, task: Task) -> None:
-    """Write folds.csv: the fold of each training row, which pseudo-labels are checked against."""
+    """Write folds.csv, the fold of each training row: pseudo-labels are checked against it."""
     if task.folds is not None and is_main_process():
         table = {"id": task.documents["train"]["id"][:], "fold": task.folds}
         write_csv(folder / "folds.csv", pd.DataFrame(table))
 
 
 def prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:
+    """Name scores <prefix>_<name>."""
     return {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
 def write_members(folder: Path, members: Sequence[Member]) -> dict[str, float]:
-    """members.csv, a model a row; the mean and standard deviation of their validation scores."""
+    """Write members.csv, one row per member.
+
+    Returns:
+        mean and standard deviation over members of each validation score.
+    """
     rows = []
     for member in members:
         content = (folder / member.name / "all_results.json").read_text(encoding="utf-8")
@@ -212,7 +243,7 @@ def write_members(folder: Path, members: Sequence[Member]) -> dict[str, float]:
 
 
 def write_by_fold(folder: Path, members: Sequence[Member], spec: LabelSpec) -> None:
-    """predictions_test_by_fold.csv: what --pseudo_label_file of another run takes."""
+    """Write predictions_test_by_fold.csv, which --pseudo_label_file of another run takes."""
     tables = [
         spec.prediction_table(ids, probabilities, fold=[fold] * len(ids))
         for fold, ids, probabilities in by_fold(folder, members, "test", spec)
@@ -221,6 +252,7 @@ def write_by_fold(folder: Path, members: Sequence[Member], spec: LabelSpec) -> N
 
 
 def read_thresholds(folder: str | os.PathLike) -> Thresholds | None:
+    """Read thresholds.json of a run; None where it has none."""
     file = Path(folder) / "thresholds.json"
     if not file.is_file():
         return None
@@ -228,7 +260,7 @@ def read_thresholds(folder: str | os.PathLike) -> Thresholds | None:
 
 
 def write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:
-    """thresholds.json; one of an earlier command does not stay."""
+    """Write thresholds.json; with None delete that of an earlier command."""
     if thresholds is None:
         (folder / "thresholds.json").unlink(missing_ok=True)
     else:

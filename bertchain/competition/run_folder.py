@@ -31,14 +31,14 @@ EARLIER_FILE = "plan.json"  # its name in earlier versions
 
 @dataclass(frozen=True)
 class Member:
-    """One of the models of a run.
+    """One model of a run.
 
     Attributes:
         name: of its folder, such as fold-0 or seed-1-fold-0; "" where a run trains one model, in
             the output folder itself.
-        fold: whose rows it validates; None without folds.
-        seed: of everything random in its training.
-        checkpoint: what it is loaded from: the encoder to train, or the member as it was trained.
+        fold: number of the fold that validates it; None without folds.
+        seed: of its head, dropout and order of rows.
+        checkpoint: hub name or folder to load: the encoder to train, or the trained member.
     """
 
     name: str
@@ -53,11 +53,11 @@ def plan_members(
     """List the models of a run, fold by fold, each with all --seeds.
 
     Args:
-        folds: of each row, or None.
-        seed: where no --seeds are given.
+        folds: of each training row, or None.
+        seed: holds where no --seeds are given.
 
     Raises:
-        InputError: for a wanted fold that does not exist.
+        InputError: where --folds names one that does not exist.
     """
     wanted, seeds = options.wanted, options.seeds
     numbers = [None] if folds is None else sorted(set(folds.tolist()))
@@ -77,14 +77,14 @@ def plan_members(
 
 
 def member_seed(seed: int, fold: int | None) -> int:
-    """Derive a seed for each fold, the same in every run."""
+    """Derive a seed for a fold, the same in every run; without folds the seed itself."""
     if fold is None:
         return seed
     return int(np.random.SeedSequence((seed, fold)).generate_state(1)[0] >> 1)  # below 2^31
 
 
 def read_members(folder: str | os.PathLike) -> list[Member]:
-    """Read the members of a run that are trained to their end; [] for any other folder."""
+    """Read the members of a run whose training has ended; [] for any other folder."""
     folder = Path(folder)
     for name, key in ((FILE, "members"), (EARLIER_FILE, "parts")):
         if (folder / name).is_file():
@@ -98,7 +98,7 @@ def read_members(folder: str | os.PathLike) -> list[Member]:
 
 
 def _is_trained(folder: Path, member: Member) -> bool:
-    """all_results.json is the last file that a model's training writes."""
+    """Return whether a member's training has ended: all_results.json is the last file it writes."""
     return (folder / member.name / "all_results.json").is_file()
 
 
@@ -106,10 +106,10 @@ def _is_trained(folder: Path, member: Member) -> bool:
 
 
 class RunFolder:
-    """The output folder while a run writes to it: locked from `with` to its end.
+    """Output folder of a run, locked inside `with`.
 
-    A run of several members has a manifest of what makes them, by which the same command goes on
-    where it was cut off, and another is refused.
+    A run with several members has a manifest: the same command resumes it, any other is refused.
+    All processes use it alike; only the main process locks and writes.
     """
 
     def __init__(
@@ -121,24 +121,28 @@ class RunFolder:
     ):
         """Args:
         manifest: see `make_manifest`; None where nothing is trained.
-        options: say where checkpoints go, and whether they are kept.
+        options: where checkpoints go, and whether they are kept.
         """
         self.folder, self.members, self.manifest = Path(folder), list(members), manifest
         self.keep_checkpoints = options.keep_checkpoints
         self.scratch = self.folder
         if manifest is not None and options.checkpoint_dir is not None:
-            self.scratch = (
-                Path(options.checkpoint_dir) / f"{self.folder.name}-{digest_of(manifest)}"
-            )
+            name = f"{self.folder.name}-{digest_of(manifest)}"
+            self.scratch = Path(options.checkpoint_dir) / name
         self._stack = ExitStack()
 
     @property
     def has_several(self) -> bool:
+        """Whether its members have folders of their own."""
         return bool(self.members[0].name)
 
     def __enter__(self) -> "RunFolder":
-        """Raises InputError where another run writes to the folder or has trained members there."""
-        with self._stack as stack:  # left at once, lock and all, if the manifest does not fit
+        """Lock the folder, and check and write the manifest.
+
+        Raises:
+            InputError: where another run holds the lock, or has trained members in the folder.
+        """
+        with self._stack as stack:  # releases the lock if the manifest does not fit
             stack.enter_context(lock(self.folder))
             if self.manifest is not None and self.has_several:
                 check_manifest(self.folder, self.manifest)
@@ -152,6 +156,7 @@ class RunFolder:
         self._stack.close()
 
     def folder_of(self, member: Member) -> Path:
+        """Where a member's model and predictions go."""
         return self.folder / member.name
 
     def scratch_of(self, member: Member) -> Path:
@@ -159,7 +164,10 @@ class RunFolder:
         return self.scratch / member.name
 
     def unfinished(self) -> list[Member]:
-        """The members to train or to predict with: those not yet trained by the same command."""
+        """List the members to train: those that an earlier run of this command has not trained.
+
+        Where nothing is trained, all members. All processes must call this.
+        """
         if self.manifest is None or not self.has_several:
             return self.members
         done = broadcast([m.name for m in self.members if _is_trained(self.folder, m)])
@@ -171,17 +179,33 @@ class RunFolder:
         return [member for member in self.members if member.name not in done]
 
     def trained(self) -> list[Member]:
-        """The members that are trained to their end, by this command or an earlier one."""
+        """List the members whose training has ended, in this run or an earlier one.
+
+        All processes must call this.
+        """
         return self.members if self.manifest is None else broadcast(read_members(self.folder))
 
     def resume_from(self, member: Member, asked: str | None) -> str | None:
-        """The checkpoint to resume from: of several members the latest; of one, as asked."""
+        """Find the checkpoint to resume a member from; None: it is trained from step 0.
+
+        All processes must call this.
+
+        Args:
+            asked: --resume_from_checkpoint, which holds for a single member; one of several resumes
+                from its latest checkpoint.
+
+        Raises:
+            InputError: see `find_checkpoint`.
+        """
         if not self.has_several:
             return find_checkpoint(self.scratch, asked)
         return broadcast(latest_checkpoint(self.scratch_of(member)) if is_main_process() else None)
 
     def write_results(self, results: dict[str, Any], run_config: dict[str, Any], seed: int) -> None:
-        """Write run_args.yaml and all_results.json, with the seed and the versions."""
+        """Write run_args.yaml, and all_results.json with the seed and the versions.
+
+        All processes must call this.
+        """
         if is_main_process():
             write_yaml(self.folder / "run_args.yaml", run_config)
             content = results | {"seed": seed, "versions": versions()}
@@ -190,13 +214,14 @@ class RunFolder:
         barrier()
 
     def remove_checkpoints(self, member: Member) -> None:
+        """Delete a member's checkpoints, unless --keep_checkpoints; the main process calls this."""
         if not self.keep_checkpoints:
             remove_checkpoints(self.scratch_of(member))
 
 
 # ---------------------------------------------------------------- manifest
 
-# Arguments that a run may be continued with another value of: they change no model.
+# Arguments that change no model: a run may be resumed with another value.
 FREE = {
     "checkpoint_dir",
     "dataloader_num_workers",
@@ -218,13 +243,20 @@ FREE = {
     "submission_values",
     "time_budget",
 }
-# Of these the content counts, and not the path.
+# Arguments whose content counts, not their path.
 FILES = ("train_file", "test_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
 
 
 def make_manifest(run_config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The arguments that make the models, the content of the files they name, and the seed."""
+    """Build the manifest of a run: what makes its models, so that only these are resumed.
+
+    Args:
+        run_config: all arguments by name.
+
+    Returns:
+        arguments that change a model; files: hash by argument; seed.
+    """
     left_out = {*FREE, *FILES, *FOLDERS}
     arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
     model = run_config["model_name_or_path"]
@@ -239,7 +271,7 @@ def make_manifest(run_config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of names' order and contents; a file that is not there counts as empty."""
+    """SHA-256 of the files' contents, in the order of their paths; missing files are left out."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         if not path.is_file():
@@ -257,12 +289,12 @@ def _sha256(file: Any) -> bytes:
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    """A short name for a manifest."""
+    """Shorten a manifest to 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raises InputError, naming what differs, if the folder holds members of another manifest."""
+    """Raises InputError, naming what differs, if the folder holds models of another manifest."""
     begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
     if not begun:
         return
@@ -273,14 +305,13 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         )
     if not (folder / FILE).is_file():
         return
-    before = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    previous = json.loads((folder / FILE).read_text(encoding="utf-8"))
     for kind in ("arguments", "files"):
-        names = {*before[kind], *manifest[kind]}
-        for name in sorted(names):
-            then, now = before[kind].get(name), manifest[kind].get(name)
-            if then == now:
+        for name in sorted({*previous[kind], *manifest[kind]}):
+            old, new = previous[kind].get(name), manifest[kind].get(name)
+            if old == new:
                 continue
-            what = f"was {then} and is {now}" if kind == "arguments" else "holds something else now"
+            what = f"was {old} and is {new}" if kind == "arguments" else "holds something else now"
             raise InputError(
                 f"--{name} {what}, and {folder} has models that were trained before; choose "
                 "another --output_dir, or delete it"
@@ -288,7 +319,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], members: Sequence[Member]) -> None:
-    """Write manifest.json; members that an earlier command has trained stay named in it."""
+    """Write manifest.json, with the trained members of earlier commands (other --folds)."""
     named = {member.name: member for member in [*read_members(folder), *members]}
     rows = [{"name": m.name, "fold": m.fold, "seed": m.seed} for m in named.values()]
     write_json(folder / FILE, manifest | {"members": rows})

@@ -1,4 +1,4 @@
-"""A sample submission -> the submission: its columns, its rows, its order, our predictions."""
+"""Fill a sample submission with predictions: its columns, its rows, in its order."""
 
 import logging
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ import pandas as pd
 
 from bertchain.arguments.finetuning import SubmissionArguments
 from bertchain.competition.thresholds import check_kind
-from bertchain.data.labels import LabelSpec, Thresholds, to_name, to_number
+from bertchain.data.label_values import to_name, to_number
+from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.data.tables import read_table
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError, nearest
+from bertchain.runtime.distributed import is_main_process
 from bertchain.runtime.files import write_csv
 from bertchain.training.prediction import read_predictions
 
@@ -21,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampleSubmission:
-    """What a submission has to look like.
+    """Form of a submission.
 
     Attributes:
-        source: the file.
-        sample: as it was read, all text.
-        id_column: the column that names the rows.
-        values: `labels` (decisions: a class, 0/1, a grade) or `probabilities`; of regression the
-            predicted values.
-        outputs: for each other column the model's output it holds; empty where one column holds the
-            label itself.
+        source: path of the file.
+        sample: its table, all text.
+        id_column: column with the ids of the rows.
+        values: `labels` (decisions: a class, 0/1, a grade, a regression's value) or
+            `probabilities`.
+        outputs: index of the model's output for each other column; empty where a single column
+            holds the label itself.
     """
 
     source: str
@@ -43,12 +45,12 @@ class SampleSubmission:
     def read(
         cls, source: str, spec: LabelSpec, id_column: str | None, values: str | None = None
     ) -> "SampleSubmission":
-        """Read a file and settle what its columns want.
+        """Read a file and infer what its columns hold.
 
         Args:
-            id_column: that of the test file; where the sample has none of that name, its first.
-            values: --submission_values; None: by what the sample holds. Fractions, and a column for
-                each of several classes, are probabilities; all else are labels.
+            id_column: of the test file; a sample without it has its ids in the first column.
+            values: --submission_values; None: inferred. Fractions, and a column for each of several
+                classes, are probabilities; all else are labels.
 
         Raises:
             InputError: for a column that is no label, or an id that occurs twice.
@@ -79,19 +81,19 @@ class SampleSubmission:
     def fill(
         self, ids: list[str], probabilities: np.ndarray, decisions: np.ndarray, spec: LabelSpec
     ) -> pd.DataFrame:
-        """The submission, in the sample's order.
+        """Fill the sample with predictions, in its order of rows.
 
         Args:
-            ids: of the predicted rows, in any order.
-            probabilities: [n, labels], of regression the values.
-            decisions: [n, labels] 0/1, of single_label too; of regression values or grades.
+            ids: of the n predicted rows, in any order.
+            probabilities: [n, labels]; for regression the values.
+            decisions: [n, labels], 0 or 1, also for single_label; for regression values or grades.
         """
         place = {name: row for row, name in enumerate(ids)}
         rows = [place[str(name)] for name in self.sample[self.id_column]]
         filled = self.sample.copy()
         if not self.outputs:
             (column,) = (name for name in self.sample.columns if name != self.id_column)
-            filled[column] = spec.joined(decisions[rows])
+            filled[column] = spec.decode(decisions[rows])
             return filled
         as_labels = self.values == "labels"
         source = decisions[rows] if as_labels else probabilities[rows]
@@ -103,6 +105,7 @@ class SampleSubmission:
 
 
 def _values_of(sample: pd.DataFrame, spec: LabelSpec) -> str:
+    """Infer `labels` or `probabilities` from the sample's columns without the id."""
     if spec.problem_type == "regression":
         return "labels"  # grades where they are fitted, else the values
     numbers = [to_number(value) for column in sample for value in sample[column]]
@@ -113,6 +116,7 @@ def _values_of(sample: pd.DataFrame, spec: LabelSpec) -> str:
 
 
 def _outputs(columns: list[str], spec: LabelSpec, values: str, source: str) -> dict[str, int]:
+    """Map columns to the model's outputs; see `SampleSubmission.outputs`."""
     names = {to_name(name): i for i, name in enumerate(spec.names)}
     found = {}
     for column in columns:
@@ -138,9 +142,16 @@ def _outputs(columns: list[str], spec: LabelSpec, values: str, source: str) -> d
 def read_sample(
     options: SubmissionArguments, id_column: str | None, task: Task
 ) -> SampleSubmission | None:
-    """Read the sample submission, and check it and --fit_thresholds before anything is trained."""
+    """Read --sample_submission, and check it and --fit_thresholds before anything is trained.
+
+    Returns:
+        the form of the submission; None: there is no sample.
+
+    Raises:
+        InputError: see `check_kind`, `SampleSubmission.read` and `check_ids`.
+    """
     if options.fit_thresholds:
-        truth = task.spec.truth(task.documents["train"]["labels"][:])
+        truth = task.spec.label_matrix(task.documents["train"]["labels"][:])
         check_kind(options.fit_thresholds, task.spec.problem_type, truth)
     if options.sample_submission is None:
         return None
@@ -153,7 +164,12 @@ def read_sample(
 def write_submission(
     sample: SampleSubmission, folder: Path, spec: LabelSpec, thresholds: Thresholds | None
 ) -> None:
-    """Write submission.csv in the form of the sample, from predictions_test.csv."""
+    """Write submission.csv in the form of the sample, from predictions_test.csv.
+
+    Only the main process reads and writes.
+    """
+    if not is_main_process():
+        return
     ids, probabilities = read_predictions(folder / "predictions_test.csv", spec)
     decisions = spec.decide(probabilities, thresholds)
     write_csv(folder / "submission.csv", sample.fill(ids, probabilities, decisions, spec))

@@ -1,7 +1,7 @@
-"""Decision thresholds, fitted on out-of-fold predictions and judged on rows they have not seen.
+"""Decision thresholds, fitted on out-of-fold predictions and scored on rows they have not seen.
 
-A threshold chosen on the rows that it is then scored on flatters itself; `fit_and_judge` therefore
-scores each fold with thresholds fitted on the other folds.
+The score of a threshold on the rows it was fitted on is too high; `fit_and_judge` therefore scores
+each fold with thresholds fitted on the other folds.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
 
-# What is fitted: the problem type it is for, and the score that it raises.
+# Kind of thresholds: its problem type, and the score that they maximise.
 KINDS = {
     "global": ("multi_label", "f1_micro"),
     "per_label": ("multi_label", "f1_macro"),
@@ -20,7 +20,7 @@ KINDS = {
 
 
 def check_kind(kind: str, problem_type: str, labels: np.ndarray | None = None) -> None:
-    """Raises InputError where such thresholds mean nothing for the labels [n, labels]."""
+    """Raises InputError where thresholds of a kind do not fit the labels [n, labels]."""
     needed = KINDS[kind][0]
     if problem_type != needed:
         raise InputError(f"--fit_thresholds {kind} goes with {needed} labels, not {problem_type}")
@@ -31,7 +31,7 @@ def check_kind(kind: str, problem_type: str, labels: np.ndarray | None = None) -
 
 
 def plain(kind: str, labels: np.ndarray) -> Thresholds:
-    """What is used without fitting: 0.5, or the middle between two grades."""
+    """Thresholds without fitting: 0.5, or the middle between two grades."""
     if kind != "ordinal":
         return Thresholds(kind, (0.5,) * labels.shape[1])
     grades = np.unique(labels)
@@ -39,7 +39,7 @@ def plain(kind: str, labels: np.ndarray) -> Thresholds:
 
 
 def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
-    """The thresholds with the highest score on these rows.
+    """Fit the thresholds with the highest score on these rows.
 
     Args:
         predictions, labels: [n, labels]; for `ordinal` [n, 1].
@@ -56,7 +56,8 @@ def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
 
 
 def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 (micro for `global`, macro for `per_label`) or quadratic weighted kappa."""
+    """Score decisions [n, labels]: F1 (micro for `global`, macro for `per_label`) or quadratic
+    weighted kappa."""
     from sklearn import metrics as sk
 
     if kind == "ordinal":
@@ -72,12 +73,16 @@ def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
 def fit_and_judge(
     kind: str, predictions: np.ndarray, labels: np.ndarray, folds: np.ndarray
 ) -> tuple[Thresholds, dict[str, float]]:
-    """Thresholds fitted on all rows, and what they gain on rows they were not fitted on.
+    """Fit thresholds on all rows, and measure what they gain on rows they were not fitted on.
+
+    Args:
+        predictions, labels: [n, labels].
+        folds: of each row [n].
 
     Returns:
-        the thresholds; and their score by name: `oof_f1_macro_plain` (without fitting),
-        `oof_f1_macro_nested` (each fold with the thresholds of the others: the honest one) and
-        `oof_f1_macro_fitted` (on the rows themselves: flattered).
+        the thresholds; and scores by name, such as `oof_f1_macro_plain` (without fitting),
+        `oof_f1_macro_nested` (each fold with the thresholds of the others: unbiased) and
+        `oof_f1_macro_fitted` (on the rows they were fitted on: too high).
     """
     thresholds = fit(kind, predictions, labels)
     nested = np.empty_like(plain(kind, labels).decide(predictions))
@@ -94,14 +99,14 @@ def fit_and_judge(
 
 
 def best_f1_cut(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The cut with the highest F1: exact, by trying every number of positive rows.
+    """Find the cut with the highest F1: exact, by trying every number of positive rows.
 
     Args:
         probabilities, truth: [n]; truth is 0 or 1.
 
     Returns:
-        the middle between the lowest positive and the highest negative row. 0.5 where truth holds
-        no 1, so that there is nothing to fit.
+        the middle between the lowest positive and the highest negative row; 0.5 where truth holds
+        no 1.
     """
     if not truth.any():
         return 0.5
@@ -115,7 +120,7 @@ def best_f1_cut(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _fit_grades(predictions: np.ndarray, labels: np.ndarray, candidates: int = 200) -> Thresholds:
-    """Cuts between grades: each in turn to where kappa is highest, until none moves."""
+    """Coordinate ascent: move each cut in turn to where kappa is highest, until none moves."""
     start = plain("ordinal", labels)
     values, grades = predictions[:, 0], np.asarray(start.grades)
     truth = np.searchsorted(grades, labels[:, 0])
@@ -138,19 +143,19 @@ def _fit_grades(predictions: np.ndarray, labels: np.ndarray, candidates: int = 2
 
 
 def _kappa_of(values: np.ndarray, truth: np.ndarray, grades: int) -> Callable[[np.ndarray], float]:
-    """Quadratic weighted kappa (Cohen 1968) of cuts, grades counted from 0."""
+    """Build the function cuts -> quadratic weighted kappa (Cohen 1968); grades count from 0."""
     order = np.argsort(values)
     values, truth = values[order], truth[order]
     each = np.arange(grades)
     weights = (each[:, None] - each) ** 2
     counts = np.bincount(truth, minlength=grades)
-    before = np.zeros((grades, len(truth) + 1), dtype=int)  # rows of a grade among the first k
+    below = np.zeros((grades, len(truth) + 1), dtype=int)  # rows of a grade among the first k
     for grade in each:
-        before[grade, 1:] = np.cumsum(truth == grade)
+        below[grade, 1:] = np.cumsum(truth == grade)
 
     def kappa(cuts: np.ndarray) -> float:
         ends = np.concatenate([[0], np.searchsorted(values, cuts, side="left"), [len(values)]])
-        table = np.diff(before[:, ends], axis=1)  # [true, decided]
+        table = np.diff(below[:, ends], axis=1)  # [true, decided]
         chance = np.outer(counts, table.sum(axis=0)) / len(values)
         expected = (weights * chance).sum()
         return 1.0 - (weights * table).sum() / expected if expected else 0.0

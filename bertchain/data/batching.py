@@ -1,4 +1,4 @@
-"""Documents -> tensors: collator, the order of rows, each process's share."""
+"""Batches of documents: the collator, the order of training rows, each process's share of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from bertchain.models.modeling import pad_documents
 
 
 def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
-    """Let the collators see windows and length; memory is pinned only where there is a device."""
+    """Keep columns that `forward` does not name, for the collators; pin memory only for a GPU.
+
+    The arguments are changed in place and returned.
+    """
     training.remove_unused_columns = False
     training.dataloader_pin_memory = training.dataloader_pin_memory and torch.cuda.is_available()
     return training
@@ -22,7 +25,7 @@ def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
 
 @dataclass
 class DocumentCollator:
-    """Documents -> tensors [documents, segments, length], padded to the longest in the batch."""
+    """Pad documents to tensors [documents, windows, length]: the most windows, the longest one."""
 
     pad_id: int
 
@@ -42,10 +45,10 @@ class GroupedByLength(Sampler[int]):
     """A new random order every epoch whose batches hold rows of similar length.
 
     Rows are shuffled, cut into chunks of `batches_per_chunk` batches, sorted by length inside a
-    chunk, and the batches of a chunk are shuffled; the longest batch comes first, so that memory
-    runs out at once or never. The order depends on seed and epoch alone: the same in every process,
-    and the same after a resume. (transformers' own sampler draws from the global generator, which
-    processes do not share, and under its strategy evaluation is permuted too.)
+    chunk, and the batches of a chunk are shuffled. The longest batch comes first: if memory is too
+    small, the run stops at once. The order depends on seed and epoch alone, so it is the same in
+    every process and after a resume. (transformers' own sampler draws from the global generator,
+    which processes do not share, and under its strategy evaluation is permuted too.)
     """
 
     def __init__(
@@ -63,11 +66,17 @@ class GroupedByLength(Sampler[int]):
         self.chunk = batch_size * batches_per_chunk
 
     @classmethod
-    def of(cls, trainer: Trainer, dataset: Dataset, by_length: bool = True) -> "GroupedByLength":
-        """The order for a Trainer's training rows, which have a column length.
+    def for_trainer(
+        cls, trainer: Trainer, dataset: Dataset, by_length: bool = True
+    ) -> "GroupedByLength":
+        """Build the order of a Trainer's training rows.
 
-        Rows are grouped for an optimizer step, all its accumulated batches in all processes: so
-        the rows of a step do not depend on how they are shared out.
+        Rows are grouped by optimizer step, that is all accumulated batches in all processes: so the
+        rows of a step do not depend on how they are divided among processes.
+
+        Args:
+            dataset: with a column length.
+            by_length: False: shuffle only.
         """
         args = trainer.args
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -97,13 +106,13 @@ class GroupedByLength(Sampler[int]):
             yield from batch.tolist()
 
 
-class SharedOut(Sampler[list[int]]):
-    """An order of rows -> the batches of one process.
+class ProcessBatchSampler(Sampler[list[int]]):
+    """Batches of one process, of an order of rows that all processes know.
 
-    Each run of `batch_size` rows for all processes is dealt out row by row, so that all processes
-    have as many batches, and together each row once. (accelerate would fill up the last batch with
-    rows from the beginning, which then count twice.) Where fewer rows than processes are left, all
-    get them all: their mean, and so the gradient, stays the same.
+    Each run of `batch_size` * `processes` rows is dealt out row by row, so that all processes have
+    the same number of batches and together visit each row once. (accelerate would fill up the last
+    batch with rows from the beginning, which then count twice.) Where fewer rows than processes are
+    left, each process gets all of them: their mean, and so the gradient, stays the same.
     """
 
     def __init__(
@@ -126,17 +135,17 @@ class SharedOut(Sampler[list[int]]):
         for row in self.order:
             together.append(row)
             if len(together) == self.batch_size * self.processes:
-                yield self._own(together)
+                yield self._share_of(together)
                 together = []
         if together and not self.drop_last:
-            yield self._own(together)
+            yield self._share_of(together)
 
-    def _own(self, together: list[int]) -> list[int]:
+    def _share_of(self, together: list[int]) -> list[int]:
         if len(together) < self.processes:
             return together
         return together[self.process :: self.processes]
 
 
 def longest_first(lengths: Sequence[int]) -> np.ndarray:
-    """Row numbers by falling length, ties in row order: so prediction pads least."""
+    """Row numbers [n] by falling length, ties in row order: prediction then pads least."""
     return np.argsort(-np.asarray(lengths), kind="stable")

@@ -1,4 +1,4 @@
-"""Columns of a table -> documents: id, text, labels."""
+"""Documents: the rows of a table as id, text (for pairs two texts) and labels."""
 
 import logging
 from collections import Counter
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from bertchain.data.labels import LabelSpec, require_columns
-from bertchain.data.tables import Table, first_rows
+from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import Table, first_rows, require_columns
 from bertchain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,10 +24,17 @@ def to_documents(
     pair: bool = False,
     id_column: str | None = None,
 ) -> Dataset:
-    """Table -> columns id, text and, for pairs, text_pair. A missing text is empty, and said aloud.
+    """Turn a table into columns id, text and, for pairs, text_pair.
+
+    A missing text becomes an empty one; their number is logged.
+
+    Args:
+        source: what error messages call the table.
+        text_columns: joined by `separator` in this order; two for a `pair`.
+        id_column: None: the row number, from 0, is the id.
 
     Raises:
-        InputError: for a missing column or an id that occurs twice.
+        InputError: for a missing column, a value that is no text, or an id that occurs twice.
     """
     require_columns(table, text_columns, source, "--text_column_names")
     if id_column is not None:
@@ -52,7 +59,7 @@ def to_documents(
         load_from_cache_file=False,  # a cache does not notice changed code
         desc=f"Reading {Path(source).name}",
     )
-    _count_missing(documents, source)
+    _warn_of_empty(documents, source)
     if id_column is not None:
         twice = [i for i, n in Counter(documents["id"][:]).items() if n > 1]
         if twice:
@@ -63,11 +70,11 @@ def to_documents(
 
 
 def join_texts(texts: Sequence[Any], separator: str, pair: bool) -> dict[str, str]:
-    """The columns of a row -> text, or text and text_pair. A missing value is no text."""
-    parts = [_as_text(value) for value in texts]
+    """Join the texts of a row to a text, or to text and text_pair. A missing value is no text."""
+    strings = [_as_text(value) for value in texts]
     if pair:
-        return {"text": parts[0], "text_pair": parts[1]}
-    return {"text": separator.join(part for part in parts if part)}
+        return {"text": strings[0], "text_pair": strings[1]}
+    return {"text": separator.join(string for string in strings if string)}
 
 
 def _as_text(value: Any) -> str:
@@ -90,7 +97,7 @@ def _check_texts(values: Sequence[Any], numbers: Sequence[int], source: str, nam
         raise InputError(f"{source}, row {number + 1}, column {name!r}: {wrong}")
 
 
-def _count_missing(documents: Dataset, source: str) -> None:
+def _warn_of_empty(documents: Dataset, source: str) -> None:
     names = [name for name in ("text", "text_pair") if name in documents.column_names]
     empty = sum(
         not any(texts)
@@ -102,7 +109,7 @@ def _count_missing(documents: Dataset, source: str) -> None:
 
 
 def all_text(documents: Dataset) -> list[str]:
-    """The text of each document, both texts of a pair."""
+    """The text of each document [documents]; the two texts of a pair, joined by a line break."""
     if "text_pair" not in documents.column_names:
         return documents["text"][:]
     pairs = zip(documents["text"][:], documents["text_pair"][:], strict=True)
@@ -112,15 +119,19 @@ def all_text(documents: Dataset) -> list[str]:
 def label_documents(
     tables: dict[str, Table], limits: dict[str, int | None], spec: LabelSpec, **columns: Any
 ) -> dict[str, Dataset]:
-    """Tables -> documents with a column labels; a test table without labels stays without.
+    """Turn tables into documents with a column labels; a test table without labels gets none.
 
     Args:
         limits: for each split, how many of its first rows to use, or None.
         columns: the arguments of `to_documents` from `text_columns` on.
+
+    Raises:
+        InputError: for a text column that is the label; as `to_documents` and `LabelSpec.encode`.
     """
-    told = [name for name in columns["text_columns"] if name in spec.columns]
-    if told:
-        raise InputError(f"--text_column_names: {told[0]!r} is the label, which would be read off")
+    leaked = [name for name in columns["text_columns"] if name in spec.columns]
+    if leaked:
+        name = leaked[0]
+        raise InputError(f"--text_column_names: {name!r} is the label, which would be read off")
     documents = {}
     for split, (table, source) in tables.items():
         rows = first_rows(table, limits[split])

@@ -1,26 +1,38 @@
-"""Labels: the problem type and the label map, settled once and carried in the model's config."""
+"""Labels: the problem type and the label map, inferred once and carried in the model's config."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
+from bertchain.data.label_values import (
+    infer_problem_type,
+    is_missing,
+    is_zero_or_one,
+    label_names,
+    label_values,
+    require_labels,
+    to_distribution,
+    to_name,
+    to_numbers,
+)
+from bertchain.data.tables import require_columns
 from bertchain.errors import InputError
 from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a number becomes a decision.
+    """Thresholds that turn probabilities or values into decisions.
 
     Attributes:
-        kind: of `KINDS`.
-        cuts: one a label (all equal for `global`); for `ordinal` one between each two grades.
-        grades: of `ordinal`, ascending; empty otherwise.
+        kind: a key of `competition.thresholds.KINDS`.
+        cuts: the threshold of each label (all equal for `global`); for `ordinal` those between
+            neighbouring grades.
+        grades: the values of `ordinal`, ascending; empty otherwise.
     """
 
     kind: str
@@ -28,9 +40,9 @@ class Thresholds:
     grades: tuple[float, ...] = ()
 
     def decide(self, predictions: np.ndarray) -> np.ndarray:
-        """Probabilities [n, labels] -> 0/1 [n, labels]; values [n, 1] -> grades [n, 1].
+        """Turn probabilities [n, labels] into 0/1 [n, labels], or values [n, 1] into grades [n, 1].
 
-        What equals a cut is above it.
+        A number that equals a threshold counts as above it.
         """
         if self.kind == "ordinal":
             places = np.searchsorted(np.asarray(self.cuts), predictions[:, 0], side="right")
@@ -47,14 +59,15 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """What the labels are.
+    """Problem type and label map: how table cells become numbers, and the numbers a table again.
 
     Attributes:
         problem_type: single_label, multi_label or regression.
         names: the classes in the order of the model's outputs, or the regression targets.
         columns: the columns of a table that hold the labels.
         delimiter: splits a text label into several, or None.
-        target_mean, target_scale: of each regression target in training; empty otherwise.
+        target_mean, target_scale: mean and standard deviation of each regression target in
+            training; empty otherwise.
     """
 
     problem_type: str
@@ -64,7 +77,7 @@ class LabelSpec:
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
 
-    # -- where it comes from
+    # -- built from a table or a config
 
     @classmethod
     def infer(
@@ -75,7 +88,7 @@ class LabelSpec:
         problem_type: str | None = None,
         delimiter: str | None = None,
     ) -> "LabelSpec":
-        """Settle the problem type and the label map from the training table.
+        """Infer the problem type and the label map from the training table.
 
         Several columns are multi_label if all values are 0 or 1, else regression; as single_label
         they hold probabilities (soft labels). In one column, lists or a delimiter mean multi_label,
@@ -87,7 +100,7 @@ class LabelSpec:
         require_columns(table, columns, source, "--label_column_name")
         values = label_values(table, columns, delimiter)
         require_labels(values, source)
-        kind = problem_type or guess_problem_type(values, len(columns))
+        kind = problem_type or infer_problem_type(values, len(columns))
         if kind == "regression":
             targets = [to_numbers(v, source, row) for row, v in enumerate(values, 1)]
             return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
@@ -107,7 +120,11 @@ class LabelSpec:
     def from_config(
         cls, config: DocumentClassifierConfig, columns: Sequence[str], delimiter: str | None = None
     ) -> "LabelSpec":
-        """The label map that a trained classifier carries."""
+        """Read the label map that a trained classifier carries.
+
+        Raises:
+            InputError: for several label columns whose names are not the classifier's labels.
+        """
         kind = {v: k for k, v in PROBLEM_TYPES.items()}[config.problem_type]
         names = tuple(config.id2label[i] for i in range(config.num_labels))
         if kind == "single_label" and len(columns) > 1 and set(columns) != set(names):
@@ -128,10 +145,10 @@ class LabelSpec:
         )
 
     def fitted_to(self, labels: Sequence[Any]) -> "LabelSpec":
-        """With the mean and scale of regression targets taken from these rows alone.
+        """Take mean and scale of regression targets from encoded labels; else return itself.
 
         Raises:
-            InputError: for values whose squares are beyond what a number can hold.
+            InputError: for values too large to be squared.
         """
         if self.problem_type != "regression":
             return self
@@ -164,13 +181,15 @@ class LabelSpec:
     # -- table -> numbers
 
     def has_labels(self, table: Dataset) -> bool:
-        """Whether a table (a test file, say) has the label columns, and not all empty."""
+        """Return whether a table (a test file, say) has the label columns, and not all empty."""
         if not set(self.columns) <= set(table.column_names):
             return False
         return any(not is_missing(v) for v in label_values(table, self.columns, self.delimiter))
 
     def encode(self, table: Dataset, source: str) -> list[int] | list[list[float]]:
-        """Labels of each row: a class number, or a list of 0.0/1.0, probabilities or targets.
+        """Turn the label of each row into a class number or a list of numbers.
+
+        Lists hold 0.0/1.0 (multi_label), probabilities (soft labels) or targets (regression).
 
         Raises:
             InputError: naming `source`, row (from 1) and value, for a label that training lacks.
@@ -214,15 +233,15 @@ class LabelSpec:
                 )
         return [float(v) for v in values]
 
-    def hard(self, labels: np.ndarray) -> np.ndarray:
-        """Soft labels [n, classes] -> the likeliest class [n]; all else as it is."""
+    def hard_labels(self, labels: np.ndarray) -> np.ndarray:
+        """Replace soft labels [n, classes] by the likeliest class [n]; leave others as they are."""
         soft = self.problem_type == "single_label" and labels.ndim == 2
         return labels.argmax(axis=1) if soft else labels
 
     # -- numbers -> table
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [n, labels] -> probabilities; regression values stay as they are."""
+        """Turn logits [n, labels] into probabilities; regression values stay as they are."""
         logits = logits.astype(np.float64)
         if self.problem_type == "regression":
             return logits
@@ -241,9 +260,9 @@ class LabelSpec:
         return [f"prediction_{name}" for name in self.names]
 
     def decide(self, probabilities: np.ndarray, thresholds: Thresholds | None = None) -> np.ndarray:
-        """Probabilities [n, labels] -> decisions [n, labels]: 0/1; of regression values or grades.
+        """Turn probabilities [n, labels] into decisions [n, labels]: 0/1, or values or grades.
 
-        Without thresholds several labels are decided at 0.5.
+        Without thresholds multi_label decides at 0.5 and single_label for the likeliest class.
         """
         if thresholds is not None:
             return thresholds.decide(probabilities)
@@ -253,29 +272,32 @@ class LabelSpec:
             return (probabilities >= 0.5).astype(int)
         return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
 
-    def joined(self, decisions: np.ndarray) -> list[str] | list[float]:
-        """Decisions [n, labels] -> the label of each row, several joined (delimiter, else "|")."""
+    def decode(self, decisions: np.ndarray) -> list[str] | list[float]:
+        """Turn decisions [n, labels] into the label of each row, as it stands in a table.
+
+        Several labels are joined by the delimiter, else by "|".
+        """
         if self.problem_type == "regression":
             return decisions[:, 0].tolist()
-        joint = self.delimiter or "|"
+        delimiter = self.delimiter or "|"
         return [
-            joint.join(name for name, yes in zip(self.names, row, strict=True) if yes)
+            delimiter.join(name for name, yes in zip(self.names, row, strict=True) if yes)
             for row in decisions
         ]
 
-    def truth(self, labels: Sequence[Any]) -> np.ndarray:
-        """Encoded labels -> [n, labels]: one-hot, 0/1, probabilities or targets."""
+    def label_matrix(self, labels: Sequence[Any]) -> np.ndarray:
+        """Encoded labels as a matrix [n, labels]: one-hot, 0/1, probabilities or targets."""
         array = np.asarray(labels)
         return np.eye(len(self.names), dtype=int)[array] if array.ndim == 1 else array
 
     def label_columns(self, labels: Sequence[Any]) -> dict[str, list]:
-        """Encoded labels -> column label, or label_<target> of several targets."""
-        truth = self.truth(labels)
+        """Encoded labels as columns of a table: label, or label_<target> of several targets."""
+        matrix = self.label_matrix(labels)
         if self.problem_type == "regression" and len(self.names) > 1:
-            return {f"label_{n}": c.tolist() for n, c in zip(self.names, truth.T, strict=True)}
+            return {f"label_{n}": c.tolist() for n, c in zip(self.names, matrix.T, strict=True)}
         if self.problem_type == "single_label":
-            truth = self.decide(truth)  # soft labels: the likeliest
-        return {"label": self.joined(truth)}
+            matrix = self.decide(matrix)  # soft labels: the likeliest
+        return {"label": self.decode(matrix)}
 
     def prediction_table(
         self,
@@ -284,141 +306,20 @@ class LabelSpec:
         thresholds: Thresholds | None = None,
         **columns: Any,
     ) -> pd.DataFrame:
-        """id, prediction, prob_<label> ...; several targets: id, prediction_<target> ...
+        """Build a table id, prediction, prob_<label> ...
+
+        Regression: id, prediction (of several targets prediction_<target> ...) and, with
+        thresholds, grade.
 
         Args:
-            columns: more of them, after the id.
+            probabilities: [n, labels]; for regression values.
+            columns: more columns, after the id.
         """
         table: dict[str, Any] = {"id": ids, **columns}
         decisions = self.decide(probabilities, thresholds)
         if self.problem_type != "regression":
-            table["prediction"] = self.joined(decisions)
+            table["prediction"] = self.decode(decisions)
         table |= dict(zip(self.value_columns, probabilities.T, strict=True))
         if self.problem_type == "regression" and thresholds is not None:
-            table["grade"] = self.joined(decisions)
+            table["grade"] = self.decode(decisions)
         return pd.DataFrame(table)
-
-
-# ---------------------------------------------------------------- values
-
-
-def require_columns(
-    table: Dataset | dict[str, Any], columns: Iterable[str], source: str, argument: str
-) -> None:
-    names = getattr(table, "column_names", table)  # a streamed row is a dict
-    for column in columns:
-        if column not in names:
-            there = ", ".join(names)
-            raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
-
-
-def label_values(table: Dataset, columns: Sequence[str], delimiter: str | None) -> list[Any]:
-    """One value a row: a scalar, a list (a list column, a delimited text, or several columns)."""
-    if len(columns) > 1:
-        return [list(row) for row in zip(*(table[c][:] for c in columns), strict=True)]
-    values = table[columns[0]][:]
-    feature = table.features[columns[0]]
-    if isinstance(feature, ClassLabel):
-        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
-    if delimiter is None:
-        return list(values)
-    return [
-        None if v is None else [part.strip() for part in str(v).split(delimiter) if part.strip()]
-        for v in values
-    ]
-
-
-def is_missing(value: Any) -> bool:
-    if isinstance(
-        value, list
-    ):  # an empty list is "no label", which is an answer; several columns need all
-        return bool(value) and any(map(is_missing, value))
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def require_labels(values: list[Any], source: str) -> None:
-    refuse_objects(values, source)
-    if not values:
-        raise InputError(f"{source}: no rows")
-    missing = [row for row, value in enumerate(values, 1) if is_missing(value)]
-    if missing:
-        raise InputError(
-            f"{source}, row {missing[0]}: the label is missing "
-            f"({len(missing)} of {len(values)} rows); fill it in or drop the row"
-        )
-
-
-def refuse_objects(values: list[Any], source: str) -> None:
-    for row, value in enumerate(values, 1):
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict | bytes):
-                kind = "bytes" if isinstance(item, bytes) else "an object"
-                raise InputError(f"{source}, row {row}: the label is {kind}, not text or a number")
-
-
-def to_number(value: Any) -> float | None:
-    """The number that a value or its text stands for, or None."""
-    if isinstance(value, bool):
-        return float(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def to_numbers(value: Any, source: str, row: int) -> list[float]:
-    numbers = []
-    for item in value if isinstance(value, list) else [value]:
-        number = to_number(item)
-        if number is None:
-            raise InputError(f"{source}, row {row}: {item!r} is not a number (regression)")
-        numbers.append(number)
-    return numbers
-
-
-def to_distribution(values: list[Any], source: str, row: int) -> list[float]:
-    """Soft labels of a row; they may miss a sum of 1 by rounding."""
-    numbers = to_numbers(values, source, row)
-    total = sum(numbers)
-    if min(numbers) < 0 or abs(total - 1) > 0.01:
-        raise InputError(
-            f"{source}, row {row}: soft labels must be at least 0 and add up to 1, not {total:g}"
-        )
-    return [number / total for number in numbers]
-
-
-def to_name(value: Any) -> str:
-    """The label's name. 3, 3.0 and "3" are the same label: tables turn integers into either."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, str) and value.endswith(".0") and value[:-2].lstrip("-").isdigit():
-        return value[:-2]
-    return str(value)
-
-
-def is_zero_or_one(value: Any) -> bool:
-    return to_number(value) in (0.0, 1.0)
-
-
-def guess_problem_type(values: list[Any], num_columns: int) -> str:
-    if num_columns > 1:
-        zero_one = all(is_zero_or_one(v) for row in values for v in row)
-        return "multi_label" if zero_one else "regression"
-    if any(isinstance(v, list) for v in values):
-        return "multi_label"
-    numbers = [to_number(v) for v in values]
-    if any(n is None for n in numbers):
-        return "single_label"
-    return "single_label" if all(n.is_integer() for n in numbers) else "regression"
-
-
-def label_names(table: Dataset, column: str, values: list[Any]) -> tuple[str, ...]:
-    """Names in the order of a ClassLabel feature, else numbers by value, else alphabetical."""
-    feature = table.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    names = {to_name(item) for v in values for item in (v if isinstance(v, list) else [v])}
-    if all(to_number(n) is not None for n in names):
-        return tuple(sorted(names, key=lambda n: (to_number(n), n)))
-    return tuple(sorted(names))

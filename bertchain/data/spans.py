@@ -1,7 +1,7 @@
-"""Words inside documents that carry labels: tokens, spans, pairs. Tables in, token positions out.
+"""Labelled words inside documents: tables -> targets -> positions of their tokens in windows.
 
-A target is one or two spans (a pair has two: head and dependent), a span is some words, a word is
-some tokens of the windows. Its vector is the mean over the tokens of a span, spans side by side.
+A target is one span of words, or a pair of spans (head and dependent), with a label. Its vector is
+the mean over the tokens of a span; those of a pair stand side by side.
 """
 
 import logging
@@ -14,14 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from bertchain.arguments.common import SpanArguments
 from bertchain.data.batching import DocumentCollator
-from bertchain.data.labels import LabelSpec, require_columns
-from bertchain.data.tables import Table, first_rows
+from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import Table, first_rows, require_columns
 from bertchain.errors import InputError
 from bertchain.models.modeling import IGNORED
 from bertchain.models.windows import SpecialTokens, WindowSpec, cut_windows
 
 logger = logging.getLogger(__name__)
-
 
 Spans = list[list[int]]  # word numbers of each span
 
@@ -35,13 +34,13 @@ def read_splits(
     options: SpanArguments,
     id_column: str | None,
 ) -> tuple[dict[str, Dataset], int]:
-    """Documents with targets by split, and how many spans a target has.
+    """Read documents with targets by split, and how many spans a target has.
 
     Args:
-        limits: for each split, how many of its first rows to use, or None.
+        limits: how many of the first rows of each split to use; None: all.
 
     Raises:
-        InputError: as `read_targets`; and if targets have different numbers of spans.
+        InputError: as `read_targets`; and where targets have different numbers of spans.
     """
     documents = {
         split: read_targets(Table(first_rows(rows, limits[split]), source), options, id_column)
@@ -60,16 +59,16 @@ def read_splits(
 
 
 def read_targets(table: Table, options: SpanArguments, id_column: str | None) -> Dataset:
-    """Read documents and their targets; documents without any are left out.
+    """Read documents and their targets; documents without targets are left out.
 
     Returns:
-        columns id, text, words [words], spans [targets][spans][words] (word numbers) and tags
-        [targets] (names of labels).
+        columns id, text, words [words], spans [targets][spans][words] (word numbers from 0) and
+        tags [targets] (names of labels).
 
     Raises:
         InputError: naming the row, for a missing column or a target that does not fit the words.
     """
-    for flag in ("tokens_column_name", "spans_column_name"):
+    for flag in ("spans_column_name", "tokens_column_name"):
         require_columns(table.rows, [getattr(options, flag)], table.source, f"--{flag}")
     if id_column is not None:
         require_columns(table.rows, [id_column], table.source, "--id_column_name")
@@ -100,7 +99,7 @@ def read_targets(table: Table, options: SpanArguments, id_column: str | None) ->
 
 
 def _targets_of(row: dict, words: int, column: str, where: str) -> list[tuple[Spans, str]]:
-    """The spans and the label of each target; those without a label are left out."""
+    """Read the spans and the label of each target; those whose label is null are left out."""
     targets = row[column] or []
     if not isinstance(targets, list) or not all(isinstance(t, dict) for t in targets):
         raise InputError(f"{where}: {column} must be a list of objects with words and label")
@@ -125,7 +124,7 @@ def _targets_of(row: dict, words: int, column: str, where: str) -> list[tuple[Sp
 def _word_number(value: Any, words: int, where: str) -> int:
     try:
         number = int(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: {value!r} is not the number of a word") from error
     if not 0 <= number < words:
         raise InputError(f"{where}: a target names word {number}; there are 0 to {words - 1}")
@@ -133,7 +132,13 @@ def _word_number(value: Any, words: int, where: str) -> int:
 
 
 def infer_span_labels(documents: dict[str, Dataset], column: str) -> LabelSpec:
-    """All labels of all splits, in alphabetical order: one that training lacks counts as wrong."""
+    """Collect the labels of all splits, in alphabetical order.
+
+    A label that does not occur in training has a class too, so that its rows count as wrong.
+
+    Raises:
+        InputError: if there is one label only.
+    """
     by_split = {
         split: {tag for tags in rows["tags"] for tag in tags} for split, rows in documents.items()
     }
@@ -149,10 +154,10 @@ def infer_span_labels(documents: dict[str, Dataset], column: str) -> LabelSpec:
 
 
 def with_labels(documents: Dataset, spec: LabelSpec) -> Dataset:
-    """Documents with a column labels: the class numbers of their targets.
+    """Add a column labels [targets]: the class numbers of the tags.
 
     Raises:
-        InputError: for a label that the spec lacks.
+        InputError: for a label that the spec does not have.
     """
     place = {name: i for i, name in enumerate(spec.names)}
     labels = []
@@ -165,7 +170,7 @@ def with_labels(documents: Dataset, spec: LabelSpec) -> Dataset:
 
 
 def target_texts(documents: Dataset) -> list[str]:
-    """The words of each target, as text: what a baseline may count."""
+    """Join the words of each target [targets], for baselines that need no encoder."""
     texts = []
     for words, targets in zip(documents["words"], documents["spans"], strict=True):
         for spans in targets:
@@ -176,7 +181,11 @@ def target_texts(documents: Dataset) -> list[str]:
 def hold_out_documents(
     documents: dict[str, Dataset], share: float, seed: int
 ) -> dict[str, Dataset]:
-    """Without a validation set a random share of the training documents becomes it."""
+    """Without a validation set hold out a random share of the training documents.
+
+    Raises:
+        InputError: if no training document is left.
+    """
     if "validation" in documents or "train" not in documents:
         return documents
     train = documents["train"]
@@ -197,11 +206,12 @@ def cut_targets(
     windows: WindowSpec,
     special: SpecialTokens,
 ) -> Dataset:
-    """Documents -> windows, and where the tokens of each span of each target stand in them.
+    """Cut documents into windows and find the tokens of each target in them.
 
     Returns:
-        columns id, windows, length, and token_positions [targets][spans][tokens]: the number of the
-        window times max_seq_length, plus the position in it.
+        columns id, windows, length (tokens in all windows), labels where there are any, and
+        token_positions [targets][spans][tokens]: number of the window * max_seq_length + position
+        in the window.
 
     Raises:
         InputError: if the windows leave out words of a target.
@@ -242,10 +252,13 @@ def cut_targets(
 def pieces_of_words(
     words: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the words joined by spaces; and for each word the numbers of its tokens.
+    """Tokenize words joined by spaces.
 
-    A token belongs to the words whose characters it covers, whatever the tokenizer does with
+    A token belongs to each word of which it covers a character, whatever the tokenizer does with
     spaces.
+
+    Returns:
+        token ids, without special tokens; and for each word the numbers of its tokens.
     """
     text = " ".join(words)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -262,7 +275,11 @@ def pieces_of_words(
 
 
 class SpanCollator(DocumentCollator):
-    """Documents with targets -> tensors; padded `token_positions` are -1, padded labels -100."""
+    """Collate documents with targets into tensors.
+
+    token_positions [documents, targets, spans, tokens], in the flat windows of a document, are
+    padded with -1, labels [documents, targets] with -100.
+    """
 
     def __init__(self, pad_id: int, max_seq_length: int):
         super().__init__(pad_id)
@@ -292,5 +309,5 @@ class SpanCollator(DocumentCollator):
 
 
 def offsets_of(documents: Dataset) -> np.ndarray:
-    """Where the targets of each document begin, and their number at the end [documents + 1]."""
+    """Count the targets before each document, and at the end all of them [documents + 1]."""
     return np.cumsum([0, *(len(targets) for targets in documents["token_positions"])])

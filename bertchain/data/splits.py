@@ -1,4 +1,4 @@
-"""Who trains and who validates: held-out rows, folds, subsets."""
+"""Splits of the training rows: held-out rows, subsets, folds."""
 
 import logging
 import warnings
@@ -12,8 +12,8 @@ from datasets import Dataset
 from bertchain.arguments.finetuning import FoldArguments
 from bertchain.data.contamination import hash_texts
 from bertchain.data.documents import all_text
-from bertchain.data.labels import LabelSpec, require_columns
-from bertchain.data.tables import Table
+from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import Table, require_columns
 from bertchain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 def hold_out_validation(
     documents: dict[str, Dataset], share: float, problem_type: str, seed: int
 ) -> dict[str, Dataset]:
-    """Without a validation set a stratified share of training becomes it, never of test."""
+    """Hold out a stratified share of the training rows, where there is no validation set.
+
+    Raises:
+        InputError: if the share is less than one row.
+    """
     if "train" not in documents or "validation" in documents:
         return documents
     train = documents["train"]
@@ -33,8 +37,10 @@ def hold_out_validation(
             "give a --validation_file or a larger share"
         )
     logger.info("Held out of training for validation: %d of %d", held_out.sum(), len(train))
-    parts = {"train": np.flatnonzero(~held_out), "validation": np.flatnonzero(held_out)}
-    return documents | {split: train.select(rows) for split, rows in parts.items()}
+    return documents | {
+        "train": train.select(np.flatnonzero(~held_out)),
+        "validation": train.select(np.flatnonzero(held_out)),
+    }
 
 
 def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
@@ -57,15 +63,17 @@ def hold_out(strata: Sequence[Any], share: float, seed: int) -> np.ndarray:
 
 
 def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
-    """What to stratify by: the (likeliest) class; a row's rarest label; the tenth of its target."""
+    """Stratum of each row [n]: its (likeliest) class, its rarest label, or the tenth of its target.
+
+    A row of multi_label without any label is in stratum -1.
+    """
     if problem_type == "single_label":
         soft = len(labels) > 0 and isinstance(labels[0], list)
         return np.argmax(labels, axis=1).tolist() if soft else list(labels)
     array = np.asarray(labels, dtype=float)
     if problem_type == "regression":
-        return np.searchsorted(
-            np.quantile(array[:, 0], np.arange(0.1, 1, 0.1)), array[:, 0]
-        ).tolist()
+        tenths = np.quantile(array[:, 0], np.arange(0.1, 1, 0.1))
+        return np.searchsorted(tenths, array[:, 0]).tolist()
     frequency = array.sum(axis=0)
     return [
         int(np.where(row > 0, frequency, np.inf).argmin()) if row.any() else -1 for row in array
@@ -79,12 +87,17 @@ def choose_subset(
     per_class: int | None,
     seed: int,
 ) -> Dataset:
-    """A stratified share of the training rows, or so many of each class, in their order.
+    """Select a stratified share of the training rows, or a number of each class, in their order.
 
     Subsets of one seed are nested: a larger one holds all rows of a smaller one.
 
+    Args:
+        fraction: the share; None: all, or as `per_class` says.
+        per_class: rows of each class, for single_label.
+
     Raises:
-        InputError: if `per_class` has no meaning for the labels, or a class has fewer rows.
+        InputError: if `per_class` does not fit the labels, a class has fewer rows, or none are
+            left.
     """
     if fraction is None and per_class is None:
         return train
@@ -112,7 +125,7 @@ def choose_subset(
     return train.select(chosen)
 
 
-# ---------------------------------------------------------------- which fold a row is in
+# ---------------------------------------------------------------- folds
 
 
 def resolve_folds(
@@ -151,7 +164,7 @@ def resolve_folds(
 
 
 def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) -> None:
-    """A class with one row is validated by a model that never saw it."""
+    """Refuse folds where a class has a single row: its model would never have seen the class."""
     if spec.problem_type != "single_label":
         return
     counts = Counter(strata_of(labels, spec.problem_type))
@@ -164,7 +177,7 @@ def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) ->
 
 
 def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:
-    """Say what makes a score out of the folds look too good, or leaves a class out."""
+    """Warn of equal texts in several folds, which flatter the scores, and of rare classes."""
     shared = texts_in_several_folds(hash_texts(all_text(train)), folds)
     if shared:
         logger.warning(
@@ -183,7 +196,7 @@ def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:
 
 
 def default_strategy(problem_type: str, grouped: bool) -> str:
-    """Stratified, by groups if there are any; several labels need a way of their own."""
+    """Choose a stratified strategy that fits the labels, and keeps groups if there are any."""
     if grouped:
         return "group" if problem_type == "multi_label" else "stratified_group"
     return "multilabel" if problem_type == "multi_label" else "stratified"
@@ -197,12 +210,12 @@ def assign_folds(
     groups: Sequence[Any] | None = None,
     seed: int = 42,
 ) -> np.ndarray:
-    """The fold that validates each row.
+    """Assign each row to the fold that validates it.
 
     Args:
-        strategy: `stratified` and `stratified_group` keep the shares of the classes (of tenths of a
-            regression target, of a row's rarest label); `multilabel` those of each label (Sechidis
-            et al. 2011); `group` only keeps groups together; `random` does neither.
+        strategy: `stratified` and `stratified_group` keep the shares of the strata (see
+            `strata_of`); `multilabel` those of each label (Sechidis et al. 2011); `group` only
+            keeps groups together; `random` does neither.
         labels: as `LabelSpec.encode` gives them.
         groups: of each row, for the two strategies that keep a group in one fold.
 
@@ -214,23 +227,8 @@ def assign_folds(
     """
     from sklearn import model_selection as selection
 
-    rows = len(labels)
-    if num_folds > rows:
-        raise InputError(f"--num_folds {num_folds}: there are {rows} training rows only")
-    grouped = strategy in ("group", "stratified_group")
-    if grouped and groups is None:
-        raise InputError(f"--fold_strategy {strategy} needs --group_column_name")
-    if groups is not None and not grouped:
-        raise InputError(f"--group_column_name does not go with --fold_strategy {strategy}")
-    if strategy == "multilabel" and problem_type != "multi_label":
-        raise InputError(f"--fold_strategy multilabel does not go with {problem_type} labels")
-    if grouped and len(set(groups)) < num_folds:
-        raise InputError(f"--num_folds {num_folds}: there are {len(set(groups))} groups only")
     strata = [str(stratum) for stratum in strata_of(labels, problem_type)]
-    if strategy in ("stratified", "stratified_group") and max(Counter(strata).values()) < num_folds:
-        raise InputError(
-            f"--num_folds {num_folds}: no class has so many rows; use --fold_strategy random"
-        )
+    _check_strategy(strategy, num_folds, strata, problem_type, groups)
     options = {"n_splits": num_folds, "shuffle": True, "random_state": seed}
     makers = {
         "stratified": lambda: selection.StratifiedKFold(**options),
@@ -240,16 +238,41 @@ def assign_folds(
         "random": lambda: selection.KFold(**options),
     }
     targets = np.asarray(labels, dtype=int) if strategy == "multilabel" else strata
-    folds = np.full(rows, -1)
+    folds = np.full(len(labels), -1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few rows of a class: said by the script
-        splits = makers[strategy]().split(np.zeros(rows), targets, groups)
+        warnings.simplefilter("ignore")  # few rows of a class: `report_folds` says so
+        splits = makers[strategy]().split(np.zeros(len(labels)), targets, groups)
         for fold, (_, validated) in enumerate(splits):
             folds[validated] = fold
     empty = [fold for fold in range(num_folds) if not (folds == fold).any()]
     if empty:
         raise InputError(f"--num_folds {num_folds}: fold {empty[0]} would hold no row; use fewer")
     return folds
+
+
+def _check_strategy(
+    strategy: str,
+    num_folds: int,
+    strata: Sequence[str],
+    problem_type: str,
+    groups: Sequence[Any] | None,
+) -> None:
+    """Check that rows, labels and groups suit the strategy; raises InputError."""
+    if num_folds > len(strata):
+        raise InputError(f"--num_folds {num_folds}: there are {len(strata)} training rows only")
+    grouped = strategy in ("group", "stratified_group")
+    if grouped and groups is None:
+        raise InputError(f"--fold_strategy {strategy} needs --group_column_name")
+    if groups is not None and not grouped:
+        raise InputError(f"--group_column_name does not go with --fold_strategy {strategy}")
+    if strategy == "multilabel" and problem_type != "multi_label":
+        raise InputError(f"--fold_strategy multilabel does not go with {problem_type} labels")
+    if grouped and len(set(groups)) < num_folds:
+        raise InputError(f"--num_folds {num_folds}: there are {len(set(groups))} groups only")
+    if strategy in ("stratified", "stratified_group") and max(Counter(strata).values()) < num_folds:
+        raise InputError(
+            f"--num_folds {num_folds}: no class has so many rows; use --fold_strategy random"
+        )
 
 
 def _multilabel_folds(**options: Any) -> Any:
@@ -259,10 +282,10 @@ def _multilabel_folds(**options: Any) -> Any:
 
 
 def folds_of_column(values: Sequence[Any], source: str, column: str) -> np.ndarray:
-    """A column of fold numbers -> int [n].
+    """Parse a column of fold numbers as int [n].
 
     Raises:
-        InputError: naming the row, for what is not a whole number of at least 0; for one fold only.
+        InputError: naming the row of what is not a whole number of at least 0; for a single fold.
     """
     folds = np.empty(len(values), dtype=int)
     for row, value in enumerate(values):
@@ -282,7 +305,7 @@ def folds_of_column(values: Sequence[Any], source: str, column: str) -> np.ndarr
 
 
 def texts_in_several_folds(hashes: np.ndarray, folds: np.ndarray) -> int:
-    """How many rows have the same words as a row of another fold: so much the scores flatter."""
+    """Count the rows whose text, by its hash, is also in another fold."""
     _, number = np.unique(hashes, return_inverse=True)
     lowest = np.full(number.max() + 1, np.iinfo(int).max)
     highest = np.full(number.max() + 1, -1)

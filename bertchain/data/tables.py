@@ -1,7 +1,6 @@
-"""Tables -> documents, and the rows held out for validation.
+"""Tables: files and hub data sets, read through `datasets`.
 
-A document is one row: id, text (perhaps a second text), labels. Rows come through `datasets`,
-memory-mapped, and never lose their order.
+Rows are memory-mapped and keep their order.
 """
 
 import csv
@@ -11,6 +10,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,16 +44,17 @@ UNREADABLE = (
 )
 
 
-# ---------------------------------------------------------------- tables
-
-
 def read_table(
     path: str, delimiter: str | None = None, encoding: str = "utf-8", streaming: bool = False
 ) -> Dataset | IterableDataset:
     """Read .csv, .tsv, .txt (a document a line), .json, .jsonl or .parquet, each also .gz.
 
     Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a
-    label means is settled later, by its values. Streamed, rows are read as they are asked for.
+    label means is inferred later, from all values.
+
+    Args:
+        delimiter: of .csv and .tsv; None: found (.tsv: tab).
+        streaming: read rows as they are asked for.
 
     Raises:
         InputError: for a missing, empty, undecodable or malformed file.
@@ -95,7 +96,7 @@ def _reason(error: BaseException, encoding: str) -> str:
 
 
 def load_file(kind: str, path: str, **options: Any) -> Dataset | IterableDataset:
-    """`load_dataset` of a local file, which by itself tells a counter on the network of each."""
+    """Call `load_dataset` on a local file, without its request to a download counter."""
     counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
@@ -132,18 +133,10 @@ def _read_tab_separated(
     return _read_delimited(path, delimiter or "\t", encoding, streaming)
 
 
-def _read_lines(
-    path: str, delimiter: str | None, encoding: str, streaming: bool
+def _read_encoded(
+    kind: str, path: str, delimiter: str | None, encoding: str, streaming: bool
 ) -> Dataset | IterableDataset:
-    options = {"encoding": encoding, "streaming": streaming}
-    return load_file("text", path, **options)
-
-
-def _read_json(
-    path: str, delimiter: str | None, encoding: str, streaming: bool
-) -> Dataset | IterableDataset:
-    options = {"encoding": encoding, "streaming": streaming}
-    return load_file("json", path, **options)
+    return load_file(kind, path, encoding=encoding, streaming=streaming)
 
 
 def _read_parquet(
@@ -156,29 +149,30 @@ def _read_parquet(
     return load_file("parquet", path, streaming=streaming)
 
 
-READERS = {
+READERS = {  # (path, delimiter, encoding, streaming) -> table
     ".csv": _read_delimited,
     ".tsv": _read_tab_separated,
-    ".txt": _read_lines,
-    ".json": _read_json,
-    ".jsonl": _read_json,
+    ".txt": partial(_read_encoded, "text"),
+    ".json": partial(_read_encoded, "json"),
+    ".jsonl": partial(_read_encoded, "json"),
     ".parquet": _read_parquet,
 }
 
 
 def open_text(path: str, encoding: str) -> io.TextIOBase:
+    """Open a text file, also .gz; line ends stay as they are, for `csv`."""
     opener = gzip.open if str(path).endswith(".gz") else open
     return opener(path, "rt", encoding=encoding, newline="")
 
 
 def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """`csv.reader`, for cells of any length: a document may be long."""
+    """Parse rows with `csv.reader`, whose cells may be of any length: a document may be long."""
     csv.field_size_limit(2**31 - 1)
     return csv.reader(lines, delimiter=delimiter)
 
 
 def find_delimiter(path: str, encoding: str) -> str:
-    """The delimiter that gives the header the most columns, if the first rows have as many."""
+    """Find the delimiter that gives the header the most columns, if the first rows have as many."""
     with open_text(path, encoding) as lines:
         sample = [line for line, _ in zip(lines, range(200), strict=False)]
 
@@ -190,11 +184,11 @@ def find_delimiter(path: str, encoding: str) -> str:
 
 
 def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
-    """Whether a tab-separated file uses quotation marks as plain text.
+    """Return whether quotation marks in a tab-separated file are plain text.
 
-    Many such files hold no quoting at all, and a stray mark would then swallow rows up to the next
-    one. That is so when every line has the right number of tabs but reading with quotes gives fewer
-    rows. A header with marks around its names says that they are quoting.
+    Many such files are not quoted at all, and a stray mark would swallow all rows up to the next
+    one. A file counts as unquoted if every line has the same number of tabs but parsing with quotes
+    gives fewer rows. A header whose names are in marks says that the file is quoted.
     """
     if delimiter != "\t":
         return False
@@ -215,8 +209,25 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
 
 
 class Table(NamedTuple):
+    """Rows, and where they are from: a file, or a data set and split (for error messages)."""
+
     rows: Dataset
-    source: str  # what an error message calls it: a file, or a data set and split
+    source: str
+
+
+def require_columns(
+    table: Dataset | dict[str, Any], columns: Iterable[str], source: str, argument: str
+) -> None:
+    """Check that a table, or a streamed row, has these columns.
+
+    Raises:
+        InputError: naming `source`, column and `argument`, and the columns that are there.
+    """
+    names = getattr(table, "column_names", table)
+    for column in columns:
+        if column not in names:
+            there = ", ".join(names)
+            raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
 
 
 def read_splits(
@@ -226,17 +237,19 @@ def read_splits(
     delimiter: str | None = None,
     encoding: str = "utf-8",
 ) -> dict[str, Table]:
-    """Tables by split: train, validation, test, as far as they are there.
+    """Read the tables of the splits that are there.
 
     Args:
-        files: a path or None for each split.
+        files: for each split (train, validation, test) a path or None; with a `dataset_name` only
+            its keys count.
+        dataset_name, dataset_config_name: a data set of the hub or a local folder.
+
+    Raises:
+        InputError: if no split is there; as `read_table` and `read_hub_table`.
     """
     if dataset_name is None:
-        tables = {
-            s: Table(read_table(path, delimiter, encoding), path)
-            for s, path in files.items()
-            if path
-        }
+        given = {split: path for split, path in files.items() if path}
+        tables = {s: Table(read_table(p, delimiter, encoding), p) for s, p in given.items()}
     else:
         splits = {s: read_hub_table(dataset_name, dataset_config_name, s) for s in files}
         tables = {s: Table(t, f"{dataset_name} ({s})") for s, t in splits.items() if t is not None}
@@ -246,13 +259,18 @@ def read_splits(
 
 
 def first_rows(table: Dataset, limit: int | None) -> Dataset:
+    """The first `limit` rows of a table; None: all."""
     return table if limit is None else table.select(range(min(limit, len(table))))
 
 
 def read_hub_table(
     name: str, config_name: str | None, split: str, streaming: bool = False
 ) -> Dataset | IterableDataset | None:
-    """A split of a data set of the hub or a local folder, or None where it has no such split."""
+    """Read a split of a data set of the hub or a local folder; None where it has no such split.
+
+    Raises:
+        InputError: for a data set that is not there or cannot be read.
+    """
     with as_input_error(f"--dataset_name {name}"):
         try:
             if split not in get_dataset_split_names(name, config_name):

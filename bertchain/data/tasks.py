@@ -1,8 +1,9 @@
-"""What is to be learnt: documents by split, and what their labels mean."""
+"""Task: labelled documents, or documents with labelled words, by split."""
 
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.arguments.finetuning import FoldArguments
-from bertchain.data import spans as words
+from bertchain.data import spans
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
@@ -24,15 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled documents, or documents with labelled spans of words.
+    """Labelled documents, or documents with labelled spans of spans. Its methods return new tasks.
 
     Attributes:
-        spec: what the labels are.
+        spec: problem type and label map.
         documents: by split (train, validation, test, as far as they are there): columns id, text,
-            text_pair of pairs, labels; with spans also words, spans and tags (see `data.spans`).
+            of pairs text_pair, and labels; with spans also words, spans and tags (see
+            data/spans.py). Once they are encoded, windows take the place of text.
         tables: the tables they were read from, by split.
-        num_spans: how many spans a label belongs to (two for a pair); 0: it is the document's.
-        folds: of each training row, or None.
+        num_spans: spans that a label belongs to: 1, or 2 for a pair; 0: it is the document's.
+        folds: the fold of each training row [n], or None.
     """
 
     spec: LabelSpec
@@ -43,18 +45,24 @@ class Task:
 
     @property
     def has_training_rows(self) -> bool:
+        """Whether there is a training split; else the task is to predict."""
         return "train" in self.documents
 
     def with_documents(self, documents: dict[str, Dataset]) -> "Task":
+        """Replace the documents, by split."""
         return replace(self, documents=documents)
 
     def only(self, splits: Iterable[str]) -> "Task":
-        """The task with these splits alone, as far as they are there."""
+        """Keep these splits alone, as far as they are there."""
         kept = {split: rows for split, rows in self.documents.items() if split in splits}
         return self.with_documents(kept)
 
     def with_folds(self, options: FoldArguments, seed: int) -> "Task":
-        """Assign training rows to folds, as asked; they take the place of a validation set."""
+        """Assign training rows to folds, if asked for; they take the place of a validation set.
+
+        Raises:
+            InputError: as `splits.resolve_folds`.
+        """
         if not (options.with_folds and self.has_training_rows):
             return self
         train, table = self.documents["train"], self.tables["train"]
@@ -62,18 +70,18 @@ class Task:
         return replace(self.only(self.documents.keys() - {"validation"}), folds=folds)
 
     def with_validation(self, share: float, seed: int) -> "Task":
-        """Without a validation set or folds hold out a stratified share of the training rows."""
+        """Hold out a stratified share of the training rows, unless folds or a split validate."""
         if self.folds is not None:
             return self
         kind = self.spec.problem_type
         return self.with_documents(hold_out_validation(self.documents, share, kind, seed))
 
     def for_fold(self, fold: int | None, subset: dict[str, Any], seed: int) -> dict[str, Dataset]:
-        """What one model is trained on, validated on and predicts.
+        """Select the rows that one model is trained on, validated on and predicts, by split.
 
         Args:
-            fold: whose rows validate; None: the validation set does.
-            subset: of the training rows, as `splits.choose_subset` takes it.
+            fold: its rows validate, the others train; None: the splits stay as they are.
+            subset: `fraction` and `per_class` of `splits.choose_subset`, for the training rows.
         """
         if not self.has_training_rows:
             return dict(self.documents)
@@ -85,21 +93,22 @@ class Task:
         return chosen
 
     def labels_of(self, rows: Dataset) -> list:
-        """Encoded labels of rows; with spans those of all their targets, one after the other."""
+        """Encoded labels of rows [n]; with spans those of all targets, document after document."""
         labels = rows["labels"][:]
-        return [label for own in labels for label in own] if self.num_spans else labels
+        return list(chain.from_iterable(labels)) if self.num_spans else labels
 
     def hard_labels(self, split: str) -> np.ndarray:
-        """Labels of a split [n] or [n, labels], soft ones as the likeliest class."""
-        return self.spec.hard(np.array(self.labels_of(self.documents[split])))
+        """Encoded labels of a split, [n] or [n, labels]; of soft labels the likeliest class."""
+        return self.spec.hard_labels(np.array(self.labels_of(self.documents[split])))
 
     def texts(self, split: str) -> list[str]:
-        """The text of each document, or the words of each target."""
+        """The text of each document; with spans, the words of each target."""
         rows = self.documents[split]
-        return words.target_texts(rows) if self.num_spans else all_text(rows)
+        return spans.target_texts(rows) if self.num_spans else all_text(rows)
 
     @property
     def labelled_splits(self) -> list[str]:
+        """Splits whose documents have labels: a test split may have none."""
         return [split for split, rows in self.documents.items() if "labels" in rows.column_names]
 
 
@@ -112,10 +121,13 @@ def load_task(
     seed: int,
     checkpoint: str | None = None,
 ) -> Task:
-    """Read the tables and their labels.
+    """Read tables into a task.
+
+    With a spans column, validation documents are held out here (by `label.validation_split`);
+    without, `Task.with_validation` does so once folds are known.
 
     Args:
-        checkpoint: whose labels hold where there is no training table.
+        checkpoint: where there is no training table, the labels are those of this classifier.
 
     Raises:
         InputError: naming file, column or row, for what is missing or cannot be read.
@@ -125,23 +137,24 @@ def load_task(
         spec = _resolve_labels(tables, label, checkpoint)
         documents = label_documents(tables, data.limits, spec, **text.columns)
         return Task(spec, documents, tables)
-    documents, num_spans = words.read_splits(tables, data.limits, span, text.id_column_name)
-    documents = words.hold_out_documents(documents, label.validation_split, seed)
+    documents, num_spans = spans.read_splits(tables, data.limits, span, text.id_column_name)
+    documents = spans.hold_out_documents(documents, label.validation_split, seed)
     if "train" in documents:
-        spec = words.infer_span_labels(documents, span.spans_column_name)
+        spec = spans.infer_span_labels(documents, span.spans_column_name)
     else:
         spec = _resolve_labels(tables, label, checkpoint)
-    labelled = {split: words.with_labels(rows, spec) for split, rows in documents.items()}
+    labelled = {split: spans.with_labels(rows, spec) for split, rows in documents.items()}
     return Task(spec, labelled, tables, num_spans)
 
 
 def _resolve_labels(
     tables: dict[str, Table], label: LabelArguments, checkpoint: str | None
 ) -> LabelSpec:
-    """The labels of the training table; without one, those of the trained classifier."""
+    """Infer the labels from the training table; without one, read those of a classifier."""
     columns, delimiter = label.label_column_name, label.label_delimiter
     if "train" in tables:
-        spec = LabelSpec.infer(*tables["train"], columns, label.problem_type, delimiter)
+        train = tables["train"]
+        spec = LabelSpec.infer(train.rows, train.source, columns, label.problem_type, delimiter)
     elif checkpoint is not None and is_document_classifier(checkpoint):
         config = DocumentClassifierConfig.from_pretrained(checkpoint)
         spec = LabelSpec.from_config(config, columns, delimiter)

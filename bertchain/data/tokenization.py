@@ -1,4 +1,4 @@
-"""Documents -> windows -> batches: tokenizer, window settings, collator, the order of rows."""
+"""Documents to windows: tokenizer, window settings, and what the windows cut off."""
 
 import logging
 from collections import Counter
@@ -20,11 +20,11 @@ from bertchain.models.windows import (
     SpecialTokens,
     WindowSpec,
     cut_pair_windows,
-    cut_spans,
     cut_windows,
     find_special_tokens,
     first_text_room,
     kept_tokens,
+    window_spans,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; a decoder's without a padding token pads with its end token.
+    """Load a tokenizer; one without a padding token (a decoder's) pads with its end token.
 
     Args:
         kwargs: for `AutoTokenizer.from_pretrained`, such as `revision`, `trust_remote_code`.
+
+    Raises:
+        InputError: if it cannot be loaded, or `name` is a folder without its files.
     """
-    kwargs = {"trust_remote_code": False} | kwargs  # unsaid, it would be asked for
+    kwargs = {"trust_remote_code": False} | kwargs  # left out, transformers would ask the user
     with as_input_error(f"tokenizer of {name}"), quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     if Path(name).is_dir() and not _has_files(tokenizer, Path(name)):
@@ -53,14 +56,14 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 
 
 def _has_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Without them transformers makes a tokenizer that knows no word."""
+    """Return whether the vocabulary is there; without, transformers makes an empty tokenizer."""
     vocabulary = set(tokenizer.vocab_files_names.values()) - {"tokenizer_config.json"}
     names = {"tokenizer.json", *vocabulary} if vocabulary else {"tokenizer_config.json"}
     return any((folder / name).is_file() for name in names)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
-    """Raises InputError if the tokenizer has more tokens than the model of `path` embeds."""
+    """Check that the model of `path` embeds every token; raises InputError if not."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise InputError(
@@ -70,11 +73,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the padding token; 0 where there is none: padding is masked, so any id does."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
-# Flags that mean something under one truncation only.
-ONLY_UNDER = {
+NEEDED_TRUNCATIONS = {  # of flags that mean something under one truncation alone
     "head_tokens": "head_tail",
     "segment_overlap": "hierarchical",
     "max_segments": "hierarchical",
@@ -85,12 +88,17 @@ ONLY_UNDER = {
 def resolve_windows(
     given: dict[str, Any], path: str, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
 ) -> tuple[WindowSpec, SpecialTokens]:
-    """Flags, else what a trained classifier says, else head windows of what the model takes.
+    """Resolve window settings: flags, else a trained classifier's, else the defaults.
+
+    The default length is what model and tokenizer take, at most 512 tokens.
 
     Args:
         given: the fields of `WindowSpec` that the user set.
-        path: the checkpoint, whose config tells how many positions there are.
+        path: the checkpoint, whose config says how many positions there are.
         kwargs: for `AutoConfig.from_pretrained`.
+
+    Returns:
+        the settings, and the special tokens that the tokenizer adds.
 
     Raises:
         InputError: for a window beyond the model's positions or without room for text, and for
@@ -110,19 +118,19 @@ def resolve_windows(
         raise InputError(
             f"--max_seq_length {spec.max_seq_length} is beyond the {limit} positions of {path}"
         )
-    for flag, truncation in ONLY_UNDER.items():
+    for flag, truncation in NEEDED_TRUNCATIONS.items():
         if flag in given and spec.truncation != truncation:
             raise InputError(f"--{flag} needs --truncation {truncation}, not {spec.truncation}")
     if "segment_choice" in given and spec.max_segments is None:
         raise InputError("--segment_choice needs --max_segments")
     with as_input_error():
-        cut_spans(spec.max_seq_length + 1, spec, special.pair_count)  # is there room for text?
+        window_spans(spec.max_seq_length + 1, spec, special.pair_count)  # is there room for text?
     return spec, special
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Documents -> windows -> tensors, as one checkpoint takes them.
+    """Tokenizer, windows and collator of one checkpoint: documents to windows to tensors.
 
     Attributes:
         windows: how documents are cut.
@@ -152,6 +160,9 @@ class Preprocessor:
             num_spans: see `Task.num_spans`; labelled spans are hierarchical unless given.
             tokenizer_name: a hub name or folder; None: the checkpoint's own.
             hub_kwargs: `revision`, `trust_remote_code`.
+
+        Raises:
+            InputError: as `load_tokenizer` and `resolve_windows`.
         """
         tokenizer = load_tokenizer(tokenizer_name or path, **hub_kwargs)
         if num_spans:  # no word may be cut off
@@ -160,10 +171,10 @@ class Preprocessor:
         return cls(tokenizer, windows, special, num_spans)
 
     def encode(self, documents: dict[str, Dataset], name: str = "") -> dict[str, Dataset]:
-        """Documents by split -> their windows; see `to_windows` and `spans.cut_targets`.
+        """Cut documents, by split, into windows; see `to_windows` and `spans.cut_targets`.
 
         Args:
-            name: stands before the split in the log.
+            name: what the log puts before the split, as "model, ".
         """
         return {split: self._encode(rows, f"{name}{split}") for split, rows in documents.items()}
 
@@ -177,12 +188,14 @@ class Preprocessor:
 
     @property
     def collator(self) -> DocumentCollator:
+        """The collator of encoded documents; with spans it adds `token_positions`."""
         if self.num_spans:
             return spans.SpanCollator(self.pad_id, self.windows.max_seq_length)
         return DocumentCollator(self.pad_id)
 
     @property
     def pad_id(self) -> int:
+        """Id of the padding token."""
         return pad_id(self.tokenizer)
 
     @property
@@ -201,12 +214,12 @@ class Preprocessor:
 
 @dataclass(frozen=True)
 class CutReport:
-    """How much of the text the windows leave out."""
+    """Counts of documents, tokens and windows: how much of the text the windows leave out."""
 
     documents: int
     longer: int  # documents that do not fit one window
     tokens: int
-    kept: int
+    kept: int  # tokens that are in some window
     windows: int
 
     def __str__(self) -> str:
@@ -220,21 +233,18 @@ class CutReport:
 def to_windows(
     documents: Dataset, tokenizer: PreTrainedTokenizerBase, spec: WindowSpec, special: SpecialTokens
 ) -> tuple[Dataset, CutReport]:
-    """Documents -> their windows.
+    """Tokenize documents and cut them into windows.
 
     Returns:
         the documents with columns windows (lists of ids), window_types (pairs only, where the
-        tokenizer has token types) and length (tokens in all windows), text removed; and what was
-        cut.
+        tokenizer has token types) and length (tokens in all windows) in place of text; and a
+        report of what was cut off.
     """
-    pair = "text_pair" in documents.column_names
+    names = [name for name in ("text", "text_pair") if name in documents.column_names]
     counts = Counter()
 
     def convert(rows: dict[str, list]) -> dict[str, list]:
-        ids = [
-            tokenizer(rows[name], **IDS_ALONE)["input_ids"]
-            for name in (("text", "text_pair") if pair else ("text",))
-        ]
+        ids = [tokenizer(rows[name], **IDS_ALONE)["input_ids"] for name in names]
         columns: dict[str, list] = {"windows": [], "length": []}
         for texts in zip(*ids, strict=True):
             windows, types = _cut(texts, spec, special)
@@ -245,7 +255,6 @@ def to_windows(
             counts.update(_count(texts, windows, spec, special))
         return columns
 
-    names = [name for name in ("text", "text_pair") if name in documents.column_names]
     cut = documents.map(
         convert,
         batched=True,
@@ -269,10 +278,10 @@ def _count(
 ) -> dict[str, int]:
     tokens = sum(map(len, texts))
     if len(texts) == 1:
-        kept = kept_tokens(cut_spans(tokens, spec, special.count))
+        kept = kept_tokens(window_spans(tokens, spec, special.count))
     else:
         first = min(len(texts[0]), first_text_room(spec, special))
-        kept = first + kept_tokens(cut_spans(len(texts[1]), spec, special.pair_count + first))
+        kept = first + kept_tokens(window_spans(len(texts[1]), spec, special.pair_count + first))
     room = spec.max_seq_length - (special.count if len(texts) == 1 else special.pair_count)
     return {
         "documents": 1,

@@ -1,4 +1,4 @@
-"""Where the words of a text are, in any script; no tokenizer is asked.
+"""Words of a text in any script, by their characters; no tokenizer is needed.
 
 A word is a run of letters, digits and marks. Punctuation and symbols stand alone, and so does each
 character of Chinese and Japanese, which write no spaces, unless a segmenter joins them. (Thai, Lao
@@ -45,17 +45,17 @@ def _letters_pattern() -> re.Pattern:
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """(start, stop) of every word, punctuation mark and symbol; only white space is in none."""
+    """Find every word, punctuation mark and symbol: (start, stop); white space is in none."""
     return [match.span() for match in _word_pattern().finditer(text)]
 
 
 def plain_words(text: str) -> list[str]:
-    """The words alone, without punctuation and symbols."""
+    """Split a text into its words, without punctuation and symbols."""
     return _letters_pattern().findall(text)
 
 
 def jieba_spans(text: str) -> list[tuple[int, int]]:
-    """As `word_spans`, but ideographs are joined to words by the segmenter jieba.
+    """Find words like `word_spans`, with ideographs joined to words by the segmenter jieba.
 
     Raises:
         InputError: if the package is not installed.

@@ -1,7 +1,7 @@
-"""The layers of an encoder: where each parameter stands, and what it learns.
+"""Layers of an encoder: the layer id of each parameter, and what goes by it.
 
-Rooms: 0 = embeddings, k = block k of L, HEAD = everything above the blocks. Rates, freezing,
-gradual unfreezing, dropping and re-initialising all go by them.
+Layer ids: 0 = embeddings, k = block k of L, HEAD = everything above the blocks. Learning rates,
+freezing, gradual unfreezing, dropping and re-initialising blocks go by them.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,13 @@ from transformers import PreTrainedModel
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier, num_blocks
 
-HEAD = 10**6  # the layer_id above all blocks
+HEAD = 10**6  # the layer id above all blocks
 
-# Modules of encoders that stand outside the list of blocks, by the name of the attribute.
-LAYER_IDS = {
+LAYER_IDS = {  # of modules outside the list of blocks, by the name of the attribute
     **dict.fromkeys(("embeddings", "embeddings_project", "embedding_hidden_mapping_in"), 0),
     **dict.fromkeys(("embed_tokens", "wte", "wpe", "rel_embeddings", "relative_attention_bias"), 0),
-    "LayerNorm": 0,  # DeBERTa: of the relative position embeddings
-    "conv": 1,  # DeBERTa-v2: joins the output of block 1
+    "LayerNorm": 0,  # DeBERTa's, of the relative position embeddings
+    "conv": 1,  # DeBERTa-v2's, added to the output of block 1
     **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm", "pooler"), HEAD),
     **dict.fromkeys(("head", "layer_mix", "token_attention", "segment_attention"), HEAD),
 }
@@ -31,8 +30,43 @@ LAYER_IDS = {
 # ---------------------------------------------------------------- structure
 
 
+def resolve_layers(layers: str | Sequence[int], blocks: int) -> list[int]:
+    """Resolve names of layers to numbers: 0 = embeddings output, k = output of block k.
+
+    Args:
+        layers: "last", "first4", "last4", "all" (all blocks), or numbers ("1 6", "-1", [1, 6]).
+
+    Raises:
+        ValueError: for a name that is not known or a layer the encoder does not have.
+    """
+    named = {
+        "last": [blocks],
+        "first4": list(range(1, min(4, blocks) + 1)),
+        "last4": list(range(max(1, blocks - 3), blocks + 1)),
+        "all": list(range(1, blocks + 1)),
+    }
+    if isinstance(layers, str) and layers in named:
+        return named[layers]
+    given = layers.replace(",", " ").split() if isinstance(layers, str) else layers
+    try:
+        numbers = [int(n) for n in given]
+    except ValueError:
+        numbers = []
+    resolved = [n + blocks + 1 if n < 0 else n for n in numbers]
+    known = all(0 <= n <= blocks for n in resolved)
+    if not resolved or not known or len(set(resolved)) < len(resolved):
+        raise ValueError(
+            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers "
+            f"from 0 to {blocks} (0 = embeddings, -1 = last)"
+        )
+    return resolved
+
+
 def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The encoder's blocks: its ModuleList of num_hidden_layers, or ALBERT's shared groups.
+    """Find the encoder's ModuleList of num_hidden_layers blocks, or of ALBERT's shared groups.
+
+    Returns:
+        its name and the list; of several of the same length the one with the most parameters.
 
     Raises:
         ValueError: if there is none.
@@ -47,17 +81,17 @@ def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def shares_blocks(encoder: PreTrainedModel) -> bool:
-    """Whether several layers run the same block (ALBERT)."""
+    """Return whether several layers run the same block (ALBERT)."""
     return len(find_blocks(encoder)[1]) < num_blocks(encoder.config)
 
 
 def layer_id_of(name: str, model: DocumentClassifier) -> int:
-    """Where a parameter stands: 0 = embeddings, k = block k, HEAD = above the blocks.
+    """Layer id of a parameter of the classifier, by its name.
 
-    A block that several layers share counts as the highest of them.
+    A block that several layers share has the id of the highest of them.
 
     Raises:
-        ValueError: for a parameter that is in no known place; nothing gets a rate by accident.
+        ValueError: for a parameter of an unknown module: none gets a rate by accident.
     """
     parts = name.split(".")
     if parts[0] == "tasks":  # heads of a multi-task model
@@ -78,18 +112,18 @@ def layer_id_of(name: str, model: DocumentClassifier) -> int:
 
 
 def layer_ids_of(encoder: PreTrainedModel) -> dict[str, int]:
-    """Where each parameter of an encoder stands, by its name."""
+    """Layer id of each parameter of an encoder alone, by its name."""
     around = SimpleNamespace(encoder=encoder)
     return {name: layer_id_of(f"encoder.{name}", around) for name, _ in encoder.named_parameters()}
 
 
 def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:
-    """Take off the blocks above `top`, in place, so that they cost nothing.
+    """Remove the blocks above `top`, in place, so that they cost nothing.
 
-    What stands after the blocks (a final norm) stays, and acts on block `top`.
+    What comes after the blocks (a final norm) stays, and acts on the output of block `top`.
 
     Raises:
-        InputError: if the encoder has fewer blocks.
+        InputError: if the encoder has no block `top`.
     """
     config = encoder.config.get_text_config()
     blocks = num_blocks(encoder.config)
@@ -105,9 +139,9 @@ def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:
 
 
 def reinit_top_blocks(encoder: PreTrainedModel, count: int) -> None:
-    """Give the top blocks new random weights (Zhang et al. 2021, arXiv 2006.05987).
+    """Give the top blocks new random weights, in place (Zhang et al. 2021, arXiv 2006.05987).
 
-    The pooler, if there is one, is made new as well: it was trained on what these blocks gave.
+    So too the pooler, if there is one: it was trained on the output of these blocks.
 
     Raises:
         InputError: for more blocks than there are, or shared ones.
@@ -121,19 +155,25 @@ def reinit_top_blocks(encoder: PreTrainedModel, count: int) -> None:
         new.append(encoder.pooler)
     for block in new:
         for part in (*block.modules(), *block.parameters()):
-            part._is_hf_initialized = False  # else it would be left as it was loaded
+            part._is_hf_initialized = False  # else it would stay as it was loaded
     for module in (m for block in new for m in block.modules()):
         encoder._init_weights(module)  # some initialise their children's weights
 
 
-# ---------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------- freezing
 
 
 def freeze(model: DocumentClassifier, what: str) -> None:
-    """Freeze embeddings, the encoder, or embeddings and N blocks; and blocks that nothing reads.
+    """Freeze the lower layers, and blocks above the highest layer that is read.
 
-    A block above the highest layer in use gets no gradient: frozen, it is left out of the optimizer
-    and does not stall processes that wait for its gradient.
+    Those blocks get no gradient: frozen, they are left out of the optimizer, and other processes do
+    not wait for their gradients.
+
+    Args:
+        what: "none", "embeddings", "encoder", or a number N: embeddings and the lowest N blocks.
+
+    Raises:
+        InputError: for more blocks than there are, or shared ones.
     """
     blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
     layer_ids = {name: layer_id_of(name, model) for name, _ in model.named_parameters()}
@@ -153,10 +193,10 @@ def freeze(model: DocumentClassifier, what: str) -> None:
 
 
 def unfrozen_from(epoch: float, epochs_a_block: float, blocks: int) -> int:
-    """The lowest layer_id that learns under gradual unfreezing (Howard & Ruder 2018, section 3.3).
+    """Lowest layer id that learns under gradual unfreezing (Howard & Ruder 2018, section 3.3).
 
-    At first the head alone, and every `epochs_a_block` one block more from the top; embeddings
-    last.
+    First the head alone learns, then every `epochs_a_block` epochs one block more from the top, and
+    last the embeddings.
     """
     return max(0, blocks + 1 - int(epoch / epochs_a_block + 1e-9))
 
@@ -172,18 +212,19 @@ def layer_rates(
     embedding: float | None = None,
     explicit: Sequence[float] = (),
 ) -> dict[int, float]:
-    """The learning rate of each layer_id (Sun et al. 2019, eq. 1: eta^(k-1) = xi * eta^k).
+    """Learning rate of each layer id (Sun et al. 2019, eq. 1: eta^(k-1) = xi * eta^k).
 
     Block k of L learns at learning_rate * decay^(L - k), embeddings at learning_rate * decay^L, all
     above the blocks at learning_rate.
 
     Args:
-        head, embedding: take the place of what the formula gives.
-        explicit: the rates of blocks 1 to L in place of the formula; embeddings then learn like
+        blocks: L.
+        head, embedding: rates in place of the formula's.
+        explicit: rates of blocks 1 to L in place of the formula's; embeddings then learn like
             block 1.
 
     Raises:
-        InputError: for another number of rates than blocks.
+        InputError: if there are not as many explicit rates as blocks.
     """
     if explicit and len(explicit) != blocks:
         raise InputError(
@@ -204,10 +245,10 @@ def layer_rates(
 def layer_groups(
     model: DocumentClassifier, rates: dict[int, float], weight_decay: float, decayed: set[str]
 ) -> list[dict[str, Any]]:
-    """Optimizer groups by layer_id.
+    """Build optimizer groups by layer id.
 
     Args:
-        rates: of each layer_id, see `layer_rates`.
+        rates: of each layer id, see `layer_rates`.
         decayed: names of the parameters that get `weight_decay`; the others get none.
 
     Returns:
@@ -215,14 +256,12 @@ def layer_groups(
         weight_decay. Every trainable parameter is in exactly one.
 
     Raises:
-        ValueError: for a parameter in no known place.
+        ValueError: for a parameter of an unknown module, frozen or not.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        layer_id, decays = (
-            layer_id_of(name, model),
-            name in decayed,
-        )  # every name is checked, frozen or not
+        layer_id = layer_id_of(name, model)  # also checks the names of frozen ones
+        decays = name in decayed
         if not parameter.requires_grad:
             continue
         if (layer_id, decays) not in groups:
@@ -239,17 +278,15 @@ def layer_groups(
 
 
 def group_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
-    """What is trained at which rate: one row per group."""
+    """Table of the optimizer groups: what is trained, at which rate."""
     rows = [
-        (
-            g["name"],
-            len(g["params"]),
-            sum(p.numel() for p in g["params"]),
-            g["lr"],
-            g["weight_decay"],
-        )
-        for g in groups
+        {
+            "group": group["name"],
+            "tensors": len(group["params"]),
+            "parameters": sum(p.numel() for p in group["params"]),
+            "learning_rate": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in groups
     ]
-    return pd.DataFrame(
-        rows, columns=["group", "tensors", "parameters", "learning_rate", "weight_decay"]
-    )
+    return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Load encoders and classifiers; what a saved folder does not need of `modeling`."""
+"""Loading of encoders and classifiers, and what their configs say of positions and dropout."""
 
 import json
 import os
@@ -18,10 +18,21 @@ from transformers.utils import logging as transformers_logging
 
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
 
+DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}
+POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+)
+
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load report; the caller says in one line what is missing.
+    """Silence transformers' load report: the caller logs in one line what is missing.
 
     Raises:
         ValueError: for weights that cannot be read, or have other shapes than the config says.
@@ -45,12 +56,13 @@ def load_encoder(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the encoder of any checkpoint, in float32, without a pooler unless it is asked for.
 
-    Takes a hub name, a folder of plain transformers (base model, masked LM, classifier), or a
-    folder written by run_finetune.py, whose encoder it takes. transformers keeps a checkpoint's own
-    dtype by default; weights in half precision do not train, so float32 is asked for.
+    The default of transformers is the checkpoint's own dtype; but weights in half precision do not
+    train.
 
     Args:
-        dropout: of all places inside the encoder; None: as the checkpoint says.
+        path: a hub name, a folder of plain transformers (base model, masked LM, classifier), or a
+            folder of run_finetune.py, whose encoder is taken.
+        dropout: probability of every dropout inside the encoder; None: as the checkpoint says.
         kwargs: for `AutoModel.from_pretrained`, such as `revision`, `trust_remote_code`.
 
     Returns:
@@ -81,7 +93,14 @@ def load_encoder(
 def require_pooler(
     encoder: PreTrainedModel, missing: Sequence[str], asked: bool
 ) -> PreTrainedModel:
-    """Raises ValueError where a pooler is asked for and would be none or a random one."""
+    """Check that the checkpoint has a trained pooler where one is asked for; return the encoder.
+
+    Args:
+        missing: names of the weights that the checkpoint lacked.
+
+    Raises:
+        ValueError: where the pooler would be none or a random one.
+    """
     none = getattr(encoder, "pooler", None) is None
     if asked and (none or any(name.startswith("pooler.") for name in missing)):
         raise ValueError(
@@ -92,10 +111,10 @@ def require_pooler(
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
-    """Set every dropout of an encoder's config, by whatever names it has; None leaves it.
+    """Set every dropout of an encoder's config, whatever their names; None leaves them.
 
     Raises:
-        ValueError: if the config knows no dropout.
+        ValueError: if the config has no dropout.
     """
     if dropout is None:
         return config
@@ -111,11 +130,14 @@ def set_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedCo
 
 def load_classifier(
     path: str | os.PathLike, dropout: float | None = None
-) -> tuple["DocumentClassifier", list[str]]:
-    """Load what run_finetune.py wrote; and the names of missing weights (normally none).
+) -> tuple[DocumentClassifier, list[str]]:
+    """Load a classifier of run_finetune.py, in float32.
 
     Args:
-        dropout: of all places inside the encoder; None: as the folder says.
+        dropout: probability of every dropout inside the encoder; None: as the folder says.
+
+    Returns:
+        the classifier and the names of missing weights (normally none).
     """
     with quiet_loading():
         config = DocumentClassifierConfig.from_pretrained(path)
@@ -131,7 +153,7 @@ def load_classifier(
 
 
 def is_document_classifier(path: str | os.PathLike) -> bool:
-    """Whether `path` is a folder written by run_finetune.py."""
+    """Return whether `path` is a folder written by run_finetune.py."""
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
         return False
@@ -140,35 +162,16 @@ def is_document_classifier(path: str | os.PathLike) -> bool:
 
 
 def max_positions(config: PreTrainedConfig) -> int | float:
-    """The longest window that the position embeddings allow; inf where nothing says."""
+    """Longest window that the position embeddings allow, in tokens; inf where there is no limit."""
     config = config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if (
-        positions is None
-        or positions < 1
-        or getattr(config, "position_biased_input", True) is False
-    ):
-        return float("inf")  # DeBERTa-v3 and others have relative positions only
-    if config.model_type in POSITIONS_AFTER_PADDING:  # positions start at padding_idx + 1
-        return positions - first_position(config)
-    return positions
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    relative = getattr(config, "position_biased_input", True) is False
+    if positions < 1 or relative:  # DeBERTa-v3 and others have relative positions only
+        return float("inf")
+    return positions - first_position(config)
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """The position id of a text's first token."""
+    """Position id of a text's first token."""
     config = config.get_text_config()
     return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-
-
-POSITIONS_AFTER_PADDING = (
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "data2vec-text",
-)
-
-
-DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}

@@ -1,22 +1,23 @@
-"""A document classifier on any `AutoModel` encoder.
+"""Document classifier on any `AutoModel` encoder.
 
-encoder -> layer pooling -> token pooling -> segment pooling -> head, one path for every
-combination:
+One path for every combination of poolings:
 
-    input_ids [documents, segments, length]      a document of one window has segments = 1
-      flatten, run only the real segments        [real, length]
-      layers -> one tensor                       [real, length, features]
-      tokens -> one vector a segment             [real, features]
-      segments -> one vector a document          [documents, features]
-      head                                       [documents, labels]
+    input_ids                        [documents, windows, length]
+    windows that are there           [real, length]
+    layers pooled to one tensor      [real, length, features]
+    tokens pooled to one vector      [real, features]
+    windows pooled to one vector     [documents, features]
+    head                             [documents, labels]
 
 This file, `pooling.py` and `windows.py` are copied into every saved folder, so that
 `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline`
-work where this project is not installed. Hence the two ways to import them.
+work where this project is not installed. So they import only each other of this project.
+(Fields of the config and names of weights call a window a segment.)
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from .pooling import (
 )
 from .windows import SpecialTokens, WindowSpec, cut_windows
 
-PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
+PROBLEM_TYPES = {  # words of the flags -> those of `PreTrainedConfig.problem_type`
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",
@@ -48,20 +49,23 @@ PROBLEM_TYPES = {  # our words -> those of `PreTrainedConfig.problem_type`
 
 
 def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    if labels.is_floating_point():  # probabilities
+    """Sum of cross-entropies. Args: labels: class numbers or probabilities."""
+    if labels.is_floating_point():
         labels = labels.to(logits.dtype)
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def multi_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of binary cross-entropies over documents and labels."""
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
 
 
 def regression_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of squared errors over documents and targets."""
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape), reduction="sum")
 
 
-LOSS_SUMS = {  # summed over documents and labels; the caller divides by the number of values
+LOSS_SUMS = {  # the caller divides by the number of values
     "single_label_classification": single_label_loss,
     "multi_label_classification": multi_label_loss,
     "regression": regression_loss,
@@ -77,10 +81,10 @@ def document_loss(
     """Loss of a batch, in float32.
 
     Args:
-        logits: [documents, labels]. For regression in the units of the targets.
-        labels: [documents] for single_label (or probabilities [documents, labels]), [documents,
-            labels] else.
-        num_items: label values in the accumulated batch over all processes. None: a plain mean.
+        logits: [documents, labels]; for regression in the units of the targets.
+        labels: [documents, labels], or class numbers [documents].
+        num_items: label values in the accumulated batch over all processes; None: those of this
+            batch, which gives its mean.
     """
     logits = logits.float()
     if config.problem_type == "regression":
@@ -91,27 +95,41 @@ def document_loss(
     return total / num_items
 
 
-IGNORED = -100  # the label of padding
+IGNORED = -100  # label of a padded target
 
 
 def without_padding(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of words: [..., documents, targets, labels] and [documents, targets] -> those that are there,
-    [..., targets, labels] and [targets]."""
-    there = labels != IGNORED
-    return logits[..., there, :], labels[there]
+    """Select the targets of documents that are no padding.
+
+    Args:
+        logits: [..., documents, targets, labels].
+        labels: [documents, targets], `IGNORED` for padding.
+
+    Returns:
+        logits [..., n, labels] and labels [n].
+    """
+    real = labels != IGNORED
+    return logits[..., real, :], labels[real]
 
 
 def standardise(
     logits: Tensor, labels: Tensor, config: "DocumentClassifierConfig"
 ) -> tuple[Tensor, Tensor]:
-    """Values and targets [documents, targets] in standard deviations, so a rate suits any unit."""
+    """Express predictions and targets [documents, targets] in standard deviations of training.
+
+    A learning rate then suits any unit.
+    """
     center, scale = logits.new_tensor(config.target_mean), logits.new_tensor(config.target_scale)
     labels = labels.to(logits.dtype).reshape(logits.shape)
     return (logits - center) / scale, (labels - center) / scale
 
 
 def strip_encoder(encoder: PreTrainedModel, keep_pooler: bool = False) -> PreTrainedModel:
-    """Take off what is not used: a pooler, which would get no gradient, and the cache."""
+    """Remove what is not used, in place: a pooler, which would get no gradient, and the cache.
+
+    Raises:
+        ValueError: for an encoder-decoder.
+    """
     if getattr(encoder.config, "is_encoder_decoder", False):
         raise ValueError(
             f"{encoder.config.model_type} is an encoder-decoder; "
@@ -125,7 +143,7 @@ def strip_encoder(encoder: PreTrainedModel, keep_pooler: bool = False) -> PreTra
 
 
 def num_blocks(config: PreTrainedConfig) -> int:
-    """Number of blocks; layers are numbered 0 (embeddings) to this."""
+    """Number of blocks; layers are numbered from 0 (embeddings) to it."""
     return config.get_text_config().num_hidden_layers
 
 
@@ -136,11 +154,19 @@ def encode_layers(
     token_type_ids: Tensor | None,
     layers: list[int],
 ) -> list[Tensor]:
-    """Run the encoder on flat windows; the asked-for layers, each [windows, length, hidden]."""
+    """Run the encoder on windows and return some layers.
+
+    Args:
+        input_ids, attention_mask, token_type_ids: [windows, length].
+        layers: numbers, 0 = embeddings output, k = output of block k.
+
+    Returns:
+        [windows, length, hidden] for each of the layers.
+    """
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if token_type_ids is not None:
         inputs["token_type_ids"] = token_type_ids
-    if layers == [num_blocks(encoder.config)]:  # keeps no other layer alive
+    if layers == [num_blocks(encoder.config)]:  # keeps no other layer in memory
         return [encoder(**inputs).last_hidden_state]
     outputs = encoder(**inputs, output_hidden_states=True)
     # transformers 5.0 lists ModernBERT's last block before the final norm, later versions after it
@@ -150,15 +176,18 @@ def encode_layers(
 
 @contextmanager
 def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
-    """Inside, the encoder's last block gives the first real token of each window alone.
+    """Make the encoder's last block return the first real token of each window alone.
 
-    After the attention of the last block nothing looks at other tokens, so its feed-forward half
-    need not run on them where [CLS] is all that is read: a tenth of the work of six blocks, at the
-    same result. Yields False, and changes nothing, for blocks that are built otherwise, under
-    activation checkpointing (which runs blocks a second time) and under compilation.
+    After the attention of the last block nothing looks at other tokens, so where only [CLS] is read
+    its feed-forward half need not run on them: a tenth of the work of six blocks, at the same
+    result.
 
     Args:
         mask: [windows, length].
+
+    Yields:
+        whether the block does so. It does not if it is built otherwise, under activation
+        checkpointing (which runs blocks a second time) and under compilation.
     """
     block = last_bert_block(encoder)
     if block is None or torch.compiler.is_compiling() or block.gradient_checkpointing:
@@ -178,21 +207,21 @@ def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
 
 
 def last_bert_block(base: PreTrainedModel) -> nn.Module | None:
-    """The last block, where all that follows its attention in the base model is token by token.
+    """Last block of an encoder that after its attention treats each token for itself; else None.
 
-    That is so where blocks are built like BERT's: `attention` with its own residual and norm, then
-    `intermediate` and `output`. None for all others.
+    That is so for blocks built like BERT's: `attention` with its own residual and norm, then
+    `intermediate` and `output`.
     """
     blocks = getattr(getattr(base, "encoder", None), "layer", None)
     if not isinstance(blocks, nn.ModuleList) or len(blocks) != base.config.num_hidden_layers:
         return None
     last = blocks[-1]
     names = ("attention.output", "intermediate", "output", "gradient_checkpointing")
-    like_bert = all(_has(last, name) for name in names) and not hasattr(last, "LayerNorm")
+    like_bert = all(_has_module(last, name) for name in names) and not hasattr(last, "LayerNorm")
     return last if like_bert else None
 
 
-def _has(module: nn.Module, path: str) -> bool:
+def _has_module(module: nn.Module, path: str) -> bool:
     for name in path.split("."):
         if not hasattr(module, name):
             return False
@@ -204,14 +233,19 @@ def _has(module: nn.Module, path: str) -> bool:
 
 
 class DocumentClassifierConfig(PreTrainedConfig):
-    """Everything needed to rebuild the classifier and to cut text the way it was trained.
+    """Everything needed to rebuild the classifier and to cut text as in training.
 
-    `dropout_samples` heads share one document vector in training, each with its own dropout;
-    `segments_per_forward` bounds how many windows the encoder sees at once. `windows` and
-    `special_tokens` are the fields of `windows.WindowSpec` and `windows.SpecialTokens`;
-    `target_mean` and `target_scale` (one per target) undo the
-    standardisation of regression targets. `num_spans` above 0: words inside documents are
-    classified and not documents, each by so many spans (two for a pair).
+    Attributes:
+        layers: numbers of the layers that are read.
+        layer_pooling, token_pooling, segment_pooling: keys of the dicts in `pooling.py`;
+            segment_pooling pools windows; token_pooling may also be "pooler", the encoder's own.
+        head_dropout: probability of dropout before the head.
+        dropout_samples: dropout masks over the document vector in training, each with its loss.
+        segments_per_forward: most windows that the encoder runs at once; None: all.
+        windows, special_tokens: fields of `windows.WindowSpec` and `windows.SpecialTokens`.
+        target_mean, target_scale: of each regression target in training.
+        num_spans: 0: documents are classified; else words inside documents, each by so many spans
+            (two for a pair).
     """
 
     model_type = "document_classifier"
@@ -236,9 +270,8 @@ class DocumentClassifierConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         num_spans = kwargs.pop("slots", num_spans)  # its name in folders of earlier versions
-        # The parent comes before the encoder's config: it resets the attention implementation of
-        # every sub-config it finds, and a loaded encoder would get a mask of one kind, attention of
-        # another.
+        # The parent resets the attention implementation of every sub-config that it finds, and a
+        # loaded encoder would get a mask of one kind and attention of another: so it comes first.
         self.encoder_config = None
         super().__init__(**kwargs)
         if isinstance(encoder_config, dict):
@@ -259,20 +292,21 @@ class DocumentClassifierConfig(PreTrainedConfig):
         self.num_spans = num_spans
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The encoder's config, where transformers looks for vocabulary and sizes."""
         return self.encoder_config if self.encoder_config is not None else self
 
     def window_spec(self) -> WindowSpec:
+        """How documents are cut into windows."""
         return WindowSpec(**self.windows)
 
-    def specials(self) -> SpecialTokens:
-        as_tuples = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.special_tokens.items()
-        }
-        return SpecialTokens(**as_tuples)
+    def special_token_ids(self) -> SpecialTokens:
+        """Ids around a text and around a pair; JSON has turned their tuples into lists."""
+        fields = self.special_tokens.items()
+        return SpecialTokens(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
 
 
 class DocumentClassifier(PreTrainedModel):
-    """Encoder, poolings and a linear head. See the top of the file for the path of shapes."""
+    """Encoder, poolings and a linear head; the top of the file shows the shapes."""
 
     config_class = DocumentClassifierConfig
     base_model_prefix = "encoder"
@@ -331,19 +365,22 @@ class DocumentClassifier(PreTrainedModel):
         """Classify documents, or, with `num_spans`, words inside them.
 
         Args:
-            input_ids: [documents, segments, length], or [documents, length] as a `pipeline` gives
-                it, padded on either side: then a row longer than the window is cut as in training.
-            attention_mask: like `input_ids`; a segment with no 1 is absent.
+            input_ids: [documents, windows, length]; or [documents, length] as a `pipeline` gives
+                it, padded on either side: then a row longer than a window is cut as in training.
+            attention_mask: like `input_ids`; a window with no 1 is absent.
             labels: [documents] or [documents, labels]; adds the loss.
             num_items_in_batch: see `document_loss`.
-            token_positions: of words [documents, targets, spans, tokens]: the tokens of each span,
-                counted over segments * length; -1 is none. Labels are then [documents, targets],
-                -100 is none.
+            token_positions: of words, the tokens of each span [documents, targets, spans, tokens],
+                counted over windows * length, -1 for none. Labels are then [documents, targets],
+                `IGNORED` for none.
 
         Returns:
-            loss (with labels) and logits [documents, labels] (of words [documents, targets,
-            labels]); in training with several `dropout_samples` and no labels, one more dimension
-            in front.
+            loss (with labels) and logits [documents, labels], of words [documents, targets,
+            labels]; in training without labels one more dimension in front, if there are several
+            `dropout_samples`.
+
+        Raises:
+            ValueError: for words without `token_positions`, or a pair too long for a window.
         """
         if self.config.num_spans and token_positions is None:
             raise ValueError("this model classifies words: pass their token_positions")
@@ -354,23 +391,23 @@ class DocumentClassifier(PreTrainedModel):
                 input_ids, attention_mask, token_type_ids
             )
         if token_positions is None:
-            document = self.pool_documents(input_ids, attention_mask, token_type_ids)
-        else:  # [documents, targets, features]
-            document = self.pool_words(input_ids, attention_mask, token_type_ids, token_positions)
-        document = document.to(self.head.weight.dtype)
+            vectors = self.pool_documents(input_ids, attention_mask, token_type_ids)
+        else:
+            vectors = self.pool_words(input_ids, attention_mask, token_type_ids, token_positions)
+        vectors = vectors.to(self.head.weight.dtype)  # [documents, (targets,) features]
         if self.training and self.config.dropout_samples > 1 and labels is None:
-            document = document.expand(self.config.dropout_samples, *document.shape)
-        logits = self.head(self.dropout(document))  # [documents, labels], or of each sample
+            vectors = vectors.expand(self.config.dropout_samples, *vectors.shape)
+        logits = self.head(self.dropout(vectors))  # [(samples,) documents, (targets,) labels]
         if self.config.problem_type == "regression":
             logits = logits * logits.new_tensor(self.config.target_scale) + logits.new_tensor(
                 self.config.target_mean
             )
         loss = None
         if labels is not None:
-            scored = (
-                (logits, labels) if token_positions is None else without_padding(logits, labels)
-            )
-            loss = document_loss(*scored, self.config, num_items_in_batch)
+            scored, known = logits, labels
+            if token_positions is not None:
+                scored, known = without_padding(logits, labels)
+            loss = document_loss(scored, known, self.config, num_items_in_batch)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -378,71 +415,68 @@ class DocumentClassifier(PreTrainedModel):
     def pool_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> Tensor:
-        """[documents, segments, length] -> [documents, features]; absent segments never run."""
-        mask = attention_mask.bool()
-        present = mask.any(dim=-1)  # [documents, segments]
+        """Pool inputs [documents, windows, length] to [documents, features].
+
+        Absent windows do not run through the encoder.
+        """
+        present = attention_mask.bool().any(dim=-1)  # [documents, windows]
         types = None if token_type_ids is None else token_type_ids[present]
         vectors = self._run_windows(input_ids[present], attention_mask[present], types)
         if present.shape[1] == 1:  # one window a document: nothing to pool
             return vectors
-        segments = vectors.new_zeros(
-            *present.shape, vectors.shape[-1]
-        )  # [documents, segments, features]
-        segments[present] = vectors
-        return self._pool(
-            WINDOW_POOLINGS, self.config.segment_pooling, "segment_attention", segments, present
-        )
+        windows = vectors.new_zeros(*present.shape, vectors.shape[-1])
+        windows[present] = vectors  # [documents, windows, features]
+        pooling = self.config.segment_pooling
+        return self._pool(WINDOW_POOLINGS, pooling, "segment_attention", windows, present)
 
     def pool_words(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        types: Tensor | None,
+        token_type_ids: Tensor | None,
         token_positions: Tensor,
     ) -> Tensor:
-        """[documents, segments, length] -> [documents, targets, spans * features]: the mean over
-        the tokens of each span, in whichever windows they stand."""
-        present = attention_mask.bool().any(dim=-1)  # [documents, segments]
-        types = None if types is None else types[present]
-        mask = attention_mask[present]
-        numbers = self.config.layers
-        layers = encode_layers(self.encoder, input_ids[present], mask, types, numbers)
-        real = self._pool_layers(layers)  # [real, length, features]
-        windows = real.new_zeros(*input_ids.shape, real.shape[-1])
-        windows[present] = real
-        flat = windows.flatten(1, 2)  # [documents, segments * length, features]
-        there = token_positions >= 0
+        """Pool inputs [documents, windows, length] to [documents, targets, spans * features].
+
+        A span is the mean over its tokens, in whichever windows they are; spans stand side by side.
+        """
+        present = attention_mask.bool().any(dim=-1)  # [documents, windows]
+        ids, mask = input_ids[present], attention_mask[present]
+        types = None if token_type_ids is None else token_type_ids[present]
+        layers = encode_layers(self.encoder, ids, mask, types, self.config.layers)
+        vectors = self._pool_layers(layers)  # [real, length, features]
+        windows = vectors.new_zeros(*input_ids.shape, vectors.shape[-1])
+        windows[present] = vectors
+        flat = windows.flatten(1, 2)  # [documents, windows * length, features]
+        real = token_positions >= 0
         rows = torch.arange(len(flat), device=flat.device).view(-1, 1, 1, 1)
-        tokens = flat[
-            rows, token_positions.clamp_min(0)
-        ]  # [documents, targets, spans, tokens, features]
-        tokens = tokens * there.unsqueeze(-1)
-        counts = there.sum(dim=-1, keepdim=True).clamp_min(1)
+        tokens = flat[rows, token_positions.clamp_min(0)]
+        tokens = tokens * real.unsqueeze(-1)  # [documents, targets, spans, tokens, features]
+        counts = real.sum(dim=-1, keepdim=True).clamp_min(1)
         return (tokens.sum(dim=3) / counts).flatten(2)
 
     def _run_windows(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
-        """Windows [real, length] -> [real, features], in parts of `segments_per_forward`.
+        """Pool windows [real, length] to [real, features], `segments_per_forward` at a time.
 
-        Then memory holds the inside of the encoder for one part only, in training too: what a part
-        needs for its gradient is computed once more.
+        Memory then holds the activations of one chunk only, in training too: its backward pass
+        computes them once more.
         """
         size = self.config.segments_per_forward
         if size is None or len(ids) <= size:
             return self._pool_tokens(ids, mask, types)
         lengths = mask.shape[1] - mask.flip(1).argmax(dim=1)  # [real], padding on the right
-        order = lengths.argsort(descending=True)  # parts of similar length
+        order = lengths.argsort(descending=True)  # chunks of similar length
+        run = self._pool_tokens
+        if self.training and torch.is_grad_enabled():
+            run = partial(checkpoint, self._pool_tokens, use_reentrant=False)
         vectors = []
         for rows in order.split(size):
-            longest = int(lengths[rows].max())
-            part = [None if t is None else t[rows, :longest] for t in (ids, mask, types)]
-            if self.training and torch.is_grad_enabled():
-                vectors.append(checkpoint(self._pool_tokens, *part, use_reentrant=False))
-            else:
-                vectors.append(self._pool_tokens(*part))
+            own = rows, slice(int(lengths[rows].max()))
+            vectors.append(run(ids[own], mask[own], None if types is None else types[own]))
         return torch.cat(vectors)[order.argsort()]
 
     def _pool_tokens(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
-        """Windows [real, length] -> [real, features]."""
+        """Pool windows [real, length] to [real, features]."""
         if self.config.token_pooling == "pooler":
             typed = {} if types is None else {"token_type_ids": types}
             return self.encoder(input_ids=ids, attention_mask=mask, **typed).pooler_output
@@ -470,7 +504,7 @@ class DocumentClassifier(PreTrainedModel):
     def _as_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[documents, length] -> [documents, segments, length], cut if longer than a window."""
+        """Turn inputs [documents, length] into [documents, windows, length], cut where too long."""
         spec = self.config.window_spec()
         if not attention_mask[:, 0].all():  # padded on the left: positions would be shifted
             order = attention_mask.argsort(dim=1, descending=True, stable=True)
@@ -485,28 +519,27 @@ class DocumentClassifier(PreTrainedModel):
                 f"a text pair of {input_ids.shape[1]} tokens does not fit the window of "
                 f"{spec.max_seq_length}: pass truncation=True, max_length=... to the tokenizer"
             )
-        special = self.config.specials()
+        special = self.config.special_token_ids()
         documents = []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
-            plain = ids[mask].tolist()
-            plain = plain[len(special.prefix) : len(plain) - len(special.suffix)]
-            documents.append(cut_windows(plain, spec, special))
+            text = ids[mask].tolist()
+            text = text[len(special.prefix) : len(text) - len(special.suffix)]
+            documents.append(cut_windows(text, spec, special))
         ids, mask = pad_documents(documents, special.blank)
         return ids.to(input_ids.device), mask.to(input_ids.device), None
 
 
 def pad_documents(documents: list[list[list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Windows of several documents -> ids and attention mask, both [documents, segments, length].
+    """Pad the windows of documents to ids and attention mask, both [documents, windows, length].
 
-    Padded to the most segments and the longest window among them.
+    They are padded to the most windows and the longest window among them.
     """
-    segments = max(len(windows) for windows in documents)
+    most = max(len(windows) for windows in documents)
     length = max(len(window) for windows in documents for window in windows)
     absent: list[list[int]] = [[]]
-    windows = [w for own in documents for w in own + absent * (segments - len(own))]
+    windows = [w for own in documents for w in own + absent * (most - len(own))]
     padded = [window + [pad_id] * (length - len(window)) for window in windows]
-    shape = (len(documents), segments, length)
-    ids = torch.tensor(padded, dtype=torch.long).view(shape)
-    lengths = torch.tensor([len(window) for window in windows]).view(*shape[:2], 1)
+    ids = torch.tensor(padded, dtype=torch.long).view(len(documents), most, length)
+    lengths = torch.tensor([len(window) for window in windows]).view(len(documents), most, 1)
     mask = (torch.arange(length) < lengths).long()
     return ids, mask

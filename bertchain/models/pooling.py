@@ -1,50 +1,11 @@
-"""Layers, tokens and segments -> one vector.
+"""Poolings of layers, tokens and windows to one vector.
 
-Named poolings are plain functions on tensors; those with parameters are modules. This file travels
-with every saved classifier, like `modeling.py` and `windows.py`.
+Poolings without parameters are plain functions on tensors, by name; the others are modules. This
+file travels with every saved classifier, like `modeling.py` and `windows.py`.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-
-def resolve_layers(layers: str | Sequence[int], num_blocks: int) -> list[int]:
-    """Layer names -> numbers as in `hidden_states`: 0 = embeddings output, k = output of block k.
-
-    Args:
-        layers: "last", "first4", "last4", "all" (all blocks), or numbers ("1 6", "-1", [1, 6]).
-
-    Raises:
-        ValueError: for a name that is not known or a layer the encoder does not have.
-    """
-    named = {
-        "last": [num_blocks],
-        "first4": list(range(1, min(4, num_blocks) + 1)),
-        "last4": list(range(max(1, num_blocks - 3), num_blocks + 1)),
-        "all": list(range(1, num_blocks + 1)),
-    }
-    if isinstance(layers, str) and layers in named:
-        return named[layers]
-    try:
-        numbers = [
-            int(n)
-            for n in (layers.replace(",", " ").split() if isinstance(layers, str) else layers)
-        ]
-    except ValueError:
-        numbers = []
-    resolved = [n + num_blocks + 1 if n < 0 else n for n in numbers]
-    if (
-        not resolved
-        or not all(0 <= n <= num_blocks for n in resolved)
-        or len(set(resolved)) < len(resolved)
-    ):
-        raise ValueError(
-            f"--layers {layers!r} is not one of {', '.join(named)} or different numbers "
-            f"from 0 to {num_blocks} (0 = embeddings, -1 = last)"
-        )
-    return resolved
 
 
 class LayerMix(nn.Module):
@@ -64,12 +25,15 @@ LAYER_POOLINGS = {  # list of [real, length, hidden] -> [real, length, features]
     "concat": lambda layers: torch.cat(layers, dim=-1),
     "mean": lambda layers: torch.stack(layers).mean(dim=0),
     "max": lambda layers: torch.stack(layers).amax(dim=0),
-    "weighted": None,  # has parameters: LayerMix
+    "weighted": None,  # with parameters: LayerMix
 }
 
 
 class AttentionPooling(nn.Module):
-    """Softmax attention of one learned query over items: score_i = v . tanh(W h_i + b)."""
+    """Attention of one learned query over items, softmax of v . tanh(W h_i + b).
+
+    Items are tokens or windows [n, items, features]; the result is [n, features].
+    """
 
     def __init__(self, features: int):
         super().__init__()
@@ -79,18 +43,17 @@ class AttentionPooling(nn.Module):
     def forward(self, items: Tensor, mask: Tensor) -> Tensor:
         scores = self.score(torch.tanh(self.project(items))).squeeze(-1)  # [n, items]
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        shares = (
-            scores.softmax(dim=-1) * mask
-        )  # an all-absent row gives zeros, not a mean of padding
+        shares = scores.softmax(dim=-1) * mask  # a row without items gives 0, no mean of padding
         return torch.einsum("ni,nif->nf", shares.to(items.dtype), items)
 
 
 class BiLSTMPooling(nn.Module):
-    """A bidirectional LSTM over the items, then attention over its states: what features of a
-    frozen encoder are usually given to (Sun et al. 2019, BERT-Feat).
+    """Attention over the states of a bidirectional LSTM over the items.
+
+    It usually follows a frozen encoder (BERT-Feat in Sun et al. 2019).
 
     Attributes:
-        features: of the pooled vector: both directions together, even.
+        features: length of the pooled vector, both directions together: an even number.
     """
 
     def __init__(self, features: int):
@@ -100,7 +63,9 @@ class BiLSTMPooling(nn.Module):
         self.attention = AttentionPooling(self.features)
 
     def forward(self, items: Tensor, mask: Tensor) -> Tensor:
-        start = mask.int().argmax(dim=1, keepdim=True)  # padding on the left comes after, too
+        start = mask.int().argmax(
+            dim=1, keepdim=True
+        )  # turned, so that padding on the left stands after
         places = torch.arange(mask.shape[1], device=mask.device)[None] + start
         places = places % mask.shape[1]  # [n, items]
         items = items.gather(1, places.unsqueeze(-1).expand_as(items))
@@ -115,23 +80,25 @@ class BiLSTMPooling(nn.Module):
 
 
 def first_item(items: Tensor, mask: Tensor) -> Tensor:
-    """The first real item of each row; with padding on the left that is not column 0."""
+    """First real item of each row; with padding on the left that is not column 0."""
     return items[torch.arange(len(items), device=items.device), mask.int().argmax(dim=1)]
 
 
 def last_item(items: Tensor, mask: Tensor) -> Tensor:
+    """Last real item of each row."""
     position = torch.arange(mask.shape[1], device=mask.device)
     return items[torch.arange(len(items), device=items.device), (position * mask).argmax(dim=1)]
 
 
 def mean_items(items: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real items. Sums in float32: a half-precision sum over 512 tokens loses digits."""
+    """Mean over real items, summed in float32: in half precision 512 tokens would lose digits."""
     weights = mask.to(torch.float32)
     total = torch.einsum("ni,nif->nf", weights, items.to(torch.float32))
     return (total / weights.sum(dim=1, keepdim=True).clamp(min=1)).to(items.dtype)
 
 
 def max_items(items: Tensor, mask: Tensor) -> Tensor:
+    """Maximum of each feature over real items."""
     return items.masked_fill(~mask.unsqueeze(-1), torch.finfo(items.dtype).min).amax(dim=1)
 
 
@@ -140,10 +107,10 @@ TOKEN_POOLINGS = {  # ([real, length, features], mask [real, length]) -> [real, 
     "mean": mean_items,
     "max": max_items,
     "last": last_item,
-    "attention": None,  # has parameters: AttentionPooling
-    "bilstm": None,  # has parameters: BiLSTMPooling
+    "attention": None,  # with parameters: AttentionPooling
+    "bilstm": None,  # with parameters: BiLSTMPooling
 }
-WINDOW_POOLINGS = {  # ([documents, segments, features], mask) -> [documents, features]
+WINDOW_POOLINGS = {  # ([documents, windows, features], mask) -> [documents, features]
     "mean": mean_items,
     "max": max_items,
     "attention": None,

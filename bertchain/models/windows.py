@@ -1,12 +1,11 @@
-"""Token ids of a document -> windows that fit the encoder.
-
-Pure functions on lists of ids, with no imports beyond the standard library, because this file
-travels with every saved classifier: `modeling.py` uses it to cut text that a `pipeline` hands over
-too long.
+"""Windows: pieces of a document that fit the encoder, cut from its token ids.
 
 A window is a list of ids with the tokenizer's own special tokens around a body. Truncations follow
 Sun et al. 2019, section 5.3.1: `head`, `tail`, `head_tail` give exactly one window, `hierarchical`
-gives as many as the document needs.
+gives as many as the document needs. (Flags and fields of configs call a window a segment.)
+
+This file travels with every saved classifier, like `modeling.py`, which cuts with it what a
+`pipeline` hands over too long. So it imports the standard library alone.
 """
 
 import math
@@ -15,7 +14,7 @@ from typing import Any
 
 Span = tuple[int, int]  # start and stop (exclusive) in the document's untruncated ids
 
-IDS_ALONE = {  # of a tokenizer's call: lists that nobody reads take a third of its time
+IDS_ALONE = {  # for a tokenizer's call: lists that nobody reads would take a third of its time
     "add_special_tokens": False,
     "return_attention_mask": False,
     "return_token_type_ids": False,
@@ -27,12 +26,14 @@ HEAD_SHARE = 128 / 510  # Sun et al. 2019 keep the first 128 and the last 382 of
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a tokenizer puts around one text (`prefix`, `suffix`) and around a pair of texts.
+    """Ids that a tokenizer puts around a text and around a pair of texts.
 
-    `pair_types` are the token type ids of the first text with what stands before it, and of the
-    second text with what stands after it, or None where the tokenizer makes no such difference.
-    `blank` is the id that stands for a document with no tokens at all where the tokenizer adds
-    nothing.
+    Attributes:
+        prefix, suffix: before and after a single text.
+        pair_prefix, pair_middle, pair_suffix: before, between and after two texts.
+        pair_types: token type ids of the first text with the tokens before and after it, and of the
+            second with those after it; None where the tokenizer has no types.
+        blank: stands for a document without any token where the tokenizer adds none.
     """
 
     prefix: tuple[int, ...] = ()
@@ -48,37 +49,51 @@ class SpecialTokens:
 
     @property
     def count(self) -> int:
+        """How many special tokens a window of a single text holds."""
         return len(self.prefix) + len(self.suffix)
 
     @property
     def pair_count(self) -> int:
+        """How many special tokens a window of a pair holds."""
         return len(self.pair_prefix) + len(self.pair_middle) + len(self.pair_suffix)
 
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """How documents are cut. Lengths count tokens; `max_seq_length` includes the special tokens."""
+    """How documents are cut into windows.
+
+    Attributes:
+        truncation: a key of `TRUNCATIONS`.
+        max_seq_length: tokens of a window, special tokens included.
+        head_tokens: for head_tail; None: the proportion 128 of 510.
+        segment_overlap: tokens that neighbouring hierarchical windows share.
+        max_segments: most hierarchical windows of a document; None: as many as needed.
+        segment_choice: which of them `max_segments` keeps, a key of `WINDOW_CHOICES`.
+    """
 
     truncation: str = "head"
     max_seq_length: int = 512
-    head_tokens: int | None = None  # for head_tail; None: the proportion 128 of 510
-    segment_overlap: int = 0  # for hierarchical
-    max_segments: int | None = None  # for hierarchical; None: as many as needed
-    segment_choice: str = "head"  # which windows max_segments keeps: head, tail or head_tail
+    head_tokens: int | None = None
+    segment_overlap: int = 0
+    max_segments: int | None = None
+    segment_choice: str = "head"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def head_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]]:
+    """One window with the first `body` tokens."""
     return [[(0, min(length, body))]]
 
 
 def tail_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]]:
+    """One window with the last `body` tokens."""
     return [[(max(0, length - body), length)]]
 
 
 def head_tail_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]]:
+    """One window with the first and the last tokens, `body` in all."""
     if length <= body:
         return [[(0, length)]]
     head = round(body * HEAD_SHARE) if spec.head_tokens is None else min(spec.head_tokens, body)
@@ -86,7 +101,12 @@ def head_tail_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]
 
 
 def hierarchical_spans(length: int, body: int, spec: WindowSpec) -> list[list[Span]]:
-    """k = ceil(length / body) windows; with an overlap o, each starts body - o later."""
+    """Windows one after the other, ceil(length / body) of them; with an overlap, `body - overlap`
+    tokens apart.
+
+    Raises:
+        ValueError: for an overlap as long as the body.
+    """
     stride = body - spec.segment_overlap
     if stride < 1:
         raise ValueError(
@@ -96,19 +116,18 @@ def hierarchical_spans(length: int, body: int, spec: WindowSpec) -> list[list[Sp
     count = 1 if length <= body else 1 + math.ceil((length - body) / stride)
     kept = range(count)
     if spec.max_segments is not None and count > spec.max_segments:
-        front = SEGMENT_CHOICES[spec.segment_choice](spec.max_segments)
+        front = WINDOW_CHOICES[spec.segment_choice](spec.max_segments)
         kept = [*kept[:front], *kept[count - (spec.max_segments - front) :]]
     return [[(i * stride, min(i * stride + body, length))] for i in kept]
 
 
-SEGMENT_CHOICES = {  # of n windows that are kept, how many are the first ones; the others are last
+WINDOW_CHOICES = {  # of n windows that are kept, how many are the first; the others are the last
     "head": lambda n: n,
     "tail": lambda n: 0,
     "head_tail": lambda n: (n + 1) // 2,
 }
 
-
-TRUNCATIONS = {
+TRUNCATIONS = {  # (tokens of the document, tokens of a body, spec) -> spans of each window
     "head": head_spans,
     "tail": tail_spans,
     "head_tail": head_tail_spans,
@@ -117,7 +136,7 @@ TRUNCATIONS = {
 
 
 def body_length(spec: WindowSpec, special_count: int) -> int:
-    """How many tokens of text a window holds.
+    """Tokens of text that a window holds.
 
     Raises:
         ValueError: if the special tokens leave no room.
@@ -131,13 +150,17 @@ def body_length(spec: WindowSpec, special_count: int) -> int:
     return body
 
 
-def cut_spans(length: int, spec: WindowSpec, special_count: int) -> list[list[Span]]:
-    """The spans of each window of a document of `length` tokens."""
+def window_spans(length: int, spec: WindowSpec, special_count: int) -> list[list[Span]]:
+    """Spans of a document of `length` tokens that each window holds.
+
+    Raises:
+        ValueError: if there is no room for text, or no step forward.
+    """
     return TRUNCATIONS[spec.truncation](length, body_length(spec, special_count), spec)
 
 
 def kept_tokens(windows: list[list[Span]]) -> int:
-    """How many different tokens of the document the windows hold, overlaps counted once."""
+    """Count the different tokens of a document that its windows hold, overlaps once."""
     kept, reached = 0, 0
     for start, stop in sorted(span for spans in windows for span in spans):
         kept += max(0, stop - max(start, reached))
@@ -146,17 +169,17 @@ def kept_tokens(windows: list[list[Span]]) -> int:
 
 
 def cut_windows(ids: list[int], spec: WindowSpec, special: SpecialTokens) -> list[list[int]]:
-    """Cut one text.
+    """Cut a text into windows.
 
     Args:
         ids: the untruncated token ids, without special tokens.
 
     Returns:
-        one list of ids a window, special tokens included; never an empty list, never an empty
-        window.
+        a list of ids for each window, special tokens included; there is at least one window, and
+        none is empty.
     """
     windows = []
-    for spans in cut_spans(len(ids), spec, special.count):
+    for spans in window_spans(len(ids), spec, special.count):
         text = [i for start, stop in spans for i in ids[start:stop]]
         windows.append([*special.prefix, *text, *special.suffix] or [special.blank])
     return windows
@@ -165,9 +188,9 @@ def cut_windows(ids: list[int], spec: WindowSpec, special: SpecialTokens) -> lis
 def cut_pair_windows(
     first: list[int], second: list[int], spec: WindowSpec, special: SpecialTokens
 ) -> tuple[list[list[int]], list[list[int]] | None]:
-    """Cut a pair of texts: the first stands in every window, the second is cut.
+    """Cut a pair of texts into windows: each holds the first text and a piece of the second.
 
-    The first text keeps its head, at most half of what a window holds, so that a long title never
+    Of the first text at most half a window is kept, from its start, so that a long title never
     crowds out the body.
 
     Returns:
@@ -175,7 +198,7 @@ def cut_pair_windows(
     """
     first = first[: first_text_room(spec, special)]
     windows, types = [], []
-    for spans in cut_spans(len(second), spec, special.pair_count + len(first)):
+    for spans in window_spans(len(second), spec, special.pair_count + len(first)):
         text = [i for start, stop in spans for i in second[start:stop]]
         front = [*special.pair_prefix, *first, *special.pair_middle]
         back = [*text, *special.pair_suffix]
@@ -186,15 +209,15 @@ def cut_pair_windows(
 
 
 def first_text_room(spec: WindowSpec, special: SpecialTokens) -> int:
-    """How many tokens of the first text of a pair a window keeps at most."""
+    """Most tokens of the first text of a pair that a window keeps."""
     return max(1, body_length(spec, special.pair_count + 1) // 2)
 
 
 def find_special_tokens(tokenizer: Any) -> SpecialTokens:
-    """Learn from a tokenizer what it adds around a text and around a pair.
+    """Find the ids that a tokenizer adds around a text and around a pair.
 
-    Fast tokenizers keep this in a template that cannot be applied to ids, so a short text is
-    encoded with and without it and the difference is taken.
+    Fast tokenizers keep them in a template that cannot be applied to ids, so a short text is
+    encoded with and without it, and the difference is taken.
 
     Raises:
         ValueError: if the plain ids are not found inside the full encoding.
@@ -205,14 +228,7 @@ def find_special_tokens(tokenizer: Any) -> SpecialTokens:
     text = _plain_ids(tokenizer, probe)
     single = list(tokenizer(probe)["input_ids"])
     start = _find(single, text)
-    blank = next(
-        (
-            i
-            for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-            if i is not None
-        ),
-        0,
-    )
+    blanks = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
     pair = tokenizer(probe, probe)
     ids = list(pair["input_ids"])
     one = _find(ids, text)
@@ -226,7 +242,7 @@ def find_special_tokens(tokenizer: Any) -> SpecialTokens:
         pair_middle=tuple(ids[one + len(text) : two]),
         pair_suffix=tuple(ids[two + len(text) :]),
         pair_types=pair_types,
-        blank=blank,
+        blank=next(i for i in blanks if i is not None),
     )
 
 

@@ -1,12 +1,14 @@
-"""Any `*ForMaskedLM`, loaded or from scratch; its head sees only what is to be predicted."""
+"""Masked language models: loaded or from scratch, the sparse head, packed rows, scores."""
 
 import functools
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -17,11 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bertchain.data.tokenization import check_vocabulary
+from bertchain.arguments.pretraining import CheckpointArguments
+from bertchain.data.tokenization import check_vocabulary, load_tokenizer
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import quiet_loading
+from bertchain.models.loading import is_document_classifier, quiet_loading
 from bertchain.models.modeling import last_bert_block
-from bertchain.pretraining.packing import MaskingCollator, join_windows
+from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
 
 logger = logging.getLogger(__name__)
@@ -30,13 +33,55 @@ logger = logging.getLogger(__name__)
 # ---------------------------------------------------------------- load
 
 
+def find_encoder(checkpoint: CheckpointArguments) -> str:
+    """Find the plain checkpoint to start from, which a folder of run_finetune.py holds within.
+
+    Returns:
+        a hub name or folder; from scratch that of the config.
+    """
+    path = checkpoint.model_name_or_path or checkpoint.config_name
+    return str(Path(path) / "encoder") if is_document_classifier(path) else path
+
+
+def load_masking_tokenizer(path: str, checkpoint: CheckpointArguments) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint, or the one that is asked for.
+
+    Raises:
+        InputError: if it has no mask token.
+    """
+    name = checkpoint.tokenizer_name or path
+    tokenizer = load_tokenizer(name, **checkpoint.hub_kwargs)
+    if tokenizer.mask_token is None:
+        raise InputError(
+            f"the tokenizer of {name} has no mask token, so it cannot be used for masked language "
+            "modelling; give an encoder such as BERT or RoBERTa"
+        )
+    return tokenizer
+
+
+def build_masked_lm(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: CheckpointArguments,
+    new_tokens: dict[int, list[int]],
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a masked LM, or make one from scratch by a config.
+
+    Returns:
+        the model, and the names of the weights that start untrained.
+    """
+    if checkpoint.config_name is not None:
+        return masked_lm_from_scratch(path, tokenizer, checkpoint.hub_kwargs)
+    return load_masked_lm(path, tokenizer, checkpoint.hub_kwargs, new_tokens)
+
+
 def load_masked_lm(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
     hub_kwargs: dict[str, Any],
     new_tokens: dict[int, list[int]] | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load any `*ForMaskedLM`; says aloud which weights of its head were not in the checkpoint.
+    """Load any `*ForMaskedLM`; log which weights of its head were not in the checkpoint.
 
     Args:
         hub_kwargs: for `from_pretrained`: revision, trust_remote_code.
@@ -69,7 +114,7 @@ def load_masked_lm(
 def masked_lm_from_scratch(
     config_name: str, tokenizer: PreTrainedTokenizerBase, hub_kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model with random weights; its vocabulary and padding are the tokenizer's."""
+    """Make a model with random weights; its vocabulary and padding are the tokenizer's."""
     with as_input_error(f"--config_name {config_name}"):
         config = AutoConfig.from_pretrained(config_name, **hub_kwargs)
         config.vocab_size = len(tokenizer)
@@ -83,8 +128,12 @@ def masked_lm_from_scratch(
     return model, sorted(name for name, _ in model.named_parameters())
 
 
-def read_pooler(path: str, model: PreTrainedModel, hub_kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """The pooler's weights of a checkpoint, named as in a checkpoint of `model`.
+def read_pooler(
+    path: str, model: PreTrainedModel, checkpoint: CheckpointArguments
+) -> dict[str, Tensor]:
+    """Read the pooler's weights of a checkpoint if they are to be kept; else {}.
+
+    They are named as in a checkpoint of `model`.
 
     A masked LM has no use for BERT's pooler, so its checkpoints lack it, and a classifier that
     starts from one starts with a random pooler.
@@ -92,9 +141,15 @@ def read_pooler(path: str, model: PreTrainedModel, hub_kwargs: dict[str, Any]) -
     Raises:
         InputError: if the checkpoint has none.
     """
+    if not checkpoint.keep_pooler:
+        return {}
     with as_input_error("--keep_pooler"), quiet_loading():
         encoder, info = AutoModel.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
+            path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            **checkpoint.hub_kwargs,
         )
     weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
     if not weights or {*weights} & {*info["missing_keys"]}:
@@ -106,7 +161,7 @@ def read_pooler(path: str, model: PreTrainedModel, hub_kwargs: dict[str, Any]) -
 
 
 class SparseHead:
-    """Let the head of a `*ForMaskedLM` see only the positions to predict.
+    """Runs the head of a `*ForMaskedLM` on the positions to predict alone.
 
     About 15 % of the positions need logits. A forward hook on the base model gathers them from the
     last hidden state, so that the head gets [1, masked, hidden] in place of [rows, length, hidden]
@@ -168,11 +223,32 @@ class SparseHead:
 # ---------------------------------------------------------------- packed rows
 
 
+def pack_for(
+    model: PreTrainedModel, rows: Dataset, capacity: int, collator: MaskingCollator
+) -> Dataset:
+    """Pack rows, after a trial of the longest windows that the model keeps them apart.
+
+    Args:
+        rows: of one window each.
+        capacity: tokens of a packed row.
+
+    Raises:
+        InputError: if it does not.
+    """
+    lengths = np.array(rows["length"][:])
+    order = np.argsort(-lengths, kind="stable").tolist()
+    longest, shortest = order[0], order[-1]
+    beside = next((i for i in order if lengths[i] + lengths[shortest] <= capacity), shortest)
+    for windows in ([longest], [beside, shortest]):
+        check_packing(model, [rows[i] for i in windows], collator)
+    return pack_rows(rows, capacity)
+
+
 @torch.no_grad()
 def check_packing(
     model: PreTrainedModel, rows: Sequence[dict[str, Any]], collator: MaskingCollator
 ) -> None:
-    """Compare windows that share a row with the same windows alone, on the model itself.
+    """Compare the hidden states of windows that share a row with those of each window alone.
 
     Models differ in whether they take a mask of who sees whom, and positions that start anew. So
     this is tried and not presumed.
@@ -186,8 +262,8 @@ def check_packing(
     training = model.training
     model.eval()
     error = InputError(
-        f"--blocks packed does not work with {model.config.model_type}: documents of a row would "
-        "see each other; use --blocks document"
+        f"--packing does not work with {model.config.model_type}: documents of a row would see "
+        "each other; leave it out"
     )
     packed = join_windows({name: [row[name] for row in rows] for name in rows[0]})
     rows = [{**row, "labels": row["input_ids"]} for row in rows]  # what has labels is not masked
@@ -210,7 +286,7 @@ def _hidden(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 class MaskedLMScores:
-    """Means over all masked tokens, whatever batch they were in; with several corpora for each too.
+    """Compute means over all masked tokens, of whatever batch; of several corpora each too.
 
     Takes what `MaskedLMTrainer.prediction_step` gives per row: [summed loss, hits] and the number
     of masked tokens. Perplexity = exp(mean loss).

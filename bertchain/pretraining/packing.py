@@ -1,6 +1,6 @@
 """Rows of further pretraining: documents -> windows, perhaps packed -> masked batches.
 
-A row is one window of a document, or several short documents packed into one row without seeing
+A row is one window of a document, or several short windows packed into one row without seeing
 each other. No window holds special tokens but its own at both ends.
 """
 
@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bertchain.data.words import Segmenter
+from bertchain.arguments.pretraining import MaskArguments, PackingArguments
+from bertchain.data.tokenization import resolve_windows
+from bertchain.data.words import SEGMENTERS, Segmenter
 from bertchain.errors import InputError
+from bertchain.models.loading import first_position
 from bertchain.models.windows import (
     IDS_ALONE,
     SpecialTokens,
@@ -24,7 +27,7 @@ from bertchain.models.windows import (
     cut_pair_windows,
     cut_windows,
 )
-from bertchain.pretraining.masking import IGNORE, LABEL, SPECIAL, Masker, word_numbers
+from bertchain.pretraining.masking import IGNORE, SPECIAL, Masker, word_numbers
 
 # ---------------------------------------------------------------- documents -> rows
 
@@ -33,10 +36,12 @@ from bertchain.pretraining.masking import IGNORE, LABEL, SPECIAL, Masker, word_n
 class RowMaker:
     """Cuts documents into rows: input_ids, word_ids, (token_type_ids,) length, corpus.
 
-    word_ids hold the number of each token's word in the document, or what masking.py calls SPECIAL
-    and LABEL. A label stands before each window like the first text of a pair.
+    word_ids hold the number of each token's word in the document, or `masking.SPECIAL`.
 
-    segment: how words are found; None: each token for itself.
+    Attributes:
+        windows: how documents are cut.
+        special: the special tokens of a window.
+        segment: how words are found; None: each token for itself.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,42 +49,55 @@ class RowMaker:
     special: SpecialTokens
     segment: Segmenter | None = None
 
+    @classmethod
+    def for_checkpoint(
+        cls,
+        path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        packing: PackingArguments,
+        mask: MaskArguments,
+        hub_kwargs: dict[str, Any],
+    ) -> "RowMaker":
+        """Cut windows without overlap, as long as the model takes; find words if masks need them.
+
+        Args:
+            path: whose config tells how many positions there are.
+            hub_kwargs: for `from_pretrained`: revision, trust_remote_code.
+        """
+        given: dict[str, Any] = {"truncation": "hierarchical"}
+        if packing.max_seq_length is not None:
+            given["max_seq_length"] = packing.max_seq_length
+        windows, special = resolve_windows(given, path, tokenizer, **hub_kwargs)
+        segment = None if mask.mask_unit == "token" else SEGMENTERS[mask.word_segmenter]
+        return cls(tokenizer, windows, special, segment)
+
     def __call__(self, documents: dict[str, list]) -> dict[str, list]:
         """Columns of documents -> columns of rows, in order; for `Dataset.map(batched=True)`."""
-        texts = self._tokens(documents["text"])
-        second = self._tokens(documents["text_pair"]) if "text_pair" in documents else None
-        labels = self._tokens(documents["label"]) if "label" in documents else None
-        typed = (second is not None or labels is not None) and self.special.pair_types is not None
-        names = [
-            "input_ids",
-            "word_ids",
-            *(["token_type_ids"] if typed else []),
-            "length",
-            "corpus",
-        ]
-        rows: dict[str, list] = {name: [] for name in names}
-        special = {*self.tokenizer.all_special_ids}
-        for i, (ids, word_ids) in enumerate(texts):
-            front = (ids, word_ids) if second is not None else None
-            body = second[i] if second is not None else (ids, word_ids)
-            if labels is not None and labels[i][0]:
-                front = (labels[i][0], [LABEL] * len(labels[i][0]))
-            cut_ids, types = self._cut(front, body, self.special)
-            cut_units, _ = self._cut(self._number(front, body), body, _marked(self.special))
-            for n, row in enumerate(cut_ids):
-                units_of_row = [
-                    SPECIAL if token in special else unit
-                    for token, unit in zip(row, cut_units[n], strict=True)
-                ]
-                rows["input_ids"].append(row)
-                rows["word_ids"].append(units_of_row)
-                rows["length"].append(len(row))
-                rows["corpus"].append(documents["corpus"][i])
-                if typed:
-                    rows["token_type_ids"].append(types[n] if types else [0] * len(row))
+        first = self._tokenize(documents["text"])
+        pairs = "text_pair" in documents
+        second = self._tokenize(documents["text_pair"]) if pairs else [None] * len(first)
+        typed = pairs and self.special.pair_types is not None
+        names = ["input_ids", "word_ids", "token_type_ids", "length", "corpus"]
+        rows: dict[str, list] = {n: [] for n in names if typed or n != "token_type_ids"}
+        specials = {*self.tokenizer.all_special_ids}
+        for one, two, corpus in zip(first, second, documents["corpus"], strict=True):
+            windows, types = self._cut(one[0], two and two[0], self.special)
+            words, _ = self._cut(*_distinct(one[1], two and two[1]), _marked(self.special))
+            for ids, word_ids in zip(windows, words, strict=True):
+                rows["input_ids"].append(ids)
+                rows["word_ids"].append(
+                    [
+                        SPECIAL if token in specials else word
+                        for token, word in zip(ids, word_ids, strict=True)
+                    ]
+                )
+                rows["length"].append(len(ids))
+                rows["corpus"].append(corpus)
+            if typed:
+                rows["token_type_ids"] += types
         return rows
 
-    def _tokens(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    def _tokenize(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         """Ids of each text and the number of each token's word."""
         words = self.segment is not None
         found = self.tokenizer(texts, return_offsets_mapping=words, **IDS_ALONE)
@@ -93,19 +111,20 @@ class RowMaker:
         ]
 
     def _cut(
-        self, front: tuple | None, body: tuple, special: SpecialTokens
+        self, first: list[int], second: list[int] | None, special: SpecialTokens
     ) -> tuple[list[list[int]], list[list[int]] | None]:
-        of = 1 if special.blank == SPECIAL else 0  # ids or word_ids
-        if front is None:
-            return cut_windows(body[of], self.windows, special), None
-        return cut_pair_windows(front[of], body[of], self.windows, special)
+        """Windows of ids or of word ids, and token types of a pair."""
+        if second is None:
+            return cut_windows(first, self.windows, special), None
+        return cut_pair_windows(first, second, self.windows, special)
 
-    def _number(self, front: tuple | None, body: tuple) -> tuple | None:
-        """The words of the first text are numbered after those of the second."""
-        if front is None or LABEL in front[1][:1]:
-            return front
-        above = max(body[1], default=-1) + 1
-        return front[0], [above + unit for unit in front[1]]
+
+def _distinct(first: list[int], second: list[int] | None) -> tuple[list[int], list[int] | None]:
+    """Number the words of the first text of a pair after those of the second."""
+    if second is None:
+        return first, None
+    above = max(second, default=-1) + 1
+    return [above + word for word in first], second
 
 
 def _marked(special: SpecialTokens) -> SpecialTokens:
@@ -116,6 +135,7 @@ def _marked(special: SpecialTokens) -> SpecialTokens:
 
 
 def to_rows(documents: Dataset, maker: RowMaker) -> Dataset:
+    """Cut documents into rows, one for each window."""
     return documents.map(
         maker,
         batched=True,
@@ -129,7 +149,7 @@ def to_rows(documents: Dataset, maker: RowMaker) -> Dataset:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put windows into as few rows of `capacity` tokens as best fit by falling length finds.
+    """Pack windows into rows of `capacity` tokens: best fit, by falling length.
 
     Returns:
         window numbers by row.
@@ -154,9 +174,13 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack_rows(rows: Dataset, capacity: int) -> Dataset:
-    """Rows of windows -> rows of several windows of one corpus, and a column parts: their lengths.
+    """Pack rows of one window into rows of several windows of one corpus.
 
-    Words keep different numbers.
+    Args:
+        capacity: tokens of a row.
+
+    Returns:
+        rows with a column window_lengths; words keep different numbers.
     """
     corpus, lengths = np.array(rows["corpus"][:]), np.array(rows["length"][:])
     packed: list[list[int]] = []
@@ -173,17 +197,16 @@ def pack_rows(rows: Dataset, capacity: int) -> Dataset:
 
 
 def join_windows(windows: dict[str, list]) -> dict[str, Any]:
-    """Columns of several windows -> one packed row."""
+    """Join the columns of several windows to one packed row."""
     row: dict[str, Any] = {"input_ids": [*itertools.chain(*windows["input_ids"])]}
-    word_ids, above = [], 0
-    for part in windows["word_ids"]:
-        word_ids += [unit + above if unit >= 0 else unit for unit in part]
-        above = max(word_ids, default=-1) + 1 if max(word_ids, default=-1) >= 0 else 0
-    row["word_ids"] = word_ids
+    row["word_ids"], above = [], 0
+    for word_ids in windows["word_ids"]:
+        row["word_ids"] += [word + above if word >= 0 else word for word in word_ids]
+        above = max(row["word_ids"], default=SPECIAL) + 1  # 0 where there is no word yet
     if "token_type_ids" in windows:
         row["token_type_ids"] = [*itertools.chain(*windows["token_type_ids"])]
     row |= {"length": len(row["input_ids"]), "corpus": windows["corpus"][0]}
-    return row | {"parts": windows["length"]}
+    return row | {"window_lengths": windows["length"]}
 
 
 # ---------------------------------------------------------------- batches -> tensors
@@ -192,11 +215,8 @@ def join_windows(windows: dict[str, list]) -> dict[str, Any]:
 class MaskingCollator:
     """Pads rows; masks those that come without labels, each by (seed, key) alone.
 
-    So a row is masked anew each time it is drawn (dynamic masking), and the same way whatever
-    batch, process or worker it is drawn in, and after a resume.
-
-    first_position: the position of a row's first token, which packed rows need; see `positions`.
-    additive: packed rows get their attention mask as numbers to be added, not as booleans.
+    So a row is masked anew each time it is used (dynamic masking), and the same way whatever
+    batch, process or worker it is in, and after a resume.
     """
 
     def __init__(
@@ -207,13 +227,38 @@ class MaskingCollator:
         first_position: int = 0,
         additive: bool = False,
     ):
+        """Args:
+        first_position: the position id of a row's first token, which packed rows need.
+        additive: packed rows get their attention mask as numbers to be added, not as booleans.
+        """
         self.pad_id = tokenizer.pad_token_id or 0
         self.masker = masker
         self.seed = seed
         self.first_position = first_position
         self.additive = additive
 
+    @classmethod
+    def for_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        mask: MaskArguments,
+        seed: int,
+    ) -> "MaskingCollator":
+        """Build the collator of a model, with masks as asked for."""
+        masker = Masker(
+            mask_id=tokenizer.mask_token_id,
+            vocabulary=np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids),
+            mlm_probability=mask.mlm_probability,
+            mask_unit=mask.mask_unit,
+            mask_replace_prob=mask.mask_replace_prob,
+            random_replace_prob=mask.random_replace_prob,
+        )
+        additive = model.config._attn_implementation == "eager"
+        return cls(tokenizer, masker, seed, first_position(model.config), additive)
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Rows -> tensors [rows, length]; the attention mask of packed rows: see `positions`."""
         length = max(len(row["input_ids"]) for row in rows)
         shape = (len(rows), length)
         ids = np.full(shape, self.pad_id, dtype=np.int64)
@@ -229,31 +274,33 @@ class MaskingCollator:
         if "token_type_ids" in rows[0]:
             batch["token_type_ids"] = types
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        if "parts" in rows[0]:
-            tensors |= self.positions([row["parts"] for row in rows], length)
+        if "window_lengths" in rows[0]:
+            tensors |= self.positions([row["window_lengths"] for row in rows], length)
         return tensors
 
     def masked(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and labels of a row, masked now unless it has labels: [length] each."""
         if "labels" in row:
             return np.asarray(row["input_ids"]), np.asarray(row["labels"])
         rng = np.random.default_rng((self.seed, row["key"]))
         return self.masker(np.asarray(row["input_ids"]), np.asarray(row["word_ids"]), rng)
 
-    def positions(self, parts: list[list[int]], length: int) -> dict[str, Tensor]:
-        """Packed rows: positions that start anew with each document, and who sees whom.
+    def positions(self, window_lengths: list[list[int]], length: int) -> dict[str, Tensor]:
+        """Give packed rows positions that start anew with each window, and who sees whom.
 
         Returns:
             position_ids [rows, length] and attention_mask [rows, 1, length, length]: True where
-            both tokens are of one document. Padding sees itself, so that no softmax is empty.
+            both tokens are of one window. Padding sees itself, so that no softmax is empty.
         """
-        number = np.zeros((len(parts), length), dtype=np.int64)  # of the document; 0 = padding
-        position = np.zeros((len(parts), length), dtype=np.int64)
-        for i, lengths in enumerate(parts):
+        shape = (len(window_lengths), length)
+        number = np.zeros(shape, dtype=np.int64)  # of the window; 0 = padding
+        position = np.zeros(shape, dtype=np.int64)
+        for i, lengths in enumerate(window_lengths):
             used = sum(lengths)
             number[i, :used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
             position[i, :used] = np.concatenate([np.arange(n) for n in lengths])
-        documents = torch.from_numpy(number)
-        sees = (documents[:, :, None] == documents[:, None, :]).unsqueeze(1)
+        windows = torch.from_numpy(number)
+        sees = (windows[:, :, None] == windows[:, None, :]).unsqueeze(1)
         if self.additive:
             sees = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
         return {
@@ -262,7 +309,7 @@ class MaskingCollator:
         }
 
     def mask_for_good(self, rows: Dataset) -> Dataset:
-        """Rows with fixed masks, longest first: losses compare over steps and checkpoints.
+        """Mask rows once, so that losses compare over steps and checkpoints; longest first.
 
         Raises:
             InputError: if there is nothing to predict in them, so that no loss could be measured.
@@ -282,4 +329,4 @@ class MaskingCollator:
         return masked.select(order).remove_columns("word_ids")
 
 
-HELD_OUT = 2**62  # keys of held-out rows: no drawn row has one
+HELD_OUT = 2**62  # added to the numbers of held-out rows: no training row has such a key

@@ -1,4 +1,4 @@
-"""Which rows are drawn when: corpora by their weights, in batches of rows or of tokens."""
+"""Samplers: corpora by their weights, in batches of so many rows or tokens."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +13,10 @@ from bertchain.pretraining.packing import RowMaker
 
 
 class RepeatedDataset(torch.utils.data.Dataset):
-    """Rows by a key = row + rows * draw: a row drawn again has another key, and another mask."""
+    """Rows by key; rows whose weight repeats them have several keys, and another mask for each.
+
+    key = number of the row + number of rows * repetition.
+    """
 
     def __init__(self, rows: Dataset):
         self.rows = rows
@@ -34,14 +37,14 @@ class RepeatedDataset(torch.utils.data.Dataset):
 
 
 class WeightedBatchSampler:
-    """The batches of an epoch for one of several processes: a batch sampler of `RepeatedDataset`.
+    """Batch sampler of a `RepeatedDataset`: the batches of an epoch for one of several processes.
 
-    Each row is drawn as often as its weight says: 2 = twice, 0.5 = a random half of the rows, anew
-    each epoch. RepeatedDataset are shuffled, cut into chunks, sorted by length inside a chunk (if
+    Each row is sampled as often as its weight says: 2 = twice, 0.5 = a random half of the rows,
+    anew each epoch. Keys are shuffled, cut into chunks, sorted by length inside a chunk (if
     `by_length`) and cut into batches of `batch_size` rows or at most `tokens_per_batch` tokens with
     padding; what the processes compute at the same time is of similar length. All depends on seed
     and epoch alone, so that a resumed run goes on exactly. Every epoch and process has the same
-    number of batches; no draw is left out or repeated to reach it.
+    number of batches; no key is left out or repeated to reach it.
     """
 
     def __init__(
@@ -57,6 +60,11 @@ class WeightedBatchSampler:
         processes: int = 1,
         batches_per_chunk: int = 50,
     ):
+        """Args:
+        lengths: of each row, in tokens.
+        weights: of each row.
+        epoch: gives the current epoch.
+        """
         self.lengths = np.asarray(lengths)
         self.weights = np.asarray(weights, dtype=float)
         self.batch_size = batch_size
@@ -68,7 +76,7 @@ class WeightedBatchSampler:
         self.processes = processes
         self.batches_per_chunk = batches_per_chunk
         self.times = max(1, int(np.ceil(self.weights.max())))
-        first = len(self._cut(self._draws(0)))
+        first = len(self._cut(self._sample(0)))
         self.count = max(1, -(-first // processes)) * processes  # a multiple of the processes
 
     def __len__(self) -> int:
@@ -79,8 +87,8 @@ class WeightedBatchSampler:
             yield batch.tolist()
 
     def all_batches(self, epoch: int) -> list[np.ndarray]:
-        """The keys of all batches of all processes; those of a step stand side by side."""
-        batches = self._to_count(self._cut(self._draws(epoch)))
+        """List the keys of all batches of all processes; those of a step stand side by side."""
+        batches = self._to_count(self._cut(self._sample(epoch)))
         if not self.by_length:
             return batches
         if self.processes > 1:  # else the lighter batch of a step would wait for the heavier
@@ -93,35 +101,37 @@ class WeightedBatchSampler:
             order = [heaviest, *(i for i in order if i != heaviest)]
         return [batch for i in order for batch in steps[i]]
 
-    def _draws(self, epoch: int) -> np.ndarray:
-        """Shuffled keys."""
+    def _sample(self, epoch: int) -> np.ndarray:
+        """The keys of an epoch, shuffled."""
         rng = np.random.default_rng((self.seed, epoch, 0))
         rows = len(self.lengths)
         keys = []
         for time in range(self.times):
-            part = np.clip(self.weights - time, 0, 1)
-            for weight in np.unique(part[part > 0]):
-                candidates = np.flatnonzero(part == weight)
+            shares = np.clip(self.weights - time, 0, 1)
+            for weight in np.unique(shares[shares > 0]):
+                candidates = np.flatnonzero(shares == weight)
                 count = round(weight * len(candidates))
                 if weight < 1:
                     candidates = rng.permutation(candidates)[: max(1, count)]
                 keys.append(candidates + rows * (epoch * self.times + time))
         return rng.permutation(np.concatenate(keys))
 
-    def _cut(self, draws: np.ndarray) -> list[np.ndarray]:
-        lengths = self.lengths[draws % len(self.lengths)]
+    def _cut(self, keys: np.ndarray) -> list[np.ndarray]:
+        """Cut keys into batches."""
+        lengths = self.lengths[keys % len(self.lengths)]
         if self.tokens_per_batch is None:
             size = self.batch_size
         else:  # about as many rows as fit
             size = max(1, int(self.tokens_per_batch / lengths.mean()))
         chunk = size * self.batches_per_chunk
         batches = []
-        for start in range(0, len(draws), chunk):
-            part, long = draws[start : start + chunk], lengths[start : start + chunk]
+        for start in range(0, len(keys), chunk):
+            here = slice(start, start + chunk)
+            own, of_own = keys[here], lengths[here]
             if self.by_length:
-                order = np.argsort(-long, kind="stable")
-                part, long = part[order], long[order]
-            batches += [part[a:b] for a, b in self._bounds(long)]
+                order = np.argsort(-of_own, kind="stable")
+                own, of_own = own[order], of_own[order]
+            batches += [own[a:b] for a, b in self._bounds(of_own)]
         return batches
 
     def _bounds(self, lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -166,7 +176,10 @@ class StreamedBatches(IterableDataset):
     """Batches of rows out of an endless stream of documents, for one process.
 
     Rows are collected for `batches_per_chunk` batches, then shuffled, sorted by length and cut as
-    in `WeightedBatchSampler`. `hashes` gathers which documents were used.
+    in `WeightedBatchSampler`.
+
+    Attributes:
+        hashes: of the documents that were used so far.
     """
 
     def __init__(
@@ -179,6 +192,9 @@ class StreamedBatches(IterableDataset):
         seed: int,
         batches_per_chunk: int = 50,
     ):
+        """Args:
+        documents: starts the stream of (hash, document).
+        """
         self.documents = documents
         self.maker = maker
         self.batch_size = batch_size
@@ -189,29 +205,26 @@ class StreamedBatches(IterableDataset):
         self.hashes: set[int] = set()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        capacity = self.tokens_per_batch or self.batch_size * self.maker.windows.max_seq_length
         chunk: list[dict[str, Any]] = []
-        key = tokens = rows = 0
-        for number, document in self.documents():
-            self.hashes.add(number)
+        key = tokens = 0
+        for digest, document in self.documents():
+            self.hashes.add(digest)
             columns = self.maker({name: [value] for name, value in document.items()})
             for values in zip(*columns.values(), strict=True):
                 chunk.append({**dict(zip(columns, values, strict=True)), "key": key})
                 key += 1
             tokens += sum(columns["length"])
-            rows += len(columns["length"])
-            by_rows = self.tokens_per_batch is None
-            full = (
-                rows >= self.batch_size * self.batches_per_chunk
-                if by_rows
-                else (tokens >= capacity * self.batches_per_chunk)
-            )
-            if full:
+            if self._is_full(len(chunk), tokens):
                 yield from self._batches(chunk)
-                chunk, tokens, rows = [], 0, 0
+                chunk, tokens = [], 0
+
+    def _is_full(self, rows: int, tokens: int) -> bool:
+        if self.tokens_per_batch is None:
+            return rows >= self.batch_size * self.batches_per_chunk
+        return tokens >= self.tokens_per_batch * self.batches_per_chunk
 
     def _batches(self, chunk: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        drawn = WeightedBatchSampler(
+        sampler = WeightedBatchSampler(
             [row["length"] for row in chunk],
             np.ones(len(chunk)),
             self.batch_size,
@@ -219,5 +232,5 @@ class StreamedBatches(IterableDataset):
             self.by_length,
             seed=self.seed + chunk[0]["key"],
         )
-        for batch in drawn:
+        for batch in sampler:
             yield [chunk[i] for i in batch]

@@ -1,25 +1,38 @@
-"""Documents of corpora without end, for text that is larger than disk or memory."""
+"""Documents of all corpora as a stream without end: text larger than disk or memory."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import TrainingArguments
 
+from bertchain.arguments.pretraining import PackingArguments
 from bertchain.data.contamination import hash_text
 from bertchain.data.documents import join_texts
-from bertchain.data.labels import require_columns
+from bertchain.data.tables import require_columns
 from bertchain.errors import InputError
-from bertchain.pretraining.corpora import Source, label_text, seems_test
+from bertchain.pretraining.packing import RowMaker
+from bertchain.pretraining.sampling import StreamedBatches
+from bertchain.pretraining.sources import Source
+
+HELD_OUT_DOCUMENTS = 1000
+FIRST_DOCUMENTS = 10_000  # --add_tokens counts words in these
 
 
 class DocumentStream:
-    """Documents of all corpora without end, for text that is larger than disk or memory.
+    """Documents of all corpora without end. `corpora.DocumentTable` has the same interface.
 
-    Corpora are drawn in proportion to their weights, and begin anew when they end. A document
-    belongs to the process hash % processes: so each process drops its own duplicates without asking
-    the others. Held-out documents are known by their hash, too.
+    Corpora take turns at random, in proportion to their weights, and begin anew when they end. A
+    document belongs to the process hash % processes: so each process drops its own duplicates
+    without asking the others. Held-out documents are known by their hash, too.
+
+    Attributes:
+        weights: of each corpus.
     """
 
     def __init__(
@@ -38,71 +51,113 @@ class DocumentStream:
         self.deduplicate = deduplicate
         self.seed = seed
 
-    def held_out(self, count: int) -> Dataset:
-        """The first `count` documents of the streams whose hashes are in the held-out share."""
+    @cached_property
+    def held_out(self) -> Dataset:
+        """Documents held out, from the beginning of each corpus: columns text, ..., corpus."""
+        return self.first_held_out(HELD_OUT_DOCUMENTS)
+
+    def first_held_out(self, count: int) -> Dataset:
+        """Find the first `count` documents whose hashes are in the held-out share.
+
+        Raises:
+            InputError: if there is none.
+        """
         found: dict[int, dict[str, str]] = {}
         per_corpus = Counter()
         quota = -(-count // len(self.weights))
         for corpus in self.weights:
-            for number, document in self._documents(corpus):
+            for digest, document in self._documents(corpus):
                 if per_corpus[corpus] == quota:
                     break
-                if self._is_held_out(number) and number not in found:
-                    found[number] = document
+                if self._is_held_out(digest) and digest not in found:
+                    found[digest] = document
                     per_corpus[corpus] += 1
         if not found:
             raise InputError("--validation_split holds out no document; use a larger share")
         return Dataset.from_list(list(found.values()))
 
+    def first_texts(self) -> Iterator[str]:
+        """Yield the text of the first documents to train on."""
+        for _, document in islice(self.documents(0, 1), FIRST_DOCUMENTS):
+            yield "\n".join((document["text"], document.get("text_pair", "")))
+
+    def rows(
+        self, maker: RowMaker, packing: PackingArguments, training: TrainingArguments
+    ) -> StreamedBatches:
+        """Make the Trainer's rows, in batches: they are cut while documents are read."""
+        self._batches = StreamedBatches(
+            lambda: self.documents(training.process_index, training.world_size),
+            maker,
+            training.per_device_train_batch_size,
+            packing.tokens_per_batch,
+            packing.batch_by_length,
+            training.seed,
+        )
+        return self._batches
+
+    def counts(self, rows: StreamedBatches, held_out: Dataset) -> dict[str, int]:
+        """Count documents; of a stream only those held out are known before training."""
+        return {"held_out_documents": len(self.held_out)}
+
+    def hashes(self) -> np.ndarray:
+        """Hashes of the documents that were read so far, by any process: uint64 [documents].
+
+        Called by all processes.
+        """
+        return np.array(gather_object([*self._batches.hashes]), dtype=np.uint64)
+
     def documents(self, process: int, processes: int) -> Iterator[tuple[int, dict[str, str]]]:
-        """(hash, document) for one process, without end; within a pass no text comes twice.
+        """Yield (hash, document) for one process, without end; in a pass no text comes twice.
 
         Raises:
             InputError: if a corpus gives no document in a whole pass.
         """
         rng = np.random.default_rng((self.seed, 1))
         names = list(self.weights)
-        share = np.array(list(self.weights.values()))
-        share = share / share.sum()
-        streams = {name: self._mine(name, process, processes) for name in names}
+        odds = np.array(list(self.weights.values()))
+        odds = odds / odds.sum()
+        streams = {name: self._passes(name, process, processes) for name in names}
         while True:
-            yield next(streams[names[rng.choice(len(names), p=share)]])
+            yield next(streams[names[rng.choice(len(names), p=odds)]])
 
-    def _mine(self, corpus: str, process: int, processes: int) -> Iterator[tuple[int, dict]]:
-        while True:  # pass after pass
+    def _passes(self, corpus: str, process: int, processes: int) -> Iterator[tuple[int, dict]]:
+        while True:
             seen: set[int] = set()
             count = 0
-            for number, document in self._documents(corpus):
-                if number % processes != process or self._is_held_out(number):
+            for digest, document in self._documents(corpus):
+                if digest % processes != process or self._is_held_out(digest):
                     continue
-                if self.deduplicate and number in seen:
+                if self.deduplicate and digest in seen:
                     continue
-                seen.add(number)
+                seen.add(digest)
                 count += 1
-                yield number, document
+                yield digest, document
             if not count:
                 raise InputError(f"corpus {corpus}: a whole pass gives no document to train on")
 
-    def _is_held_out(self, number: int) -> bool:
-        return (number >> 32) < self.held_out_below
+    def _is_held_out(self, digest: int) -> bool:
+        return (digest >> 32) < self.held_out_below
 
     def _documents(self, corpus: str) -> Iterator[tuple[int, dict[str, str]]]:
         for source in self.sources:
             if source.corpus != corpus:
                 continue
             for document in stream_documents(source):
-                number = hash_text("\n".join(document[k] for k in TEXTS if k in document))
-                if number not in self.test:
-                    yield number, document
+                digest = hash_text("\n".join(document[k] for k in TEXTS if k in document))
+                if digest not in self.test:
+                    yield digest, document
 
 
 TEXTS = ("text", "text_pair")
 
 
 def stream_documents(source: Source) -> Iterator[dict[str, str]]:
-    """The documents of a table one by one, empty ones left out."""
+    """Yield the documents of a table one by one, empty ones left out: text, (text_pair,) corpus.
+
+    Raises:
+        InputError: for a missing column.
+    """
     table: Iterable[dict[str, Any]] = source.read(streaming=True)
-    feature = (table.features or {}).get(source.label_words)
     for number, row in enumerate(table):
         if source.max_samples is not None and number >= source.max_samples:
             return
@@ -110,12 +165,5 @@ def stream_documents(source: Source) -> Iterator[dict[str, str]]:
             require_columns(row, source.text_column_names, source.name, "--text_column_names")
         texts = [row[name] for name in source.text_column_names]
         document = join_texts(texts, source.text_separator, source.text_pair)
-        if not any(text.strip() for text in document.values()):
-            continue
-        document["corpus"] = source.corpus
-        if source.label_words is not None:
-            value = None if seems_test(source) else row.get(source.label_words)
-            if isinstance(feature, ClassLabel) and value is not None:
-                value = feature.int2str(value) if value >= 0 else None
-            document["label"] = label_text(value)
-        yield document
+        if any(text.strip() for text in document.values()):
+            yield document | {"corpus": source.corpus}

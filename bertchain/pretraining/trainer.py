@@ -1,5 +1,6 @@
-"""The trainer of masked language models."""
+"""The Trainer of masked language models: batches, evaluation, and what it writes."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,49 +10,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bertchain.arguments.pretraining import BlockArguments
-from bertchain.data.contamination import write_fingerprint
+from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments, RunArguments
+from bertchain.cli import changed
+from bertchain.data.contamination import read_fingerprint, write_fingerprint
 from bertchain.errors import InputError
+from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
-from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete
-from bertchain.runtime.files import atomic_files
+from bertchain.pretraining.streaming import DocumentStream
+from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm, remove_checkpoints
+from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
+from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
+
+logger = logging.getLogger(__name__)
 
 
-class MaskedLMTrainer(Trainer):
-    """Trainer whose loss is a mean over the masked tokens of the whole accumulated batch.
+class PretrainingTrainer(Trainer):
+    """Trainer of masked language models, with the sparse head.
 
-    Most masked-LM heads take no notice of `num_items_in_batch`; left to the Trainer their loss
-    would be multiplied by accumulation steps and processes.
-
-    Args:
-        weights: of each corpus.
-        pooler: weights to save along.
-        hashes: gives the fingerprint of the documents; called by all processes.
+    A subclass gives the loss.
     """
 
     def __init__(
         self,
-        block: BlockArguments,
+        *,
+        packing: PackingArguments,
+        run: RunArguments,
         weights: dict[str, float],
-        pooler: dict[str, Tensor] | None = None,
         hashes: Callable[[], np.ndarray] | None = None,
+        pooler: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ):
+        """Args:
+        weights: of each corpus.
+        hashes: gives those of all documents seen, see `all_seen`; called by all processes.
+        pooler: weights to save along.
+        kwargs: for the Trainer.
+        """
         super().__init__(**kwargs)
         self.add_callback(MarkComplete())
-        self.add_callback(LeaveOnSignal())  # after the mark
+        self.add_callback(SaveAndExitOnSigterm())  # after the mark
+        if run.save_at_steps:
+            self.add_callback(KeepSteps(run.save_at_steps, self))
+        if run.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
-        self.block = block
+        self.packing = packing
         self.weights = weights
-        self.pooler = pooler or {}
         self.hashes = hashes
+        self.pooler = pooler or {}
         self.sparse_head = SparseHead(self.model)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches are dealt out to the processes here, and not once more by accelerate."""
+        """Load the batches of this process, which accelerate would share out once more."""
         args, data = self.args, self.train_dataset
         options = {"collate_fn": self.data_collator, "pin_memory": args.dataloader_pin_memory}
         if isinstance(data, StreamedBatches):
@@ -60,8 +73,8 @@ class MaskedLMTrainer(Trainer):
             data["length"][:],
             [self.weights[name] for name in data["corpus"][:]],
             self._train_batch_size,
-            self.block.tokens_per_batch,
-            self.block.batch_by_length,
+            self.packing.tokens_per_batch,
+            self.packing.batch_by_length,
             args.seed if args.data_seed is None else args.data_seed,
             lambda: int(self.state.epoch or 0),
             args.process_index,
@@ -76,21 +89,6 @@ class MaskedLMTrainer(Trainer):
             **options,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        logits, targets = self.sparse_head(model, inputs)
-        total = F.cross_entropy(logits, targets, reduction="sum")
-        count = targets.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = total / max(int(count), 1)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
-        return loss
-
     def prediction_step(
         self,
         model: nn.Module,
@@ -98,7 +96,12 @@ class MaskedLMTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per row [summed loss, hits] and the masked tokens; `MaskedLMScores` adds up."""
+        """Evaluate a batch.
+
+        Returns:
+            the mean loss, then for `MaskedLMScores` of each row [summed loss, hits], a tensor
+            [rows, 2], and the number of masked tokens [rows].
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits, targets = self.sparse_head(model, inputs)
@@ -112,7 +115,10 @@ class MaskedLMTrainer(Trainer):
         return losses.mean(), sums, masked.sum(dim=1)
 
     def save_plain(self, folder: Path) -> None:
-        """A plain masked-LM checkpoint, its tokenizer and fingerprint. Called by all processes."""
+        """Write a plain masked-LM checkpoint, its tokenizer and the hashes of its documents.
+
+        Called by all processes.
+        """
         weights = self.accelerator.get_state_dict(self.model)
         hashes = self.hashes()
         if self.is_world_process_zero():
@@ -125,9 +131,9 @@ class MaskedLMTrainer(Trainer):
 
 
 class KeepSteps(TrainerCallback):
-    """Keep the model of some steps in folders step-N, each a checkpoint to start from."""
+    """Keeps the model of some steps in folders step-N, each a checkpoint to start from."""
 
-    def __init__(self, steps: Sequence[int], trainer: MaskedLMTrainer):
+    def __init__(self, steps: Sequence[int], trainer: PretrainingTrainer):
         self.steps = steps
         self.trainer = trainer
 
@@ -142,3 +148,68 @@ class KeepSteps(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self.steps:
             self.trainer.save_plain(Path(args.output_dir) / f"step-{state.global_step}")
+
+
+def all_seen(
+    documents: DocumentTable | DocumentStream, path: str, hub_kwargs: dict[str, Any]
+) -> Callable[[], np.ndarray]:
+    """Gather the hashes of all documents a checkpoint has seen, in this run and in those before.
+
+    Args:
+        path: the checkpoint that the run starts from.
+
+    Returns:
+        a function, because a stream knows its documents only when they were read.
+    """
+    before = read_fingerprint(path, **hub_kwargs)
+    if before is None:
+        return documents.hashes
+    return lambda: np.concatenate([before, documents.hashes()])
+
+
+# ---------------------------------------------------------------- the output folder
+
+
+def write_run(trainer: PretrainingTrainer, results: dict[str, Any], args: Arguments) -> None:
+    """Write the checkpoint, its card, curves, arguments and results. Called by all processes."""
+    folder, run_config = Path(trainer.args.output_dir), args.run_config
+    trainer.save_plain(folder)
+    if trainer.is_world_process_zero():
+        history = evaluation_history(trainer.state.log_history)
+        write_csv(folder / "history.csv", history)
+        plot_history(folder / "history.png", history, "eval_masked_accuracy")
+        write_text(folder / "README.md", _card(folder.name, results, run_config))
+        write_yaml(folder / "run_args.yaml", run_config)
+        seed = {"seed": trainer.args.seed}
+        write_json(folder / "all_results.json", results | seed | {"versions": versions()})
+        logger.info("Wrote %s: perplexity %.2f", folder, results["eval_perplexity"])
+        if not args.run.keep_checkpoints:
+            remove_checkpoints(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _card(title: str, results: dict[str, Any], run_config: dict[str, Any]) -> str:
+    from_scratch = "model_name_or_path" not in run_config
+    how = "trained from scratch" if from_scratch else "further pretrained"
+    return model_card(
+        title=title,
+        base_model=run_config["config_name" if from_scratch else "model_name_or_path"],
+        pipeline_tag="fill-mask",
+        summary=f"Masked language model, {how} on the text of a task.",
+        usage=USAGE,
+        metrics={k: v for k, v in results.items() if k in SCORES},
+        arguments=changed(run_config, (*GROUPS, TrainingArguments)),
+    )
+
+
+SCORES = ("eval_loss", "eval_perplexity", "eval_masked_accuracy")
+
+USAGE = """
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")
+model = AutoModelForMaskedLM.from_pretrained("PATH OF THIS FOLDER")
+
+# the encoder alone, without the head
+encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER", add_pooling_layer=False)
+"""

@@ -3,6 +3,7 @@
 A new token starts at the mean of its pieces, so that the model begins about where it was.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,15 +15,32 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from bertchain.data.words import plain_words
 from bertchain.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 LEAST_COUNT = 5  # a rarer word does not train its embedding
 
 
+def grow(
+    tokenizer: PreTrainedTokenizerBase, asked: str | None, texts: Iterable[str]
+) -> dict[int, list[int]]:
+    """Add the words of --add_tokens to a tokenizer, in place; see `words_to_add`.
+
+    Returns:
+        id of each new token -> ids of the pieces it was before; none where nothing is asked for.
+    """
+    if asked is None:
+        return {}
+    words = words_to_add(asked, texts, tokenizer)
+    logger.info("New tokens: %d: %s", len(words), " ".join(words[:12]))
+    return add_words(tokenizer, words)
+
+
 def words_to_add(asked: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of `--add_tokens`.
+    """Find the words of --add_tokens.
 
     Args:
         asked: `auto:500`, or a text file with a word a line.
-        texts: where `auto` counts words.
+        texts: in which `auto` counts words.
 
     Raises:
         InputError: for something else, a missing file, or where there is nothing to add.
@@ -51,7 +69,7 @@ def words_to_add(asked: str, texts: Iterable[str], tokenizer: PreTrainedTokenize
 def frequent_split_words(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> list[str]:
-    """The words whose tokens would shrink the text most: occurrences x pieces saved.
+    """Find the words whose tokens would shrink the text most: occurrences x pieces saved.
 
     Words are taken as the tokenizer normalises them (an uncased one: in lower case). Words with
     digits are left out, for there is no end of numbers; and single characters.
@@ -75,7 +93,7 @@ def frequent_split_words(
 
 
 def tokens_of_an_added_word(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens an added word takes in running text: 2 where a space is a token by itself."""
+    """Count the tokens of an added word in running text: 2 where a space is a token by itself."""
     return (
         1
         + len(tokenizer("a ", add_special_tokens=False)["input_ids"])

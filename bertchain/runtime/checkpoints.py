@@ -1,4 +1,4 @@
-"""Checkpoints of a run that may be killed at any time: whole or not, where to go on, when to go."""
+"""Checkpoints of a run that may be killed at any time, and callbacks that end training in time."""
 
 import logging
 import os
@@ -15,18 +15,17 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertchain.errors import InputError
-from bertchain.runtime.distributed import barrier, broadcast, leave_processes, rank_and_size
+from bertchain.runtime.distributed import barrier, broadcast, close_process_group, rank_and_size
 from bertchain.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
-
-ASK_EVERY = 10  # steps between two times that several processes agree on whether to leave
-WHOLE = "whole"  # the last file of a checkpoint
+ASK_EVERY = 10  # steps after which several processes agree on whether one has got SIGTERM
+WHOLE = "whole"  # the last file that is written into a checkpoint: it is complete
 
 
 class MarkComplete(TrainerCallback):
-    """Marks a checkpoint when all of it is on disk: what lacks the mark was cut off."""
+    """Mark a checkpoint as complete when all of it is on disk; one without the mark was cut off."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -36,13 +35,15 @@ class MarkComplete(TrainerCallback):
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
 
 
-class LeaveOnSignal(TrainerCallback):
-    """SIGTERM, which a machine that is taken away gets: the step is ended, a checkpoint written,
-    and the script left with exit code 143, so that the run can be gone on with."""
+class SaveAndExitOnSigterm(TrainerCallback):
+    """On SIGTERM end the step, save a checkpoint and exit with code 143.
+
+    A machine that is about to be taken away sends SIGTERM; the run can be resumed elsewhere.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self.before: Any = None
+        self.previous: Any = None  # the signal's handler outside of training
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -51,7 +52,7 @@ class LeaveOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
-            self.before = signal.signal(signal.SIGTERM, self._ask)
+            self.previous = signal.signal(signal.SIGTERM, self._ask)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -66,48 +67,48 @@ class LeaveOnSignal(TrainerCallback):
     ) -> None:
         if not self.asked:
             return
-        self._give_back()
+        self._restore_handler()
         logger.warning(
             "SIGTERM: left after step %d, whose checkpoint is written; go on with the same command "
             "(without folds and seeds: and --resume_from_checkpoint last)",
             state.global_step,
         )
-        leave_processes()
+        close_process_group()
         sys.exit(128 + signal.SIGTERM)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._give_back()
+        self._restore_handler()
 
-    def _give_back(self) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-            self.before = None
+    def _restore_handler(self) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+            self.previous = None
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
-    """checkpoint-<step> folders by step."""
+    """List the checkpoint-<step> folders, complete or not, by step."""
     return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
 
 
 def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """Those that were written to their end, by step."""
+    """List the checkpoints that were written to their end, by step."""
     return [path for path in checkpoints_in(folder) if (path / WHOLE).is_file()]
 
 
 def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
-    """Where training goes on from.
+    """Find the checkpoint to resume training from; None: training starts at step 0.
 
     Args:
-        asked: --resume_from_checkpoint: a path, `last` (or true) for the newest whole one in
-            `folder`, or None.
+        asked: --resume_from_checkpoint: a path; `last` (or true), the newest complete checkpoint in
+            `folder`; or None.
 
     Raises:
-        InputError: if it is not there; and, with None, if an earlier run left checkpoints, which a
-            new run would mix with its own.
+        InputError: if there is no such checkpoint; and, with None, if an earlier run has left
+            checkpoints, which a new run would mix with its own.
     """
-    left, whole = checkpoints_in(folder), complete_checkpoints(folder)
+    left, complete = checkpoints_in(folder), complete_checkpoints(folder)
     if asked is None and left:
         raise InputError(
             f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
@@ -117,39 +118,46 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
         return None
     if asked.lower() in ("last", "true"):
         for path in left:
-            if path not in whole:
+            if path not in complete:
                 logger.warning("%s was not written to its end and is left out", path)
-        if not whole:
+        if not complete:
             raise InputError(f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}")
-        return str(whole[-1])
+        return str(complete[-1])
     if not os.path.isdir(asked):
         raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
     return asked
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest whole checkpoint, or None; half-written ones are deleted."""
-    whole = complete_checkpoints(folder)
+    """Find the newest complete checkpoint, or None. Deletes incomplete ones."""
+    complete = complete_checkpoints(folder)
     for path in checkpoints_in(folder):
-        if path not in whole:
+        if path not in complete:
             logger.warning("%s was not written to its end: deleted", path)
             shutil.rmtree(path)
-    return str(whole[-1]) if whole else None
+    return str(complete[-1]) if complete else None
 
 
 def remove_checkpoints(folder: str | os.PathLike) -> None:
-    """The best weights are in the output folder; checkpoints serve a run that did not end."""
+    """Delete all checkpoints of a run that has ended: its best weights are in the output folder."""
     for checkpoint in Path(folder).glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 
-AT_THE_END = 10.0  # seconds, for what is written after the last prediction
-MARGIN = 1.3  # times the prediction time that was estimated
+# ---------------------------------------------------------------- time budget
+
+AT_THE_END = 10.0  # seconds kept free for what is written after the last prediction
+MARGIN = 1.3  # factor on the estimated time of evaluation and prediction
 
 
 @dataclass
 class TimeBudget:
-    """Seconds from the script's start; None: as long as it takes."""
+    """Time limit of a script, shared by the models that it trains.
+
+    Attributes:
+        seconds: from the script's start; None: no limit.
+        clock: seconds now; `time.monotonic` but in tests.
+    """
 
     seconds: float | None
     clock: Callable[[], float] = time.monotonic
@@ -159,14 +167,18 @@ class TimeBudget:
         self.started = self.clock()
 
     def left(self) -> float:
+        """Seconds until the limit."""
         return self.seconds - (self.clock() - self.started)
 
     def callbacks(self, members_left: int, splits: dict[str, Any]) -> list[TrainerCallback]:
-        """Make what keeps one of the models that are still to be trained within its share.
+        """Make the callback that keeps the training of one model within its share of the time.
 
         Args:
-            members_left: models to train, this one included: each gets an equal share.
-            splits: rows with a column length, their tokens, by split.
+            members_left: models still to train, this one included: each gets an equal share.
+            splits: rows by split, with a column `length` (tokens of a row).
+
+        Returns:
+            a list of one StopInTime; [] without a limit.
         """
         if self.seconds is None:
             return []
@@ -177,10 +189,14 @@ class TimeBudget:
 
 
 class StopInTime(TrainerCallback):
-    """Ends training when what is left of the time is needed to evaluate and predict.
+    """End training when the time left is needed for the last evaluation and the predictions.
 
-    Time for a token comes from the slowest evaluation so far, and is at least half of that in
-    training (a forward pass is a third of a training step).
+    The estimated time of a token in prediction is that of the slowest evaluation so far, and at
+    least half of its time in training (a forward pass is about a third of a training step).
+
+    Args:
+        deadline: on `clock`, in seconds.
+        train, validation, test: tokens of each split.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Several processes of one run: who speaks, what they agree on, how they part.
+"""Several processes of one run: the main process, broadcast, barrier, process group.
 
-Imports torch only where several are started.
+Imports torch only where several processes are started.
 """
 
 import os
@@ -9,15 +9,17 @@ from typing import Any
 
 
 def is_main_process() -> bool:
+    """Return whether this process writes and logs: that of rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def rank_and_size() -> tuple[int, int]:
+    """Read the rank of this process and the number of processes, as a launcher sets them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start_processes() -> None:
-    """Let the processes of a launcher know each other, where no Trainer does."""
+    """Start the process group of a launcher's processes, in a script without a Trainer."""
     if rank_and_size()[1] == 1:
         return
     import torch
@@ -29,7 +31,7 @@ def start_processes() -> None:
 
 
 def _distributed() -> Any:
-    """`torch.distributed` where processes have been started, else None."""
+    """`torch.distributed` where a process group has been started, else None."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available():
         return None
@@ -37,7 +39,7 @@ def _distributed() -> Any:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's value, in all processes."""
+    """Send the main process's value to all processes, which must all call this; returns it."""
     distributed = _distributed()
     if distributed is None:
         return value
@@ -47,13 +49,14 @@ def broadcast(value: Any) -> Any:
 
 
 def barrier() -> None:
+    """Wait until all processes have come here."""
     distributed = _distributed()
     if distributed is not None:
         distributed.barrier()
 
 
-def leave_processes() -> None:
-    """Take leave of the other processes in order: left to the interpreter's end, it may abort."""
+def close_process_group() -> None:
+    """Wait for all processes, then close the group: an open one may abort as Python exits."""
     distributed = _distributed()
     if distributed is not None:
         distributed.barrier()

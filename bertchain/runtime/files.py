@@ -1,4 +1,4 @@
-"""What a run leaves behind: files never half written, what made them, model cards, curves."""
+"""Atomic writes (text, JSON, YAML, CSV, folders), and errors of the disk that name a path."""
 
 import errno
 import json
@@ -17,14 +17,14 @@ import yaml
 from safetensors import SafetensorError
 
 TORCH_WRITER = "PytorchStreamWriter|unexpected pos|file write failed|iostream error"
-SPARE = 2**20  # bytes: with less left a disk is full
+SPARE = 2**20  # bytes; a disk with less left counts as full
 
 
 @contextmanager
 def disk_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Let what goes wrong with the disk in this block be an OSError that names `path`.
+    """Raise errors of the disk in this block as an OSError that names `path`.
 
-    safetensors and torch have errors of their own for it, and a full disk is often without a name.
+    safetensors and torch raise types of their own, and a full disk often comes without a path.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def disk_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _failed_write(error: Exception, path: str | os.PathLike) -> int | None:
-    """The errno behind an error of safetensors or of torch's writer; None: it is another."""
+    """The errno behind an error of safetensors or torch's writer; None for any other error."""
     known = re.search(r"\(os error (\d+)\)", str(error))
     if known:
         return int(known[1])
@@ -91,16 +91,15 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file in UTF-8, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Valid JSON: a metric that is not defined (NaN) becomes null."""
-    write_text(
-        path,
-        json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    )
+    """Write valid JSON, atomically: a metric that is not defined (NaN) becomes null."""
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -114,9 +113,11 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_yaml(path: str | os.PathLike, content: Any) -> None:
+    """Write YAML with sorted keys, atomically."""
     write_text(path, yaml.safe_dump(content, sort_keys=True, allow_unicode=True))
 
 
 def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    """Write a table without its index, atomically."""
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)

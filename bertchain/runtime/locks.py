@@ -1,4 +1,4 @@
-"""File locks: one run at a time in an output folder. A lock ends with its process."""
+"""File locks, so that two runs never write to one folder. A lock ends with its process."""
 
 import logging
 from collections.abc import Iterator
@@ -13,14 +13,15 @@ from bertchain.runtime.distributed import is_main_process
 logger = logging.getLogger(__name__)
 
 NAME = ".in_use.lock"
-PATIENCE = 10  # seconds: workers of a run that was killed may outlive it for a while
+PATIENCE = 10  # seconds to wait: workers of a run that was killed may hold the lock for a while
 
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Lock an output folder so that two runs never write to it at once.
 
-    Makes the folder; one that is new and still empty at the end is removed.
+    Makes the folder, and removes it if it is new and still empty at the end. Only the main process
+    locks.
 
     Raises:
         InputError: where another run holds the lock.
@@ -49,7 +50,9 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def wait_for_lock(path: Path, what: str) -> Iterator[None]:
-    """Lock a file that several runs may make; waits while another run holds the lock.
+    """Lock a file that several runs may make; wait while another run holds the lock.
+
+    Only the main process locks.
 
     Args:
         what: the file's name in the log.
@@ -70,7 +73,7 @@ def wait_for_lock(path: Path, what: str) -> Iterator[None]:
 
 
 def _acquire(file: FileLock, timeout: float) -> None:
-    """Raises Timeout. Some network file systems have no locks: that is logged."""
+    """Raises Timeout. A file system without locks (some network ones) is logged as a warning."""
     try:
         file.acquire(timeout=timeout)
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""What is written about a run: versions, model card, training curves."""
+"""Records of a run: versions, Markdown tables, model card, training curves."""
 
 import math
 import os
@@ -13,6 +13,7 @@ import yaml
 
 from bertchain.runtime.files import atomic_write
 
+HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "torch",
     "transformers",
@@ -26,37 +27,27 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages behind the numbers, and these scripts' commit."""
-    found = {"python": python_version()}
-    for package in PACKAGES:
-        found[package] = metadata.version(package)
-    found["commit"] = git_commit()
-    return found
+    """Versions of Python and of the packages behind the numbers, and this repository's commit."""
+    packages = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": python_version()} | packages | {"commit": git_commit()}
 
 
 def git_commit() -> str:
-    """The commit of the folder of these scripts, with `-dirty` if tracked files differ; or
-    "unknown"."""
-    here = Path(__file__).resolve().parent
+    """Return this repository's commit, with `-dirty` if tracked files differ; or "unknown"."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        command = [
-            "git",
-            "-C",
-            str(here),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude=*",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
-    """A GitHub table; text from data cannot break out of its cell."""
+    """Format a table as GitHub Markdown; text from data cannot break out of its cell.
+
+    Args:
+        digits: decimals of floats; NaN becomes an empty cell.
+    """
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -78,17 +69,22 @@ def model_card(
     metrics: dict[str, float],
     arguments: dict[str, Any],
 ) -> str:
-    """README.md of a model folder: what it is, how to load it, how it scored, how it was made."""
+    """Format the README.md of a model folder: how to load it, its scores, how it was made.
+
+    Args:
+        base_model: named in the card's header if it is a hub name, not a path.
+        summary: one sentence on what the model is.
+        usage: Python code that loads it.
+        metrics: floats become the table of results.
+        arguments: shown as YAML.
+    """
     front = {
         "library_name": "transformers",
         "pipeline_tag": pipeline_tag,
         "tags": ["generated-by-script"],
     }
-    if (
-        not os.path.isabs(base_model)
-        and base_model.count("/") <= 1
-        and not base_model.startswith(".")
-    ):
+    is_path = os.path.isabs(base_model) or base_model.startswith(".") or base_model.count("/") > 1
+    if not is_path:
         front["base_model"] = base_model
     scores = pd.DataFrame(
         [(k, v) for k, v in metrics.items() if isinstance(v, float)], columns=["metric", "value"]
@@ -103,10 +99,10 @@ def model_card(
 
 
 def evaluation_history(log_history: list[dict[str, Any]]) -> pd.DataFrame:
-    """The Trainer's log -> one row per evaluation.
+    """The Trainer's log -> a table with one row per evaluation.
 
-    `train_loss` is the mean of the logged losses since the evaluation before, weighted by the steps
-    each covers; learning rates are those last logged.
+    `train_loss` is the mean of the losses logged since the previous evaluation, weighted by the
+    steps each covers; learning rates are those last logged.
     """
     rows, losses, rates, last_step = [], [], {}, 0
     for entry in log_history:
@@ -118,15 +114,8 @@ def evaluation_history(log_history: list[dict[str, Any]]) -> pd.DataFrame:
         if evaluation and not (rows and rows[-1]["step"] == entry["step"]):
             steps = sum(n for _, n in losses)
             train_loss = sum(loss * n for loss, n in losses) / steps if steps else float("nan")
-            rows.append(
-                {
-                    "epoch": entry.get("epoch"),
-                    "step": entry["step"],
-                    "train_loss": train_loss,
-                    **rates,
-                    **evaluation,
-                }
-            )
+            place = {"epoch": entry.get("epoch"), "step": entry["step"]}
+            rows.append(place | {"train_loss": train_loss} | rates | evaluation)
             losses = []
     return pd.DataFrame(rows)
 
@@ -136,7 +125,7 @@ def _is_timing(key: str) -> bool:
 
 
 def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) -> None:
-    """Loss curves beside the curve of the metric that chooses the best checkpoint."""
+    """Plot the loss curves, beside them the metric that chooses the best checkpoint."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")

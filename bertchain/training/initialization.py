@@ -1,4 +1,4 @@
-"""LoRA in the encoder, through `peft`; the classifier around it stays what it is."""
+"""The classifier before training: encoder, head, LoRA matrices."""
 
 import logging
 from pathlib import Path
@@ -6,17 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoConfig, PreTrainedModel, Trainer
 
-from bertchain.arguments.finetuning import (
-    AdapterArguments,
-    Arguments,
-    ModelArguments,
-)
+from bertchain.arguments.finetuning import AdapterArguments, Arguments, ModelArguments
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks
+from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks, resolve_layers
 from bertchain.models.loading import (
     DECODERS,
     is_document_classifier,
@@ -30,19 +26,20 @@ from bertchain.models.modeling import (
     DocumentClassifierConfig,
     num_blocks,
 )
-from bertchain.models.pooling import resolve_layers
 
 logger = logging.getLogger(__name__)
 
+SMALL = 512  # below this hidden size the default learning rate is low
+
 
 def add_lora(encoder: PreTrainedModel, options: AdapterArguments) -> Any:
-    """Put LoRA matrices into the encoder, in place, and freeze the rest of it.
+    """Put LoRA matrices into the encoder, in place, and freeze its weights.
 
     Returns:
-        the `peft.PeftModel` around the encoder, to merge or save the adapter with.
+        the `peft.PeftModel` around the encoder; `merge_lora` takes it.
 
     Raises:
-        InputError: if peft is not installed, or there is no such module.
+        InputError: if peft is not installed, or the encoder has no such module.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -59,11 +56,11 @@ def add_lora(encoder: PreTrainedModel, options: AdapterArguments) -> Any:
 
 
 def merge_lora(lora: Any, trainer: Trainer, folder: Path, options: AdapterArguments) -> None:
-    """Add the matrices to the weights they stand beside, so that the encoder is plain again.
+    """Merge LoRA matrices into the weights, in place, so that the encoder is plain again.
 
     Args:
-        lora: what `add_lora` made, or None.
-        folder: where --save_adapter writes them first, as `adapter/`.
+        lora: what `add_lora` returned, or None.
+        folder: where --save_adapter first writes the matrices, as `adapter/`.
     """
     if lora is None:
         return
@@ -75,9 +72,10 @@ def merge_lora(lora: Any, trainer: Trainer, folder: Path, options: AdapterArgume
 def load_checkpoint(
     path: str, architecture: ModelArguments, dropout: float | None, **hub_kwargs: Any
 ) -> tuple[PreTrainedModel, DocumentClassifier | None]:
-    """Load an encoder, its upper blocks dropped as asked.
+    """Load an encoder, without the blocks above --drop_layers_above.
 
     Args:
+        dropout: inside the encoder; None: the checkpoint's.
         hub_kwargs: `revision`, `trust_remote_code`.
 
     Returns:
@@ -104,13 +102,17 @@ def build_model(
     spec: LabelSpec,
     preprocessor: Preprocessor,
 ) -> tuple[DocumentClassifier, bool]:
-    """Put a head on an encoder; a trained one is kept where labels, layers and poolings agree.
+    """Put a head on an encoder; a trained head is kept where labels, layers and poolings agree.
+
+    Args:
+        previous: the trained classifier around the encoder, or None.
 
     Returns:
         the classifier; whether its head is new.
 
     Raises:
-        InputError: for a pooling over windows where there is one window.
+        InputError: for --segment_pooling where a document is one window, and for layers that the
+            encoder does not have.
     """
     truncation = preprocessor.windows.truncation
     if architecture.segment_pooling is not None and truncation != "hierarchical":
@@ -137,14 +139,15 @@ def build_classifier(
 ) -> tuple[DocumentClassifier, Any]:
     """Load a checkpoint, put a head on it and prepare it for training.
 
-    A new head starts at the frequencies of several labels; then blocks are started anew, frozen, or
-    given LoRA matrices, as asked.
+    The bias of a new multi-label head is set to the label frequencies; then blocks are
+    reinitialised, frozen, or given LoRA matrices, as the arguments say.
 
     Args:
-        labels: of the training rows; None: it is not trained.
+        path: a hub name or folder.
+        labels: of the training rows, encoded; None: the classifier is not trained.
 
     Returns:
-        the classifier; what `add_lora` made, or None.
+        the classifier; what `add_lora` returned, or None.
 
     Raises:
         InputError: where the head would be new and is not to be trained.
@@ -169,11 +172,41 @@ def build_classifier(
     return model, lora
 
 
-def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
-    """A new multi-label head starts at the frequencies of the labels: bias = log odds.
+def suggest_rate(path: str, args: Arguments) -> None:
+    """Log that the default learning rate is low for a small encoder.
 
-    From a bias of 0 the loss falls fastest by saying no to every label of every text, and with many
-    rare labels the encoder is bent to that end until all texts look alike to it.
+    Measured with a hidden size of 384: docs/finetuning.md, "Learning rate".
+
+    Args:
+        path: the checkpoint, whose config tells the hidden size.
+    """
+    with as_input_error(f"--model_name_or_path {path}"):
+        if is_document_classifier(path):
+            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
+        else:
+            config = AutoConfig.from_pretrained(path, **args.checkpoint.hub_kwargs)
+    hidden_size = config.get_text_config().hidden_size
+    if hidden_size >= SMALL:
+        return
+    chosen = args.model.token_pooling or args.span.spans_column_name  # spans are not pooled
+    logger.info(
+        "Hidden size %d: the default --learning_rate %g is for encoders of BERT-base size; small "
+        "ones learn more at 1e-4 to 5e-4, e.g. --learning_rate 3e-4%s",
+        hidden_size,
+        args.training.learning_rate,
+        "" if chosen else " --token_pooling mean",
+    )
+
+
+def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> None:
+    """Set the bias of a new multi-label head to the log odds of each label's frequency.
+
+    From a bias of 0 the loss falls fastest by predicting no label for any text, and with many rare
+    labels the encoder collapses: its features become the same for all texts.
+
+    Args:
+        labels: of the training rows [n, labels], 0 or 1.
+        problem_type: as in the model's config; another than multi-label leaves the head as it is.
     """
     if problem_type != PROBLEM_TYPES["multi_label"]:
         return
@@ -185,8 +218,12 @@ def start_at_frequencies(head: nn.Linear, labels: list, problem_type: str) -> No
 def resolve_architecture(
     architecture: ModelArguments, encoder: PreTrainedModel, previous: DocumentClassifier | None
 ) -> dict[str, Any]:
-    """Flags, else those of the trained classifier, else the defaults."""
-    settled = {
+    """Resolve layers, poolings and dropout: flags, else the trained classifier's, else defaults.
+
+    Raises:
+        InputError: for layers that the encoder does not have, and for the pooler of other layers.
+    """
+    resolved = {
         "layers": "last",
         "layer_pooling": "concat",
         "token_pooling": "last" if encoder.config.model_type in DECODERS else "cls",
@@ -196,16 +233,18 @@ def resolve_architecture(
         "segments_per_forward": None,
     }
     if previous is not None:
-        settled = {name: getattr(previous.config, name) for name in settled}
-    settled |= {name: flag for name, flag in architecture.fields.items() if flag is not None}
+        resolved = {name: getattr(previous.config, name) for name in resolved}
+    resolved |= {name: flag for name, flag in architecture.fields.items() if flag is not None}
+    blocks = num_blocks(encoder.config)
     with as_input_error():
-        settled["layers"] = resolve_layers(settled["layers"], num_blocks(encoder.config))
-    if settled["token_pooling"] == "pooler" and settled["layers"] != [num_blocks(encoder.config)]:
+        resolved["layers"] = resolve_layers(resolved["layers"], blocks)
+    if resolved["token_pooling"] == "pooler" and resolved["layers"] != [blocks]:
         raise InputError("--token_pooling pooler reads the last layer; leave --layers out")
-    return settled
+    return resolved
 
 
 def same_head(previous: DocumentClassifierConfig, now: DocumentClassifierConfig) -> bool:
+    """Return whether a head of one config means the same under the other."""
     fields = (
         "problem_type",
         "id2label",

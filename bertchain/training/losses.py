@@ -1,7 +1,7 @@
 """Training losses of a document classifier, as sums that the caller divides once.
 
-A sum and what it is divided by are kept apart, so that accumulated batches and several processes
-give the loss of one large batch. Scores and the loss of validation stay plain: see `document_loss`.
+The sum and its divisor are kept apart, so that accumulated batches and several processes give the
+loss of one large batch. The loss in evaluation is the plain one: see `modeling.document_loss`.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, s
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The loss of a problem type with what is switched on.
+    """Training loss of a problem type, with class weights, focal loss and so on as switched on.
 
     Attributes:
-        class_weights: one a class (single_label), or None. The sum is divided by the weights of the
-            rows, as `torch.nn.CrossEntropyLoss` does, so that their scale does not matter.
-        positive_weights: one a label (multi_label), or None: weighs what is 1 against what is 0.
-        focal_gamma: (1 - p)^gamma before the log-likelihood, p the probability of the truth (Lin et
-            al. 2017, eq. 4); 0 = off.
+        class_weights: one for each class (single_label), or None. The sum is divided by the weights
+            of the rows, as in `torch.nn.CrossEntropyLoss`, so that their scale does not matter.
+        positive_weights: one for each label (multi_label), or None: weight of a 1 against a 0.
+        focal_gamma: factor (1 - p)^gamma on the log-likelihood, p the probability of the truth (Lin
+            et al. 2017, eq. 4); 0 = off.
         label_smoothing: share of the truth that is spread over all classes; 0 = off.
-        huber_delta: from this error on, in standard deviations of the target, the loss is linear;
-            None = squares.
-        rdrop_alpha: weight of the divergence between two passes (Liang et al. 2021); 0 = off.
+        huber_delta: the loss is linear from this error on, in standard deviations of the target;
+            None = squared error.
+        rdrop_alpha: weight of the divergence of two passes (R-Drop, Liang et al. 2021); 0 = off.
     """
 
     config: DocumentClassifierConfig
@@ -44,10 +44,10 @@ class TrainingLoss:
     rdrop_alpha: float = 0.0
 
     def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The summed loss, in float32.
+        """Sum the loss over documents, in float32.
 
         Args:
-            logits: [documents, labels], or [samples, documents, labels], whose losses are averaged.
+            logits: [documents, labels], or [samples, documents, labels]: averaged over samples.
             labels: as for `document_loss`; for single_label also probabilities [documents, labels].
             weights: of the rows [documents]; None: all 1.
         """
@@ -64,7 +64,7 @@ class TrainingLoss:
         return _weighed(each, weights).sum()
 
     def divisor(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """What the sum over these labels is divided by: their number, or their weights."""
+        """Divisor of `total` over these rows: the number of their labels, or the weights' sum."""
         if self.class_weights is not None:
             return _weighed(self._class_weights(labels), weights).sum()
         in_a_row = 1 if self.soft(labels) else labels[0].numel()
@@ -73,10 +73,14 @@ class TrainingLoss:
         return torch.tensor(float(len(labels) * in_a_row), device=labels.device)
 
     def divergence(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Summed symmetric KL divergence of two passes [2 * documents, labels] over the same rows.
+        """Sum the symmetric KL divergence of two passes over the same rows.
 
-        Regression has no distribution: half the squared difference takes its place (that of two
-        unit normals).
+        Regression has no distribution: half the squared difference in units of the target's scale
+        takes its place, the divergence of two unit normals.
+
+        Args:
+            logits: [2 * documents, labels], one pass after the other; or [samples, ...]: averaged.
+            weights: of the rows [documents]; None: all 1.
         """
         if logits.dim() == 3:
             return torch.stack([self.divergence(sample, weights) for sample in logits]).mean()
@@ -93,12 +97,12 @@ class TrainingLoss:
         return _weighed(each.sum(dim=-1), weights).sum()
 
     def soft(self, labels: Tensor) -> bool:
-        """Whether labels of a single_label task are probabilities."""
+        """Return whether labels are probabilities of the classes (single_label only)."""
         single = self.config.problem_type == PROBLEM_TYPES["single_label"]
         return single and labels.is_floating_point()
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """-> [documents]"""
+        """Squared or Huber error of standardised targets [documents]."""
         logits, labels = standardise(logits, labels, self.config)
         if self.huber_delta is None:
             each = F.mse_loss(logits, labels, reduction="none")
@@ -107,7 +111,7 @@ class TrainingLoss:
         return each.sum(dim=-1)
 
     def _categorical(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """-> [documents]"""
+        """Cross-entropy, with focal factor and class weights [documents]."""
         log_p = logits.log_softmax(dim=-1)
         truth = self._distribution(labels, log_p)  # [documents, classes]
         factor = 1.0 if not self.focal_gamma else (1 - log_p.exp()) ** self.focal_gamma
@@ -115,6 +119,7 @@ class TrainingLoss:
         return each if self.class_weights is None else each * self._class_weights(labels)
 
     def _distribution(self, labels: Tensor, like: Tensor) -> Tensor:
+        """The smoothed truth [documents, classes], of the type of `like`."""
         hard = not self.soft(labels)
         truth = F.one_hot(labels, like.shape[-1]).to(like.dtype) if hard else labels.to(like.dtype)
         return truth * (1 - self.label_smoothing) + self.label_smoothing / like.shape[-1]
@@ -125,7 +130,7 @@ class TrainingLoss:
         return labels.to(weights.dtype) @ weights if self.soft(labels) else weights[labels]
 
     def _binary(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """-> [documents, labels]"""
+        """Binary cross-entropy, with focal factor and weights of positives [documents, labels]."""
         weights = None
         if self.positive_weights is not None:
             weights = logits.new_tensor(self.positive_weights)
@@ -149,11 +154,15 @@ def build_loss(
     config: DocumentClassifierConfig,
     labels: list,
 ) -> TrainingLoss:
-    """The flags as a loss; refuses those that mean nothing for the problem type.
+    """Build the training loss from the flags.
 
     Args:
-        training: whose label_smoothing_factor holds.
+        training: for its label_smoothing_factor.
         labels: of the training rows, for balanced weights; empty without training.
+
+    Raises:
+        InputError: for a flag that does not go with the problem type, and for weights that do not
+            fit the labels.
     """
     smoothing = training.label_smoothing_factor
     only_for = {
@@ -183,10 +192,13 @@ def build_loss(
 def resolve_class_weights(
     given: Sequence[str], flag: str, spec: LabelSpec, labels: list
 ) -> tuple[float, ...] | None:
-    """`balanced` or name=weight ... -> one weight a label, in the model's order; None if none.
+    """Parse `balanced` or name=weight ... into a weight for each label, in the model's order.
 
     Balanced class weights are rows / (classes * rows of the class), as in scikit-learn; balanced
     positive weights are (rows without the label) / (rows with it).
+
+    Returns:
+        the weights, or None where none are given.
 
     Raises:
         InputError: naming `flag`, for an unknown name, a missing or unfit weight, or a label that

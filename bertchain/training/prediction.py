@@ -1,4 +1,4 @@
-"""A trained model's predictions: made piece by piece, written and read as tables keyed by id."""
+"""Predictions of a trained model: made in pieces, written and read as tables keyed by id."""
 
 import logging
 import os
@@ -21,20 +21,23 @@ from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-
 ROWS_AT_ONCE = 50_000
 
 
 def predict(
     trainer: Trainer, dataset: Dataset, split: str, spec: LabelSpec, folder: Path
 ) -> dict[str, float]:
-    """Predict a split and write it in row order to `folder`; of words id, target, prediction ...
+    """Predict a split and write predictions_<split>.csv to `folder`, in row order.
 
-    Rows go through the model piece by piece, the longest of a piece first: so there is little
-    padding, and memory does not grow with the number of rows but for their probabilities.
+    Labelled spans get one row each, with a column `target` (its number in the document). Rows go
+    through the model in pieces, sorted by length: little padding, and memory that does not grow
+    with the number of rows but for the logits [n, labels]. Only the main process writes.
+
+    Args:
+        split: validation or test.
 
     Returns:
-        metrics with the prefix eval_ or test_.
+        metrics with the prefix eval_ or test_: runtime, and scores where there are labels.
     """
     prefix = {"validation": "eval", "test": "test"}[split]
     compute, trainer.compute_metrics = trainer.compute_metrics, None  # all rows at once, below
@@ -80,11 +83,12 @@ def write_predictions(
     thresholds: Thresholds | None = None,
     **columns: Sequence,
 ) -> None:
-    """A prediction table (see `LabelSpec.prediction_table`), written in pieces.
+    """Write a prediction table (see `LabelSpec.prediction_table`), in pieces.
 
     Args:
+        ids: of n rows.
         probabilities: [n, labels].
-        columns: more of them, after the id, each of n values.
+        columns: further columns by name, after the id, each of n values.
     """
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         for start in range(0, len(ids), ROWS_AT_ONCE):
@@ -95,23 +99,27 @@ def write_predictions(
 
 
 def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str], np.ndarray]:
-    """What `write_predictions` wrote, number for number.
+    """Read what `write_predictions` wrote, to the last digit.
 
     Returns:
         ids; probabilities or values [n, labels].
 
     Raises:
-        InputError: naming the file, if it is not there or lacks a column of the labels.
+        InputError: naming the file, if it is missing or lacks a column of the labels.
     """
-    table = read_table_of(path)
+    table = read_written_table(path)
     missing = [name for name in ("id", *spec.value_columns) if name not in table]
     if missing:
         raise InputError(f"{path}: no column {missing[0]!r}; it holds predictions of other labels")
     return table["id"].tolist(), table[spec.value_columns].to_numpy(dtype=np.float64)
 
 
-def read_table_of(path: str | os.PathLike) -> pd.DataFrame:
-    """A csv that one of these scripts wrote: ids as text, numbers to the last digit."""
+def read_written_table(path: str | os.PathLike) -> pd.DataFrame:
+    """Read a csv that one of the scripts wrote: ids and labels as text, numbers to the last digit.
+
+    Raises:
+        InputError: naming the file, if it is missing or cannot be read.
+    """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     text = {"id": pa.string(), "label": pa.string()}

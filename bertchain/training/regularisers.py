@@ -1,6 +1,6 @@
-"""Regularisers that hold state or touch weights: adversarial training and averaged weights.
+"""Regularisers that hold state or change weights: adversarial training and averaged weights.
 
-Each works on any classifier of modeling.py and is switched on by one flag of run_finetune.py.
+Each works on any classifier of `models.modeling` and is switched on by one flag.
 """
 
 import os
@@ -23,11 +23,15 @@ from bertchain.models.modeling import DocumentClassifier
 
 
 class Adversary:
-    """Moves parameters in the direction in which the loss grows, for a second backward pass.
+    """Adversarial training: move parameters to where the loss grows, for a second backward pass.
 
     FGM (Miyato et al. 2017) moves the word embeddings by epsilon * g / ||g||; AWP (Wu et al. 2020)
     moves each weight matrix of the encoder by epsilon * ||w|| * g / ||g||. The gradients g are
     those of the current batch alone, also while gradients accumulate.
+
+    Args:
+        fgm: epsilon of FGM; 0 = off.
+        awp: epsilon of AWP; 0 = off.
     """
 
     def __init__(self, model: DocumentClassifier, fgm: float = 0.0, awp: float = 0.0):
@@ -41,21 +45,21 @@ class Adversary:
                     self.moved.append((parameter, fgm, False))
             elif awp and parameter.dim() > 1 and 0 < layer_id_of(name, model) < HEAD:
                 self.moved.append((parameter, awp, True))
-        self.before: list[Tensor | None] = []
+        self.accumulated: list[Tensor | None] = []  # gradients of earlier batches
 
     def remember(self) -> None:
-        """Call before the backward pass: what earlier batches have accumulated."""
-        self.before = [None if p.grad is None else p.grad.clone() for p, _, _ in self.moved]
+        """Store the gradients of earlier batches; call it before the backward pass."""
+        self.accumulated = [None if p.grad is None else p.grad.clone() for p, _, _ in self.moved]
 
     @contextmanager
     def attack(self) -> Iterator[None]:
-        """Call after it: inside, the parameters are moved; afterwards exactly as before."""
+        """Move the parameters while inside; call it after the backward pass. Restores every bit."""
         clean = [p.detach().clone() for p, _, _ in self.moved]
         with torch.no_grad():
-            for (p, epsilon, relative), before in zip(self.moved, self.before, strict=True):
+            for (p, epsilon, relative), earlier in zip(self.moved, self.accumulated, strict=True):
                 if p.grad is None:
                     continue
-                gradient = p.grad if before is None else p.grad - before
+                gradient = p.grad if earlier is None else p.grad - earlier
                 norm = gradient.norm()
                 if norm == 0 or not torch.isfinite(norm):
                     continue
@@ -77,8 +81,9 @@ AVERAGE_FILE = "averaged.safetensors"
 class WeightAverage:
     """Exponential moving average of the weights: average = decay * average + (1 - decay) * weight.
 
-    Over the first steps the decay is at most (1 + step) / (10 + step), so that a short run does not
-    average its beginning; buffers are copied. The arithmetic is `torch.optim.swa_utils`'.
+    In the first steps the decay is at most (1 + step) / (10 + step), so that the average of a short
+    run is not held back by its start; buffers are copied. The arithmetic is that of
+    `torch.optim.swa_utils`.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -92,13 +97,13 @@ class WeightAverage:
         get_ema_multi_avg_fn(decay)(averages, weights, count)
 
     def update(self, model: nn.Module) -> None:
-        """After an optimizer step."""
+        """Take the weights after an optimizer step into the average."""
         self.averaged.update_parameters(model)
         self.steps += 1
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model has the averaged weights; afterwards its own, bit by bit."""
+        """Give the model the averaged weights while inside; restores its own bit by bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.copy_to(model)
         try:
@@ -107,14 +112,16 @@ class WeightAverage:
             model.load_state_dict(own)
 
     def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the model's weights with their average."""
         model.load_state_dict(self.averaged.module.state_dict())
 
     def save(self, folder: str | os.PathLike) -> None:
+        """Write the average and its number of steps into a checkpoint."""
         tensors = {k: v.clone().contiguous() for k, v in self.averaged.module.state_dict().items()}
         save_file(tensors, Path(folder) / AVERAGE_FILE, metadata={"steps": str(self.steps)})
 
     def load(self, folder: str | os.PathLike) -> None:
-        """What `save` wrote into a checkpoint."""
+        """Read what `save` wrote into a checkpoint."""
         with safe_open(Path(folder) / AVERAGE_FILE, "pt") as file:
             self.steps = int(file.metadata()["steps"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -123,10 +130,11 @@ class WeightAverage:
 
 
 class AveragingTrainer(Trainer):
-    """Trains averaged weights beside the model, and uses them wherever it is judged or kept.
+    """Trainer that evaluates, predicts and saves with averaged weights.
 
     Args:
-        ema_decay: 0 = off; the rest are the Trainer's.
+        ema_decay: of the average; 0 = off.
+        kwargs: for the Trainer.
     """
 
     def __init__(self, ema_decay: float = 0.0, **kwargs: Any):
@@ -136,6 +144,7 @@ class AveragingTrainer(Trainer):
             self.add_callback(UpdateAverage(self.average))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train as the Trainer does; at the end the model gets the averaged weights."""
         if self.average is not None and resume_from_checkpoint is not None:
             self.average.load(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -145,6 +154,7 @@ class AveragingTrainer(Trainer):
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict as the Trainer does, with the averaged weights."""
         if self.average is None:
             return super().evaluation_loop(*args, **kwargs)
         with self.average.applied(self.model):
@@ -162,6 +172,8 @@ class AveragingTrainer(Trainer):
 
 
 class UpdateAverage(TrainerCallback):
+    """Update the average after each optimizer step."""
+
     def __init__(self, average: WeightAverage):
         self.average = average
 

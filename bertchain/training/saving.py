@@ -1,4 +1,4 @@
-"""A classifier's folder: weights with their code, tokenizer, encoder alone, model card."""
+"""Write a classifier's folder: weights with their code, tokenizer, encoder alone, model card."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ def write_member(
     run_config: dict[str, Any],
     with_encoder: bool,
 ) -> None:
-    """Write a trained model, its curves and its results; the results last: they say it is done."""
+    """Write a trained model, its curves and its results.
+
+    The results come last: a member with all_results.json is done. Only the main process calls this.
+
+    Args: as for `write_model`.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)
@@ -46,20 +51,22 @@ def write_model(
     """Write a classifier with its code, a model card, and the encoder alone.
 
     Args:
-        results: whose scores stand in the model card.
+        results: the card shows their scores.
         run_config: all arguments; the card shows those that differ from the defaults.
-        with_encoder: whether encoder/, a plain `AutoModel` checkpoint, is written; it is left out
-            where many models are kept.
+        with_encoder: whether to write encoder/, a plain `AutoModel` checkpoint; left out where many
+            models are kept.
     """
     hashes = read_fingerprint(
         run_config["model_name_or_path"], revision=run_config["model_revision"]
     )
     with atomic_files(folder) as temporary:
-        alone = [(model.encoder, temporary / "encoder")] if with_encoder else []
-        for part, where in ((model, temporary), *alone):
-            part.save_pretrained(where)
+        written = {temporary: model} | (
+            {temporary / "encoder": model.encoder} if with_encoder else {}
+        )
+        for where, module in written.items():
+            module.save_pretrained(where)
             tokenizer.save_pretrained(where)
-            if hashes is not None:  # what the encoder has seen stays with it
+            if hashes is not None:  # hashes of the text that the encoder was pretrained on
                 write_fingerprint(where, hashes)
     card = model_card(
         title=folder.name,
@@ -85,7 +92,6 @@ classify("Some text")
 from transformers import AutoModel
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """
-
 
 USAGE_OF_SPANS = """
 # labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\

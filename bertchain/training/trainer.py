@@ -11,13 +11,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.cli import is_given
-from bertchain.data.batching import GroupedByLength, SharedOut, keep_all_columns
+from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
-from bertchain.runtime.checkpoints import LeaveOnSignal, MarkComplete
+from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import disk_errors
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
@@ -26,7 +26,7 @@ from bertchain.training.regularisers import Adversary, AveragingTrainer
 class DocumentTrainer(AveragingTrainer):
     """Trainer of document classifiers, with optimizer groups by layer id.
 
-    A subclass makes the optimizer, whose groups have a key `layer_id`, and the loss.
+    A subclass builds the optimizer, whose groups have a key `layer_id`, and computes the loss.
     """
 
     def __init__(
@@ -41,33 +41,34 @@ class DocumentTrainer(AveragingTrainer):
         **kwargs: Any,
     ):
         """Args:
-        rates: the learning rate of each layer id, see `layers.layer_rates`.
-        unfreeze_every: epochs after which one block more is trained; None: all from the start.
-        folder: for optimizer_groups.csv; by default output_dir.
+        rates: learning rate by layer id, see `layers.layer_rates`.
+        unfreeze_every: epochs after which one more block is trained; None: all from the start.
+        folder: where optimizer_groups.csv goes; None: output_dir.
         kwargs: for the Trainer.
         """
         super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
         self.add_callback(MarkComplete())
-        self.add_callback(LeaveOnSignal())  # after the mark
-        self.label_smoother = None  # the Trainer's own knows nothing of accumulated batches
+        self.add_callback(SaveAndExitOnSigterm())  # after the mark
+        self.label_smoother = None  # the Trainer's own does not count accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length
         self.adversary = None
         if regularisers.fgm_epsilon or regularisers.awp_epsilon:
-            epsilons = regularisers.fgm_epsilon, regularisers.awp_epsilon
-            self.adversary = Adversary(self.model, *epsilons)
+            self.adversary = Adversary(
+                self.model, fgm=regularisers.fgm_epsilon, awp=regularisers.awp_epsilon
+            )
             if self.train_dataset is not None and not self.adversary.moved:
                 raise InputError("--fgm_epsilon and --awp_epsilon need trained weights to move")
 
     def loss_of(self, batch: dict[str, Any]) -> TrainingLoss:
-        """The loss of a batch; several tasks have several."""
+        """Return the loss of a batch; a trainer of several tasks overrides this."""
         return self.loss
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
-        """Find what the loss, summed over the accumulated batch in all processes, is divided by."""
+        """Get the batches of a step and the divisor of their loss, summed over all processes."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None:
             return batches, count
@@ -94,8 +95,11 @@ class DocumentTrainer(AveragingTrainer):
         return loss
 
     def drop_gradients_of_frozen_layers(self) -> None:
-        """The optimizer skips what has no gradient. (Processes would wait for parameters that are
-        frozen and unfrozen on the way, so all of them keep taking part in the backward pass.)"""
+        """Drop gradients below the lowest unfrozen layer: the optimizer skips these parameters.
+
+        They still take part in the backward pass, since DistributedDataParallel would wait for
+        parameters that are frozen and unfrozen while it trains.
+        """
         blocks = num_blocks(self.model.encoder.config)
         lowest = unfrozen_from(self.state.epoch or 0.0, self.unfreeze_every, blocks)
         for group in self.optimizer.param_groups:
@@ -104,11 +108,11 @@ class DocumentTrainer(AveragingTrainer):
                     parameter.grad = None
 
     def get_train_dataloader(self) -> DataLoader:
-        """Rows are dealt out to the processes here, and not once more by accelerate."""
+        """Build a loader of this process's rows; accelerate must not share them out once more."""
         args = self.args
         return DataLoader(
             self.train_dataset,
-            batch_sampler=SharedOut(
+            batch_sampler=ProcessBatchSampler(
                 self.row_order(),
                 self._train_batch_size,
                 args.process_index,
@@ -123,18 +127,20 @@ class DocumentTrainer(AveragingTrainer):
         )
 
     def row_order(self) -> Sampler[int]:
-        return GroupedByLength.of(self, self.train_dataset, self.batch_by_length)
+        """Return the sampler of training rows, the same in all processes."""
+        return GroupedByLength.for_trainer(self, self.train_dataset, self.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The Trainer logs the rate of the first group; add that of the last, the head."""
+        """Log as the Trainer does, which has the rate of the first group; add the head's."""
         if "learning_rate" in logs and self.optimizer is not None:
             rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-            if rates[0] > 0:  # logged is the rate of the step before, which the ratio keeps to
+            if rates[0] > 0:  # the ratio, since the logged rate is that of the previous step
                 logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
         super().log(logs, *args, **kwargs)
 
 
 def early_stopping(patience: int | None) -> list[TrainerCallback]:
+    """Make the callback that stops after so many evaluations without a better score, if any."""
     return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
@@ -146,12 +152,13 @@ def member_arguments(
     output_dir: Path,
     trains: bool,
 ) -> TrainingArguments:
-    """Copy the arguments for one model.
+    """Copy the arguments for one member.
 
     Args:
-        given: arguments by name; the metric that chooses is the task's own unless it is among them.
+        given: arguments that are set, by name; without metric_for_best_model the main metric of the
+            problem type chooses the checkpoint.
         output_dir: where checkpoints go.
-        trains: False: nothing is evaluated on the way.
+        trains: False: it only predicts.
     """
     training = copy.copy(training)
     training.seed, training.output_dir = seed, str(output_dir)
@@ -173,6 +180,10 @@ def train(
 ) -> dict[str, Any]:
     """Train, and keep the best checkpoint.
 
+    Args:
+        resume_from: a checkpoint, or None.
+        stop_in_time: the callbacks of a time budget.
+
     Returns:
         the Trainer's metrics, and whether a time budget has ended the training.
     """
@@ -184,7 +195,7 @@ def train(
 
 
 def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]:
-    """On a GPU bf16, or fp16 where it has no bf16, unless the user says something of precision."""
+    """Choose bf16 on a GPU, or fp16 where it has no bf16; {} on a CPU or where a flag chooses."""
     chosen = any(is_given(name, argv) for name in ("bf16", "fp16", "use_cpu"))
     if chosen or not torch.cuda.is_available():
         return {}

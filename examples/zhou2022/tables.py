@@ -1,13 +1,14 @@
-"""The tables, figures and claims of Zhou & Srikumar 2022 from the folders that study.yaml fills.
+"""Tabulate the study of Zhou & Srikumar 2022 from the folders that study.yaml fills.
 
     python examples/zhou2022/tables.py study
 
-Writes study.md, cross_task.png and epochs.png into the folder. Each claim stands with the rule by
-which it is judged here and the figures it is judged by.
+Writes study.md, cross_task.png and epochs.png into the folder. Each claim of the paper comes with
+the rule by which it is judged and the figures behind it.
 """
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -33,8 +34,7 @@ def main() -> None:
     if not tasks:
         raise InputError(f"{folder}: holds no TASK/layers/results.csv; run study.yaml first")
     layers = pd.concat([by_layer(folder / task / "layers", task) for task in tasks])
-    cross = [cross_task(folder / task / "cross", task) for task in tasks]
-    cross = pd.concat(cross)  # of the tasks whose encoders have met it
+    cross = pd.concat([cross_task(folder / task / "cross", task) for task in tasks])
     between = between_tasks(folder, tasks)
     epochs = training_run(folder / "trec" / "epochs")
     parts = ["# How fine-tuning changes the encoder\n", "## Claims\n"]
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def probe_accuracy(folder: Path) -> pd.Series:
-    """Test accuracy of linear probes by model and layer."""
+    """Read the test accuracy of linear probes by model and layer."""
     results = pd.read_csv(folder / "results.csv", keep_default_na=False)
     rows = results[
         (results["probe"] == "linear")
@@ -71,9 +71,9 @@ def probe_accuracy(folder: Path) -> pd.Series:
 
 
 def by_layer(folder: Path, task: str) -> pd.DataFrame:
-    """A row for each model and layer: accuracy, clusters, distances, similarities."""
+    """Collect accuracy, clusters, distances and similarities, a row for each model and layer."""
     clusters = pd.read_csv(folder / "directprobe.csv").set_index(["model", "layer"])
-    lie = pd.read_csv(folder / "geometry.csv").set_index(["model", "layer"])
+    geometry = pd.read_csv(folder / "geometry.csv").set_index(["model", "layer"])
     table = pd.DataFrame(
         {
             "accuracy of probe": probe_accuracy(folder),
@@ -81,11 +81,11 @@ def by_layer(folder: Path, task: str) -> pd.DataFrame:
             "clusters": clusters["clusters"],
             "linear": clusters["linear"],
             "distance of labels": clusters["mean distance of labels"],
-            "similarity with before": lie["similarity with the first"],
-            "centroids moved by": lie["centroids moved by"],
-            "train and test": lie["train and new, similarity"],
-            "change": lie["train and new, change"],
-            "± 95 %": lie["± 95 % of the change"],
+            "similarity with before": geometry["similarity with the first"],
+            "centroids moved by": geometry["centroids moved by"],
+            "train and test": geometry["train and new, similarity"],
+            "change": geometry["train and new, change"],
+            "± 95 %": geometry["± 95 % of the change"],
         }
     ).reset_index()
     table.insert(0, "task", TASKS[task])
@@ -93,7 +93,7 @@ def by_layer(folder: Path, task: str) -> pd.DataFrame:
 
 
 def cross_task(folder: Path, task: str) -> pd.DataFrame:
-    """A row for each encoder: what it was fine-tuned on, accuracy and clusters on this task."""
+    """Collect accuracy and clusters on a task, a row for each encoder that was probed on it."""
     if not (folder / "directprobe.csv").is_file():
         return pd.DataFrame()
     clusters = pd.read_csv(folder / "directprobe.csv").set_index("model")
@@ -110,8 +110,10 @@ def cross_task(folder: Path, task: str) -> pd.DataFrame:
 
 
 def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
-    """How alike the arrangement of shared labels is, each task's in the encoder as it was, and in
-    the one that was fine-tuned on it: Pearson correlation over pairs of labels."""
+    """Correlate the distances between labels that two tasks share (Pearson, over pairs of labels).
+
+    Before: both in the encoder as it was; after: each in the encoder fine-tuned on its own task.
+    """
     found = {}
     for task in tasks:
         pairs = pd.read_csv(folder / task / "layers" / "label_pairs.csv", keep_default_na=False)
@@ -137,10 +139,11 @@ def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
 
 
 def training_run(folder: Path) -> pd.DataFrame:
+    """Collect the figures of the last layer along one run, a row for each checkpoint."""
     if not (folder / "directprobe.csv").is_file():
         return pd.DataFrame()
     clusters = pd.read_csv(folder / "directprobe.csv").set_index("model")
-    lie = pd.read_csv(folder / "geometry.csv").set_index("model")
+    geometry = pd.read_csv(folder / "geometry.csv").set_index("model")
     accuracy = probe_accuracy(folder).droplevel("layer")
     return pd.DataFrame(
         {
@@ -148,8 +151,8 @@ def training_run(folder: Path) -> pd.DataFrame:
             "accuracy of probe": accuracy.loc[clusters.index].to_numpy(),
             "clusters": clusters["clusters"].to_numpy(),
             "distance of labels": clusters["mean distance of labels"].to_numpy(),
-            "similarity with start": lie["similarity with the first"].to_numpy(),
-            "train and test": lie["train and new, similarity"].to_numpy(),
+            "similarity with start": geometry["similarity with the first"].to_numpy(),
+            "train and test": geometry["train and new, similarity"].to_numpy(),
         }
     )
 
@@ -158,7 +161,7 @@ def training_run(folder: Path) -> pd.DataFrame:
 
 
 def ends(layers: pd.DataFrame) -> pd.DataFrame:
-    """Last layers, before and after side by side, by task."""
+    """Put the last layers before and after fine-tuning side by side, a row for each task."""
     last = layers[layers["layer"] == layers.groupby("task")["layer"].transform("max")]
     wide = last.pivot(index="task", columns="model").reindex(layers["task"].unique())
     wide.columns = [f"{name}, {'before' if model == 'base' else 'after'}" for name, model in wide]
@@ -166,6 +169,7 @@ def ends(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def before_and_after(layers: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the last layers, a row for each task."""
     wide = ends(layers)
     names = ("accuracy of probe", "clusters", "distance of labels", "train and test")
     shown = [f"{name}, {when}" for name in names for when in ("before", "after")]
@@ -175,12 +179,20 @@ def before_and_after(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(layers: pd.DataFrame, cross: pd.DataFrame) -> pd.DataFrame:
+    """Judge the claims of the paper: for how many tasks or encoders each holds."""
+    return pd.DataFrame(
+        claims_of_layers(layers) + (claims_of_transfer(cross) if len(cross) else [])
+    )
+
+
+def claims_of_layers(layers: pd.DataFrame) -> list[dict[str, str]]:
+    """Judge what is claimed of an encoder before and after, on the task it was fine-tuned on."""
     wide = ends(layers)
 
     def grew(name: str) -> pd.Series:
         return wide[f"{name}, after"] - wide[f"{name}, before"]
 
-    rows = [
+    return [
         judge(
             "Fine-tuning raises the accuracy of probes of the last layer, as a rule",
             grew("accuracy of probe"),
@@ -225,38 +237,49 @@ def claims(layers: pd.DataFrame, cross: pd.DataFrame) -> pd.DataFrame:
             "at most {:+.3f}",
         ),
     ]
-    if len(cross):
-        gain = cross.set_index(["fine-tuned on", "probed on"])["accuracy of probe"]
-        other = pd.Series(
-            {
-                f"{tuned} -> {probed}": value - gain["nothing", probed]
-                for (tuned, probed), value in gain.items()
-                if tuned not in ("nothing", probed)
-            }
-        )
-        related = other[[k for k in ("PS-role -> PS-fxn", "PS-fxn -> PS-role") if k in other]]
-        rest = other.drop(related.index)
-        rows.append(
-            judge(
-                "Fine-tuning on a related task helps (PS-role and PS-fxn)",
-                related,
-                lambda change: change > 0,
-                "{:+.3f}",
-            )
-        )
-        rows.append(
-            judge("Fine-tuning on another task hurts", rest, lambda change: change < 0, "{:+.3f}")
-        )
-    return pd.DataFrame(rows)
+
+
+def claims_of_transfer(cross: pd.DataFrame) -> list[dict[str, str]]:
+    """Judge what is claimed of encoders on tasks that they were not fine-tuned on."""
+    gain = cross.set_index(["fine-tuned on", "probed on"])["accuracy of probe"]
+    other = pd.Series(
+        {
+            f"{tuned} -> {probed}": value - gain["nothing", probed]
+            for (tuned, probed), value in gain.items()
+            if tuned not in ("nothing", probed)
+        }
+    )
+    related = other[[k for k in ("PS-role -> PS-fxn", "PS-fxn -> PS-role") if k in other]]
+    return [
+        judge(
+            "Fine-tuning on a related task helps (PS-role and PS-fxn)",
+            related,
+            lambda change: change > 0,
+            "{:+.3f}",
+        ),
+        judge(
+            "Fine-tuning on another task hurts",
+            other.drop(related.index),
+            lambda change: change < 0,
+            "{:+.3f}",
+        ),
+    ]
 
 
 def lower_minus_upper(rows: pd.DataFrame) -> float:
+    """Subtract the similarity with before of the last layer from that of the first block."""
     after = rows[rows["model"] != "base"].set_index("layer")["similarity with before"]
     return float(after[1] - after[after.index.max()])
 
 
-def judge(claim: str, values: pd.Series, holds: object, shown: str) -> dict[str, str]:
-    """A row: for how many it holds, and their figures."""
+def judge(
+    claim: str, values: pd.Series, holds: Callable[[float], bool], shown: str
+) -> dict[str, str]:
+    """Make a row of the table of claims: for how many values it holds, and the values.
+
+    Args:
+        shown: a format of a value, such as "{:+.3f}".
+    """
     values = values.dropna()
     held = sum(bool(holds(value)) for value in values)
     figures = "; ".join(f"{name} {shown.format(value)}" for name, value in values.items())
@@ -267,6 +290,7 @@ def judge(claim: str, values: pd.Series, holds: object, shown: str) -> dict[str,
 
 
 def matrix_figure(cross: pd.DataFrame) -> Figure:
+    """Draw accuracy and clusters of every encoder on every task; colours show the change."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, 2), ("accuracy of probe", "clusters"), strict=True):
         table = cross.pivot(index="fine-tuned on", columns="probed on", values=name)
@@ -288,6 +312,7 @@ def matrix_figure(cross: pd.DataFrame) -> Figure:
 
 
 def epochs_figure(epochs: pd.DataFrame) -> Figure:
+    """Draw the figures of the last layer by epoch, an axis for each."""
     names = [name for name in epochs if name != "checkpoint"]
     figure = Figure(figsize=(2.9 * len(names), 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from bertchain.data.batching import DocumentCollator, GroupedByLength, SharedOut, longest_first
+from bertchain.data.batching import (
+    DocumentCollator,
+    GroupedByLength,
+    ProcessBatchSampler,
+    longest_first,
+)
 from bertchain.data.tokenization import resolve_windows, to_windows
 from bertchain.errors import InputError
 from bertchain.models.windows import WindowSpec, find_special_tokens
@@ -52,7 +57,7 @@ def test_changed_code_is_not_hidden_by_a_cache(tokenizers, monkeypatch):
     assert to_windows(rows, tokenizer, spec, special)[0]["windows"][:] == [[[1, 2, 3]]] != first
 
 
-def test_the_collator_builds_documents_segments_length():
+def test_the_collator_builds_documents_windows_length():
     rows = [{"windows": [[1, 2, 3], [4]], "labels": 0}, {"windows": [[5, 6]], "labels": 1}]
     batch = DocumentCollator(pad_id=9)(rows)
     assert batch["input_ids"].tolist() == [[[1, 2, 3], [4, 9, 9]], [[5, 6, 9], [9, 9, 9]]]
@@ -103,9 +108,13 @@ def test_window_settings(tiny_bert, tokenizers):
 def test_steps_hold_the_same_rows_however_they_are_shared_out(batch, processes):
     lengths = np.random.default_rng(0).integers(3, 60, 73)  # 4 steps of 16, and 9 rows
     order = GroupedByLength(lengths, 16, seed=1, epoch=lambda: 2)
-    shares = [list(SharedOut(order, batch, p, processes)) for p in range(processes)]
-    assert {len(share) for share in shares} == {5} == {len(SharedOut(order, batch, 0, processes))}
-    whole = list(SharedOut(order, 16))
+    shares = [list(ProcessBatchSampler(order, batch, p, processes)) for p in range(processes)]
+    assert (
+        {len(share) for share in shares}
+        == {5}
+        == {len(ProcessBatchSampler(order, batch, 0, processes))}
+    )
+    whole = list(ProcessBatchSampler(order, 16))
     for step, rows in enumerate(whole):
         together = [row for share in shares for row in share[step]]
         assert sorted(together) == sorted(rows)  # each once, no row in the place of another
@@ -114,9 +123,12 @@ def test_steps_hold_the_same_rows_however_they_are_shared_out(batch, processes):
 
 def test_fewer_rows_than_processes_go_to_all_of_them():
     order = [*range(10)]
-    assert [*SharedOut(order, 4, 0, 1, True)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert len(SharedOut(order, 4, 0, 1, True)) == 2 and len(SharedOut(order, 4)) == 3
-    shares = [list(SharedOut(order, 1, p, 3)) for p in range(3)]
+    assert [*ProcessBatchSampler(order, 4, 0, 1, True)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (
+        len(ProcessBatchSampler(order, 4, 0, 1, True)) == 2
+        and len(ProcessBatchSampler(order, 4)) == 3
+    )
+    shares = [list(ProcessBatchSampler(order, 1, p, 3)) for p in range(3)]
     assert [share[-1] for share in shares] == [[9], [9], [9]]
     assert [share[0] for share in shares] == [[0], [1], [2]]
 

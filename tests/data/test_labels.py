@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from bertchain.data.labels import LabelSpec, require_labels
+from bertchain.data.label_values import require_labels
+from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifierConfig
 
@@ -38,7 +39,7 @@ def test_list_columns_and_delimiters_are_multi_label():
     assert spec.encode(Dataset.from_dict(table), "x") == [[1, 1], [0, 0], [0, 1]]
     spec = infer({"label": ["a|b", "b"]}, delimiter="|")
     assert (spec.problem_type, spec.names) == ("multi_label", ("a", "b"))
-    assert spec.joined(spec.decide(np.array([[0.9, 0.6], [0.1, 0.2]]))) == ["a|b", ""]
+    assert spec.decode(spec.decide(np.array([[0.9, 0.6], [0.1, 0.2]]))) == ["a|b", ""]
 
 
 def test_several_columns():

@@ -1,5 +1,6 @@
-"""Words as targets: where their tokens are, and their vectors."""
+"""Labelled spans of words: what is read, where their tokens are, and their vectors."""
 
+import json
 import unicodedata
 from unicodedata import combining
 
@@ -8,20 +9,24 @@ import pytest
 import torch
 from datasets import Dataset
 
-from bertchain.arguments.common import TargetArguments
+from bertchain.arguments.common import SpanArguments
 from bertchain.data.spans import (
+    SpanCollator,
     cut_targets,
+    hold_out_documents,
     infer_span_labels,
     offsets_of,
     pieces_of_words,
+    read_splits,
     read_targets,
-    target_labels,
-    target_words,
+    target_texts,
+    with_labels,
 )
 from bertchain.data.tables import Table
 from bertchain.data.tokenization import resolve_windows
 from bertchain.errors import InputError
 from bertchain.models.loading import load_encoder
+from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.probing.analyses import control_labels
 from bertchain.probing.features import TargetStore
 
@@ -87,6 +92,20 @@ def test_vectors_are_hand_means_across_windows(tiny_bert, tokenizers, tmp_path):
                 row += 1
 
 
+def test_a_batch_pads_targets_spans_and_labels():
+    rows = [
+        {"windows": [[2, 5, 3], [2, 6, 7, 3]], "token_positions": [[[1, 9]], [[10]]]},
+        {"windows": [[2, 8, 3]], "token_positions": [[[]]]},  # a word without any token
+    ]
+    batch = SpanCollator(pad_id=0, max_seq_length=8)(
+        [row | {"labels": labels} for row, labels in zip(rows, [[1, 0], [2]], strict=True)]
+    )
+    assert batch["input_ids"].shape == (2, 2, 4)  # so position 9, of window 1, is 5 of both
+    assert batch["token_positions"].tolist() == [[[[1, 5]], [[6, -1]]], [[[-1, -1]], [[-1, -1]]]]
+    assert batch["labels"].tolist() == [[1, 0], [2, -100]]
+    assert "labels" not in SpanCollator(pad_id=0, max_seq_length=8)(rows)
+
+
 def test_what_windows_cut_off_is_an_error_and_not_lost(tiny_bert, tokenizers):
     tokenizer = tokenizers["bert"]
     windows, special = resolve_windows({"max_seq_length": 12}, tiny_bert, tokenizer)
@@ -99,37 +118,87 @@ def table(**columns):
     return Table(Dataset.from_dict(columns), "x.jsonl")
 
 
-def test_tokens_pairs_and_spans_by_hand():
+OPTIONS = SpanArguments("spans")
+
+
+def labelled(*targets):
+    """A column of spans with one row: (words, label) of each."""
+    return [[{"words": words, "label": label} for words, label in targets]]
+
+
+def test_spans_and_pairs_by_hand():
     words = [["a", "b", "c"], ["d"]]
-    options = TargetArguments(task_level="token", skip_labels=["X"])
-    read = read_targets(table(tokens=words, tags=[["N", "X", "V"], ["X"]]), options, None)
-    assert read["spans"][:] == [[[[0]], [[2]]]] and read["tags"][:] == [["N", "V"]]
-    assert read["id"][:] == ["0"]  # the second has no target
-    options = TargetArguments(task_level="pair")
-    heads, relations = [[1, -1, 1], [-1]], [["subj", "root", "obj"], ["root"]]
-    read = read_targets(table(tokens=words, heads=heads, deprels=relations), options, None)
-    assert read["spans"][:] == [[[[1], [0]], [[1], [2]]]] and read["tags"][:] == [["subj", "obj"]]
-    assert target_words(read) == ["b a", "b c"]
-    options = TargetArguments(task_level="span", target_label_field="role", longest_target=1)
-    spans = [[{"span": [1], "role": "P"}, {"span": [0, 2], "role": "Q"}], []]
-    read = read_targets(table(tokens=words, targets=spans), options, None)
-    assert read["spans"][:] == [[[[1]]]] and read["tags"][:] == [["P"]]
+    spans = [*labelled(([[0]], "N"), ([[1]], None), ([[0, 2]], "V")), []]
+    read = read_targets(table(tokens=words, spans=spans), OPTIONS, None)
+    assert read["spans"][:] == [[[[0]], [[0, 2]]]]  # what has no label is left out
+    assert read["tags"][:] == [["N", "V"]] and read["words"][:] == words[:1]
+    assert read["id"][:] == ["0"] and read["text"][:] == ["a b c"]  # the second has no target
+    pairs = [[], *labelled(([[0], [0]], 7))]
+    columns = {"w": words, "links": pairs, "key": ["x", "y"]}
+    read = read_targets(table(**columns), SpanArguments("links", "w"), "key")
+    assert read["spans"][:] == [[[[0], [0]]]] and read["tags"][:] == [["7"]]
+    assert read["id"][:] == ["y"] and target_texts(read) == ["d d"]
 
 
 @pytest.mark.parametrize(
-    ("level", "columns", "message"),
+    ("columns", "message"),
     [
-        ("token", {"tokens": [["a"]]}, "no column 'tags'"),
-        ("token", {"tokens": [["a"]], "tags": [["N", "V"]]}, "row 1: tags must have one entry"),
-        ("token", {"tokens": ["a"], "tags": [["N"]]}, "row 1: tokens is not a list"),
-        ("pair", {"tokens": [["a"]], "heads": [[5]], "deprels": [["x"]]}, r"names word \[5\] of 1"),
-        ("pair", {"tokens": [["a"]], "heads": [[-1]], "deprels": [["x"]]}, "no pair with a label"),
-        ("span", {"tokens": [["a"]], "targets": [[{"span": [0]}]]}, "--target_label_field"),
+        ({"tokens": [["a"]]}, "no column 'spans' .--spans_column_name"),
+        ({"spans": labelled(([[0]], "N"))}, "no column 'tokens' .--tokens_column_name"),
+        ({"tokens": ["a"], "spans": labelled(([[0]], "N"))}, "row 1: tokens is not a list"),
+        ({"tokens": [["a"]], "spans": ["x"]}, "row 1: spans must be a list of objects"),
+        ({"tokens": [["a"]], "spans": [[1]]}, "row 1: spans must be a list of objects"),
+        ({"tokens": [["a"]], "spans": [{"words": [[0]], "label": "N"}]}, "must be a list of obj"),
+        ({"tokens": [["a"]], "spans": [[{"words": [[0]]}]]}, "row 1: .* there are: words"),
+        ({"tokens": [["a"]], "spans": [[{"label": "N"}]]}, "row 1: .* there are: label"),
+        ({"tokens": [["a"]], "spans": labelled(([0], "N"))}, r"list of lists .* \[0\]"),
+        ({"tokens": [["a"]], "spans": labelled((0, "N"))}, "list of lists of word numbers"),
+        ({"tokens": [["a"]], "spans": labelled(([], "N"))}, "list of lists of word numbers"),
+        ({"tokens": [["a"]], "spans": labelled(([[]], "N"))}, "row 1: a target names no word"),
+        ({"tokens": [["a"]], "spans": labelled(([[5]], "N"))}, "names word 5; there are 0 to 0"),
+        ({"tokens": [["a"]], "spans": labelled(([[-1]], "N"))}, "names word -1"),
+        ({"tokens": [["a"]], "spans": labelled(([["x"]], "N"))}, "'x' is not the number of a word"),
+        ({"tokens": [["a"]], "spans": labelled(([[np.inf]], "N"))}, "inf is not the number"),
+        ({"tokens": [["a"]], "spans": labelled(([[0]], None))}, "'spans' holds no label"),
+        ({"tokens": [["a"]], "spans": [[]]}, "'spans' holds no label"),
     ],
 )
-def test_bad_targets_name_the_row(level, columns, message):
-    with pytest.raises(InputError, match=message):
-        read_targets(table(**columns), TargetArguments(task_level=level), None)
+def test_bad_targets_name_the_row(columns, message):
+    with pytest.raises(InputError, match=message) as raised:
+        read_targets(table(**columns), OPTIONS, None)
+    assert "x.jsonl" in str(raised.value)
+
+
+def test_spans_and_pairs_are_not_mixed():
+    words = [["a", "b"]] * 2
+    spans, pairs = labelled(([[0]], "N"), ([[1]], "V")), labelled(([[0], [1]], "N"))
+    limits = {"train": None, "test": 1}
+
+    def read(train, test):
+        tables = {
+            "train": table(tokens=words, spans=train),
+            "test": table(tokens=words, spans=test),
+        }
+        return read_splits(tables, limits, OPTIONS, None)
+
+    documents, num_spans = read(pairs * 2, pairs * 2)
+    assert num_spans == 2 and [len(rows) for rows in documents.values()] == [2, 1]
+    assert read(spans * 2, spans + pairs)[1] == 1  # the test row beyond the limit is not read
+    for train, test, name in ((spans + pairs, spans * 2, "1"), (spans * 2, pairs + spans, "0")):
+        with pytest.raises(InputError, match=rf"x.jsonl, document {name}: a target has 2 lists"):
+            read(train, test)
+
+
+def test_a_share_of_the_training_documents_is_held_out():
+    train = Dataset.from_dict({"id": [str(i) for i in range(20)]})
+    found = hold_out_documents({"train": train, "test": train}, 0.2, seed=3)
+    held_out, kept = found["validation"]["id"][:], found["train"]["id"][:]
+    assert len(held_out) == 4 and sorted(held_out + kept, key=int) == train["id"][:]
+    assert held_out == hold_out_documents({"train": train}, 0.2, seed=3)["validation"]["id"][:]
+    given = {"train": train, "validation": train}
+    assert hold_out_documents(given, 0.2, seed=3) is given
+    with pytest.raises(InputError, match="leaves none"):
+        hold_out_documents({"train": train.select([0])}, 0.2, seed=3)
 
 
 def test_labels_that_training_lacks_are_said_and_kept(caplog):
@@ -139,7 +208,13 @@ def test_labels_that_training_lacks_are_said_and_kept(caplog):
     }
     spec = infer_span_labels(rows, "tags")
     assert spec.names == ("N", "V", "Z") and "1 labels do not occur in training: Z" in caplog.text
-    assert target_labels(rows["test"], spec).tolist() == [0, 2]
+    rows = {name: part.add_column("id", ["r"] * len(part)) for name, part in rows.items()}
+    assert with_labels(rows["test"], spec)["labels"][:] == [[0, 2]]
+    trained = infer_span_labels({"train": rows["train"]}, "tags")
+    with pytest.raises(InputError, match="document r: label 'Z' is not one of the classifier's"):
+        with_labels(rows["test"], trained)
+    with pytest.raises(InputError, match="one label only"):
+        infer_span_labels({"train": Dataset.from_dict({"tags": [["N"]]})}, "tags")
 
 
 def test_control_labels_belong_to_types():
@@ -154,4 +229,10 @@ def test_control_labels_belong_to_types():
     assert (control["test"] == again["test"]).all()
 
 
-# ---------------------------------------------------------------- the script
+def test_a_config_of_earlier_versions_is_read(tmp_path):
+    DocumentClassifierConfig(num_spans=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["slots"] = config.pop("num_spans")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read = DocumentClassifierConfig.from_pretrained(tmp_path)
+    assert read.num_spans == 2 and "slots" not in read.to_dict()

@@ -6,7 +6,6 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertchain.competition.run_folder import Part, part_seed, plan_parts, rows_of_part
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import (
     assign_folds,
@@ -93,22 +92,6 @@ def test_a_column_of_folds():
             folds_of_column(["0", bad], "x.csv", "fold")
     with pytest.raises(InputError, match="names one fold only"):
         folds_of_column(["2", "2"], "x.csv", "fold")
-
-
-def test_which_models_a_run_has():
-    folds = np.array([0, 1, 2, 0])
-    parts = plan_parts(folds, [], [], 42)
-    assert [p.name for p in parts] == ["fold-0", "fold-1", "fold-2"]
-    assert len({p.seed for p in parts} | {42}) == 4  # a seed of its own for each
-    assert parts[1].seed == part_seed(42, 1) and parts[1].seed < 2**31
-    names = [p.name for p in plan_parts(folds, [2], [7, 8], 42)]
-    assert names == ["seed-7-fold-2", "seed-8-fold-2"]
-    assert plan_parts(None, [], [5], 42) == [Part("seed-5", None, 5)]
-    assert plan_parts(None, [], [], 42) == [Part("", None, 42)]
-    with pytest.raises(InputError, match="--folds 9: there are 0, 1, 2"):
-        plan_parts(folds, [9], [], 42)
-    train, validated = rows_of_part(parts[0], folds)
-    assert train.tolist() == [1, 2] and validated.tolist() == [0, 3]
 
 
 def test_defaults_and_warnings(caplog):

@@ -186,7 +186,8 @@ def test_odd_inputs_are_defined():
 
 
 def test_it_needs_arrays_alone():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom bertchain.directprobe import cluster\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "from bertchain.directprobe import cluster\n"
     code += "print(len(cluster([[0.0], [1.0], [2.0]], [0, 1, 0]).label_of))\n"
     code += "print({'torch', 'pandas', 'sklearn', 'transformers'} & {*sys.modules})"
     assert run_bare("-c", code).stdout == "3\nset()\n"

@@ -11,7 +11,7 @@ from conftest import ROOT, make_rows
 from forking import run_command, stand_in_path
 
 import run_finetune
-from bertchain.training.prediction import read_table_of
+from bertchain.training.prediction import read_written_table
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
@@ -79,7 +79,7 @@ def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "blend" / "all_results.json").read_text())
     weights = saved["weights"]
     assert weights["long"] > weights["short"] and sum(weights.values()) == pytest.approx(1)
-    p = {n: read_table_of(tmp_path / n / "predictions_test.csv") for n in (*weights, "blend")}
+    p = {n: read_written_table(tmp_path / n / "predictions_test.csv") for n in (*weights, "blend")}
     mixed = sum(w * p[n]["prob_moods"] for n, w in weights.items())
     np.testing.assert_allclose(p["blend"]["prob_moods"], mixed, atol=1e-12)
     oof = pd.read_csv(tmp_path / "long" / "predictions_oof.csv")

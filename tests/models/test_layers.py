@@ -1,4 +1,4 @@
-"""Rooms, rates, freezing, dropping and re-initialising on every architecture."""
+"""Layer ids, rates, freezing, dropping and re-initialising on every architecture."""
 
 import pytest
 import torch
@@ -60,16 +60,16 @@ def test_each_trainable_parameter_is_in_exactly_one_group(kind):
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     layer_ids = {name: layer_id_of(name, model) for name, _ in model.named_parameters()}
-    assert {r for n, r in layer_ids.items() if not n.startswith("encoder.")} == {HEAD}
+    assert {i for n, i in layer_ids.items() if not n.startswith("encoder.")} == {HEAD}
     embeddings = model.encoder.get_input_embeddings().weight
     (word,) = [n for n, p in model.named_parameters() if p is embeddings]
     assert layer_ids[word] == 0
-    blocks = {r for r in layer_ids.values() if 0 < r < HEAD}
+    blocks = {i for i in layer_ids.values() if 0 < i < HEAD}
     assert blocks == ({4} if kind == "albert" else {1, 2, 3, 4})
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_rooms_follow_the_order_in_which_modules_run(kind):
+def test_layer_ids_follow_the_order_in_which_modules_run(kind):
     """Independent of names: what runs before block 1 is 0, what runs after block 4 is above."""
     model = classifier(kind)
     prefix, _ = find_blocks(model.encoder)

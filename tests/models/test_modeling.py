@@ -1,4 +1,4 @@
-"""Layers -> tokens -> segments -> head against plain loops; what is saved and loaded."""
+"""Poolings of layers, tokens and windows against plain loops; saving and loading."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, pipeline
 
 from bertchain.models import modeling
+from bertchain.models.layers import resolve_layers
 from bertchain.models.loading import (
     is_document_classifier,
     load_classifier,
@@ -30,7 +31,6 @@ from bertchain.models.pooling import (
     TOKEN_POOLINGS,
     WINDOW_POOLINGS,
     BiLSTMPooling,
-    resolve_layers,
 )
 from bertchain.models.windows import SpecialTokens, WindowSpec
 
@@ -40,7 +40,7 @@ SPECIAL = SpecialTokens(prefix=(2,), suffix=(3,), blank=0)
 
 
 def build(
-    layers=(4,), layer="concat", token="cls", segment="mean", problem_type="single_label", **config
+    layers=(4,), layer="concat", token="cls", window="mean", problem_type="single_label", **config
 ) -> DocumentClassifier:
     torch.manual_seed(0)
     encoder = BertModel(tiny_bert_config(60), add_pooling_layer=False)
@@ -50,7 +50,7 @@ def build(
         layers=layers,
         layer_pooling=layer,
         token_pooling=token,
-        segment_pooling=segment,
+        segment_pooling=window,
         problem_type=names.get(problem_type, "multi_label_classification"),
         num_labels=3,
         pad_token_id=0,
@@ -130,9 +130,9 @@ def pool_plainly(model, name, items, where):
 
 @pytest.mark.parametrize("layer", LAYER_POOLINGS)
 @pytest.mark.parametrize("token", TOKEN_POOLINGS)
-@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
-def test_every_pooling_equals_a_plain_loop(layer, token, segment):
-    model = build((1, 3, 4), layer, token, segment)
+@pytest.mark.parametrize("window", WINDOW_POOLINGS)
+def test_every_pooling_equals_a_plain_loop(layer, token, window):
+    model = build((1, 3, 4), layer, token, window)
     documents = random_documents()
     torch.testing.assert_close(logits_of(model, documents), plain_loop(model, documents))
 
@@ -145,9 +145,9 @@ def test_layer_numbers_are_those_of_hidden_states(layers):
 
 
 @pytest.mark.parametrize("token", TOKEN_POOLINGS)
-@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
-def test_padding_and_absent_segments_change_nothing(token, segment):
-    model = build((3, 4), "mean", token, segment)
+@pytest.mark.parametrize("window", WINDOW_POOLINGS)
+def test_padding_and_absent_windows_change_nothing(token, window):
+    model = build((3, 4), "mean", token, window)
     documents = random_documents()
     together = logits_of(model, documents)
     alone = torch.cat([logits_of(model, [document]) for document in documents])
@@ -159,7 +159,7 @@ def test_padding_and_absent_segments_change_nothing(token, segment):
         torch.testing.assert_close(model(ids, mask).logits, together)
 
 
-def test_absent_segments_are_never_encoded():
+def test_absent_windows_are_never_encoded():
     model = build()
     seen = []
     model.encoder.register_forward_pre_hook(
@@ -184,11 +184,11 @@ def test_left_padding_changes_nothing():
         torch.testing.assert_close(left, logits_of(model, [[[7, 8, 9]]]))
 
 
-@pytest.mark.parametrize("segment", WINDOW_POOLINGS)
-def test_one_segment_hierarchical_equals_head(segment):
+@pytest.mark.parametrize("window", WINDOW_POOLINGS)
+def test_hierarchical_of_one_window_equals_head(window):
     one = random_documents(sizes=((7,), (12,), (3,)))
-    flat = build(segment="mean")
-    model = build(segment=segment)
+    flat = build(window="mean")
+    model = build(window=window)
     model.load_state_dict(flat.state_dict(), strict=False)
     ids, mask = pad_documents(one, 0)
     with torch.no_grad():
@@ -339,7 +339,7 @@ def test_it_loads_without_this_project_in_a_new_process(tmp_path, tokenizers):
     model = build((3, 4), "weighted", "mean")
     model.save_pretrained(tmp_path / "saved")
     tokenizers["bert"].save_pretrained(tmp_path / "saved")
-    text = "red cat runs in the forest " * 5  # longer than the window of 12: three segments
+    text = "red cat runs in the forest " * 5  # longer than the window of 12: three windows
     ids = tokenizers["bert"](text)["input_ids"]
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits.softmax(-1)[0].tolist()

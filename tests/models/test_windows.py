@@ -7,11 +7,11 @@ from bertchain.models.windows import (
     SpecialTokens,
     WindowSpec,
     cut_pair_windows,
-    cut_spans,
     cut_windows,
     find_special_tokens,
     first_text_room,
     kept_tokens,
+    window_spans,
 )
 
 pytestmark = pytest.mark.versions
@@ -69,20 +69,20 @@ def test_hierarchical_rejoins_and_counts(length):
 def test_overlapping_windows_cover_everything_and_share_just_that(overlap, length):
     ids = list(range(length))
     spec = WindowSpec("hierarchical", 12, segment_overlap=overlap)
-    parts = bodies(cut_windows(ids, spec, SPECIAL))
-    assert parts[0] + [i for part in parts[1:] for i in part[overlap:]] == ids
-    for left, right in itertools.pairwise(parts):
+    pieces = bodies(cut_windows(ids, spec, SPECIAL))
+    assert pieces[0] + [i for piece in pieces[1:] for i in piece[overlap:]] == ids
+    for left, right in itertools.pairwise(pieces):
         assert left[-overlap:] == right[:overlap]
-    assert kept_tokens(cut_spans(length, spec, 2)) == length
+    assert kept_tokens(window_spans(length, spec, 2)) == length
 
 
-def test_max_segments_keeps_the_first():
+def test_max_segments_keeps_the_first_windows():
     spec = WindowSpec("hierarchical", 12, max_segments=2)
     assert bodies(cut_windows(list(range(99)), spec, SPECIAL)) == [
         list(range(10)),
         list(range(10, 20)),
     ]
-    assert kept_tokens(cut_spans(99, spec, 2)) == 20
+    assert kept_tokens(window_spans(99, spec, 2)) == 20
 
 
 def test_head_and_tail_keep_their_ends():

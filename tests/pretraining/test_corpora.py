@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset
 
+from bertchain.arguments.pretraining import PackingArguments
 from bertchain.data.contamination import (
     count_seen,
     find_seen,
@@ -17,15 +19,14 @@ from bertchain.data.contamination import (
     write_fingerprint,
 )
 from bertchain.errors import InputError
-from bertchain.pretraining.corpora import (
+from bertchain.models.windows import WindowSpec, find_special_tokens
+from bertchain.pretraining.corpora import DocumentTable, clean, read_corpora, split_corpora
+from bertchain.pretraining.packing import RowMaker, to_rows
+from bertchain.pretraining.sources import (
     Source,
     check_test_text,
-    clean,
-    label_text,
     parse_corpus_weights,
     parse_sources,
-    read_corpora,
-    split_corpora,
 )
 from bertchain.pretraining.streaming import DocumentStream, stream_documents
 
@@ -49,7 +50,7 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
         "other: {dataset_name: wiki, split: train, text_column_names: passage}\n"
     )
     files = ["train.csv", "domain=x.csv", str(with_equals)]
-    sources = parse_sources(files, str(yaml), {"text_column_names": ("t",)}, "label")
+    sources = parse_sources(files, str(yaml), {"text_column_names": ("t",)})
     assert [(s.corpus, s.name) for s in sources] == [
         ("task", "train.csv"),
         ("domain", "x.csv"),
@@ -60,7 +61,6 @@ def test_files_have_names_and_corpora_their_own_columns(tmp_path):
     ]
     assert sources[3].text_column_names == ("title", "body") and sources[3].max_samples == 5
     assert sources[4].text_column_names == ("t",) and sources[5].text_column_names == ("passage",)
-    assert sources[0].label_words == "label"
     inline = parse_sources([], '{"domain": "d.txt"}', {})  # as from the arguments' own YAML
     assert inline == [Source("domain", file="d.txt")]
 
@@ -134,20 +134,17 @@ def test_there_must_be_test_text_to_include():
 
 
 def test_tables_of_several_corpora_become_one(tmp_path):
-    pd.DataFrame({"t": ["red", "cat"], "b": ["x", "y"], "y": ["n.a", "b_c"]}).to_csv(
-        tmp_path / "a.csv", index=False
-    )
+    table = pd.DataFrame({"t": ["red", "cat"], "b": ["x", "y"]})
+    table.to_csv(tmp_path / "a.csv", index=False)
     (tmp_path / "b.txt").write_text("dog\nbird\nfish\n")
     read = read_corpora(
         [
-            Source("task", str(tmp_path / "a.csv"), text_column_names=("t", "b"), label_words="y"),
+            Source("task", str(tmp_path / "a.csv"), text_column_names=("t", "b")),
             Source("other", str(tmp_path / "b.txt"), max_samples=2),
         ]
     )
     assert read["text"][:] == ["red x", "cat y", "dog", "bird"]
     assert read["corpus"][:] == ["task", "task", "other", "other"]
-    assert read["label"][:] == ["n a", "b c", "", ""]
-    assert label_text(["sci.space", None, "x"]) == "sci space, x" and label_text(None) == ""
 
 
 def test_duplicates_are_counted_and_the_first_stays():
@@ -220,11 +217,11 @@ def test_a_stream_draws_by_weight_and_drops_duplicates(tmp_path):
 def test_processes_of_a_stream_share_the_documents(tmp_path):
     sources = write_tables(tmp_path)[:1]
     stream = DocumentStream(sources, {"task": 1.0}, 0.1, None, True, seed=0)
-    held_out = {*stream.held_out(1000)["text"][:]}
-    parts = [{*texts_of(stream, 75, p, 2)} for p in range(2)]  # less than one pass each
-    assert not parts[0] & parts[1] and not (parts[0] | parts[1]) & held_out
+    held_out = {*stream.first_held_out(1000)["text"][:]}
+    one, other = ({*texts_of(stream, 75, p, 2)} for p in range(2))  # less than one pass each
+    assert not one & other and not (one | other) & held_out
     assert 8 <= len(held_out) <= 35
-    assert len(stream.held_out(5)) == 5
+    assert len(stream.first_held_out(5)) == 5
 
 
 def test_a_stream_leaves_out_test_text_and_ends_never(tmp_path):
@@ -239,34 +236,41 @@ def test_a_stream_leaves_out_test_text_and_ends_never(tmp_path):
     with pytest.raises(InputError, match="a whole pass gives no document"):
         texts_of(empty, 1)
     with pytest.raises(InputError, match="--validation_split holds out no document"):
-        stream.held_out(10)
+        stream.first_held_out(10)
     with pytest.raises(InputError, match="no column 'body'"):
         list(stream_documents(Source("task", str(tmp_path / "a.txt"), text_column_names=("body",))))
 
 
-def test_streamed_rows_equal_read_ones(tmp_path, monkeypatch):
-    features = Features({"text": Value("string"), "y": ClassLabel(names=["bad", "so so"])})
-    table = Dataset.from_dict({"text": ["red", "cat", "dog"], "y": [1, 0, -1]}, features=features)
-    table.to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(
-        "corpus.read_table", lambda *a: table.to_iterable_dataset() if a[-1] else table
-    )
-    source = Source("task", str(tmp_path / "a.parquet"), label_words="y", max_samples=3)
+def test_streamed_rows_equal_read_ones(tmp_path):
+    texts = pd.DataFrame({"text": ["red", "cat", "dog", "bird"]})
+    texts.to_parquet(tmp_path / "a.parquet")
+    source = Source("task", str(tmp_path / "a.parquet"), max_samples=3)
     streamed = list(stream_documents(source))
     read = read_corpora([source])
-    for name in ("text", "corpus", "label"):
+    assert len(streamed) == len(read) == 3
+    for name in ("text", "corpus"):
         assert [d[name] for d in streamed] == read[name][:]
-    assert read["label"][:] == ["so so", "bad", ""]
 
 
-def test_labels_of_test_text_are_never_read(tmp_path):
-    table = pd.DataFrame({"text": ["red", "cat"], "y": ["good", "bad"]})
-    for name in ("train.csv", "test.csv"):
-        table.to_csv(tmp_path / name, index=False)
-    sources = [Source("t", str(tmp_path / n), label_words="y") for n in ("train.csv", "test.csv")]
-    assert read_corpora(sources)["label"][:] == ["good", "bad", "", ""]
-    streamed = [d["label"] for source in sources for d in stream_documents(source)]
-    assert streamed == ["good", "bad", "", ""]
+def test_a_table_and_a_stream_have_one_interface(tmp_path, tokenizers):
+    sources = write_tables(tmp_path)
+    given = (sources, {"task": 1.0, "other": 1.0}, 0.2, hash_texts(["other 3"]), True, 0)
+    maker = RowMaker(
+        tokenizers["bert"], WindowSpec("hierarchical", 16), find_special_tokens(tokenizers["bert"])
+    )
+    training = SimpleNamespace(process_index=0, world_size=1, per_device_train_batch_size=2, seed=0)
+    for kind in (DocumentTable, DocumentStream):
+        documents = kind(*given)
+        held_out = to_rows(documents.held_out, maker)
+        rows = documents.rows(maker, PackingArguments(), training)
+        assert [*itertools.islice(rows, 30)] and documents.weights == given[1]
+        counts = documents.counts(rows, held_out)
+        assert counts["held_out_documents"] == len(documents.held_out) > 0
+        first = {*itertools.islice(documents.first_texts(), 200)}
+        assert first and not first & {*documents.held_out["text"][:], "other 3"}
+        seen = {*documents.hashes().tolist()}
+        assert seen and not seen & {*hash_texts(documents.held_out["text"][:]).tolist()}
+        assert seen <= {*hash_texts(documents.first_texts()).tolist()}
 
 
 # ---------------------------------------------------------------- fingerprint

@@ -11,16 +11,17 @@ import transformers
 from conftest import ROOT, tiny_bert_config
 from datasets import Dataset
 from forking import run_command
+from one_step import step_arguments
 from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
-from transformers import AutoModelForMaskedLM, TrainingArguments
+from transformers import AutoModelForMaskedLM
 
-from bertchain.arguments.pretraining import BlockArguments
+import run_itpt
+from bertchain.arguments.pretraining import PackingArguments, RunArguments
 from bertchain.errors import InputError
 from bertchain.models.loading import first_position
 from bertchain.pretraining.masked_lm import MaskedLMScores, SparseHead, check_packing
 from bertchain.pretraining.packing import MaskingCollator, join_windows
-from bertchain.pretraining.trainer import MaskedLMTrainer
 
 pytestmark = pytest.mark.versions
 
@@ -230,7 +231,7 @@ def test_attention_never_crosses_documents(kind):
 @pytest.mark.parametrize("kind", sorted({*MASKED_LMS} - {*PACKABLE}))
 def test_models_that_cannot_keep_documents_apart_are_refused(kind):
     model = masked_lm(kind)
-    with pytest.raises(InputError, match=r"--blocks packed does not work with .*--blocks document"):
+    with pytest.raises(InputError, match=r"--packing does not work with .*leave it out"):
         check_packing(model, windows(), packing_collator(model))
 
 
@@ -282,28 +283,18 @@ def one_step(tokenizer, out, batch, accumulation, rows=24):
     for layer in model.bert.encoder.layer:  # attention reads its dropout from the module
         layer.attention.self.dropout.p = 0.0
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    args = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=batch,
+    args = step_arguments(
+        out,
+        batch,
+        accumulation,
         per_device_eval_batch_size=5,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        report_to="none",
-        remove_unused_columns=False,
-        save_strategy="no",
         # not evaluate() before train(): it would leave the model unwrapped, and processes
         # unsynchronised
         eval_on_start=True,
-        disable_tqdm=True,
-        use_cpu=True,
     )
-    trainer = MaskedLMTrainer(
-        block=BlockArguments(batch_by_length=False),
+    trainer = run_itpt.MaskedLMTrainer(
+        packing=PackingArguments(batch_by_length=False),
+        run=RunArguments(),
         weights={"task": 1.0},
         model=model,
         args=args,
@@ -323,11 +314,11 @@ def test_loss_and_gradients_are_the_same_for_accumulation_1_and_4(
     tokenizers, tmp_path, rows, batch
 ):
     whole, loss, start = one_step(tokenizers["bert"], tmp_path, rows, 1, rows)
-    parts, loss_of_parts, _ = one_step(tokenizers["bert"], tmp_path, batch, 4, rows)
-    assert loss == pytest.approx(loss_of_parts, rel=1e-5)
+    split, loss_of_split, _ = one_step(tokenizers["bert"], tmp_path, batch, 4, rows)
+    assert loss == pytest.approx(loss_of_split, rel=1e-5)
     assert start["eval_loss"] == pytest.approx(loss, rel=1e-5)  # a mean over tokens, not batches
     for name in whole:
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(whole[name], split[name], atol=1e-6, rtol=1e-4)
 
 
 PATHS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "pretraining")]

@@ -8,7 +8,7 @@ from datasets import Dataset
 from bertchain.data.words import word_spans
 from bertchain.errors import InputError
 from bertchain.models.windows import WindowSpec, find_special_tokens
-from bertchain.pretraining.masking import IGNORE, LABEL, SPECIAL, Masker
+from bertchain.pretraining.masking import IGNORE, SPECIAL, Masker
 from bertchain.pretraining.packing import (
     MaskingCollator,
     RowMaker,
@@ -59,7 +59,7 @@ def test_windows_rejoin_to_the_text_and_hold_specials_at_their_ends_only(tokeniz
         assert len(ids) == len(word_ids) == row["length"]
         assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
         assert not special & {*ids[1:-1]}
-        assert [u == SPECIAL for u in word_ids] == [i in tokenizer.all_special_ids for i in ids]
+        assert [w == SPECIAL for w in word_ids] == [i in tokenizer.all_special_ids for i in ids]
         bodies += ids[1:-1]
     whole = [i for t in TEXTS for i in tokenizer(t, add_special_tokens=False)["input_ids"]]
     assert bodies == whole  # overlap 0: every token once, in order
@@ -82,19 +82,8 @@ def test_the_first_text_of_a_pair_stands_in_every_window(tokenizers):
     for row in rows:
         assert row["input_ids"][1:3] == title
         assert row["token_type_ids"] == [0] * 4 + [1] * (row["length"] - 4)
-        words = [u for u in row["word_ids"] if u >= 0]
+        words = [w for w in row["word_ids"] if w >= 0]
         assert len(set(words)) == len(words)  # each word of both texts has a number of its own
-
-
-def test_label_words_stand_before_the_text_where_there_are_any(tokenizers):
-    tokenizer = tokenizers["bert"]
-    labelled = documents(["red cat", "dog"], label=["happy river", ""])
-    rows = to_rows(labelled, maker(tokenizer))
-    assert tokenizer.decode(rows[0]["input_ids"]) == "[CLS] happy river [SEP] red cat [SEP]"
-    assert rows[0]["word_ids"] == [SPECIAL, LABEL, LABEL, SPECIAL, 0, 1, SPECIAL]
-    assert rows[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
-    assert tokenizer.decode(rows[1]["input_ids"]) == "[CLS] dog [SEP]"
-    assert rows[1]["token_type_ids"] == [0, 0, 0]
 
 
 # ---------------------------------------------------------------- packing
@@ -117,7 +106,7 @@ def test_packed_rows_hold_windows_of_one_corpus(tokenizers):
     rows = to_rows(texts, maker(tokenizers["bert"], segment=word_spans))
     packed = pack_rows(rows, 64)
     assert [row["corpus"] for row in packed] == ["a", "b"]
-    assert packed[0]["parts"] == [4, 4] and packed[1]["parts"] == [3, 3]
+    assert packed[0]["window_lengths"] == [4, 4] and packed[1]["window_lengths"] == [3, 3]
     assert packed[0]["word_ids"] == [-1, 0, 1, -1, -1, 2, 3, -1]  # words keep different numbers
     assert packed[0]["input_ids"] == rows[0]["input_ids"] + rows[2]["input_ids"]
 
@@ -139,26 +128,26 @@ def test_positions_begin_anew_and_nobody_sees_another_document(tokenizers):
 def test_batches_are_padded_and_padding_is_no_target(tokenizers):
     tokenizer = tokenizers["bert"]
     rows = [{**row, "key": i} for i, row in enumerate(to_rows(documents(TEXTS), maker(tokenizer)))]
-    batch = collator(tokenizer, rate=0.4)(rows)
+    batch = collator(tokenizer, mlm_probability=0.4)(rows)
     lengths = [row["length"] for row in rows]
     assert batch["attention_mask"].sum(dim=1).tolist() == lengths
     for i, row in enumerate(rows):
         labels = batch["labels"][i]
         assert (labels[row["length"] :] == IGNORE).all()
         assert (batch["input_ids"][i, row["length"] :] == tokenizer.pad_token_id).all()
-        for token, label, unit in zip(
+        for token, label, word in zip(
             batch["input_ids"][i], labels, [*row["word_ids"], *[SPECIAL] * 16], strict=False
         ):
-            assert label == IGNORE or unit >= 0
-            assert label != IGNORE or unit == SPECIAL or token in row["input_ids"]
+            assert label == IGNORE or word >= 0
+            assert label != IGNORE or word == SPECIAL or token in row["input_ids"]
 
 
-def test_masks_depend_on_seed_and_draw_alone(tokenizers):
+def test_masks_depend_on_seed_and_key_alone(tokenizers):
     row = to_rows(
         documents(["red cat runs in the forest of the city"] * 1), maker(tokenizers["bert"])
     )
     row = {**row[0]}
-    collate = collator(tokenizers["bert"], rate=0.4)
+    collate = collator(tokenizers["bert"], mlm_probability=0.4)
 
     def labels(key, collate=collate, beside=()):
         return collate([{**row, "key": key}, *beside])["labels"][0].tolist()
@@ -169,8 +158,8 @@ def test_masks_depend_on_seed_and_draw_alone(tokenizers):
     np.random.default_rng(7)
     assert labels(5) == first
     assert labels(5, beside=[{**row, "key": 9}]) == first  # whatever batch it is in
-    assert labels(5, collator(tokenizers["bert"], seed=1, rate=0.4)) != first
-    assert len({tuple(labels(key)) for key in range(20)}) > 15  # dynamic: each draw anew
+    assert labels(5, collator(tokenizers["bert"], seed=1, mlm_probability=0.4)) != first
+    assert len({tuple(labels(key)) for key in range(20)}) > 15  # dynamic: anew for each key
 
 
 def test_held_out_masks_are_made_once(tokenizers):

@@ -1,4 +1,4 @@
-"""Which rows are drawn when, in which batches, by which process."""
+"""Which rows are sampled when, in which batches, by which process."""
 
 from itertools import islice
 
@@ -18,7 +18,7 @@ from bertchain.pretraining.sampling import (
 LENGTHS = np.random.default_rng(0).integers(3, 60, 230)
 
 
-def drawn(weights=None, epoch=0, **changes):
+def sampler(weights=None, epoch=0, **changes):
     weights = np.ones(len(LENGTHS)) if weights is None else weights
     fields = dict(batch_size=8, batches_per_chunk=5, epoch=lambda: epoch) | changes
     return WeightedBatchSampler(LENGTHS, weights, **fields)
@@ -30,15 +30,15 @@ def rows_of(batches):
 
 @pytest.mark.parametrize("tokens", [None, 256])
 @pytest.mark.parametrize("by_length", [True, False])
-def test_an_epoch_draws_every_row_once_in_a_new_order(tokens, by_length):
+def test_an_epoch_samples_every_row_once_in_a_new_order(tokens, by_length):
     first, second = (
-        list(drawn(epoch=e, tokens_per_batch=tokens, by_length=by_length)) for e in (0, 1)
+        list(sampler(epoch=e, tokens_per_batch=tokens, by_length=by_length)) for e in (0, 1)
     )
     for batches in (first, second):
         assert sorted(rows_of(batches)) == list(range(len(LENGTHS)))
     assert rows_of(first) != rows_of(second)
-    assert len(first) == len(second) == len(drawn(tokens_per_batch=tokens, by_length=by_length))
-    again = drawn(epoch=1, tokens_per_batch=tokens, by_length=by_length)
+    assert len(first) == len(second) == len(sampler(tokens_per_batch=tokens, by_length=by_length))
+    again = sampler(epoch=1, tokens_per_batch=tokens, by_length=by_length)
     assert list(again) == second  # the same after a resume
     assert not {k for b in first for k in b} & {k for b in second for k in b}  # new masks
 
@@ -48,12 +48,12 @@ def padded(batches):
 
 
 def test_batches_by_length_waste_little():
-    assert padded(drawn()) < 1.2 * LENGTHS.sum()
-    assert padded(drawn(by_length=False)) > 1.6 * LENGTHS.sum()
+    assert padded(sampler()) < 1.2 * LENGTHS.sum()
+    assert padded(sampler(by_length=False)) > 1.6 * LENGTHS.sum()
 
 
 def test_token_batches_keep_to_their_budget():
-    batches = list(drawn(tokens_per_batch=256, batches_per_chunk=50))
+    batches = list(sampler(tokens_per_batch=256, batches_per_chunk=50))
     assert max(padded([batch]) for batch in batches) <= 256
     assert padded(batches) < 1.1 * LENGTHS.sum()
     assert len(batches) < 1.2 * LENGTHS.sum() / 256
@@ -66,7 +66,7 @@ def test_token_batches_keep_to_their_budget():
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_epoch_and_do_as_many_steps(tokens, processes):
     shares = [
-        list(drawn(tokens_per_batch=tokens, process=p, processes=processes, epoch=2))
+        list(sampler(tokens_per_batch=tokens, process=p, processes=processes, epoch=2))
         for p in range(processes)
     ]
     assert len({len(share) for share in shares}) == 1
@@ -75,13 +75,12 @@ def test_processes_share_the_epoch_and_do_as_many_steps(tokens, processes):
     assert np.mean([max(s) - min(s) for s in steps]) < 0.35 * np.mean(steps)  # nobody waits long
 
 
-def test_weights_say_how_often_a_row_is_drawn():
+def test_weights_say_how_often_a_row_is_sampled():
     weights = np.where(np.arange(len(LENGTHS)) < 30, 2.5, 0.25)
     seen = []
     for epoch in range(4):
-        sampler = drawn(weights, epoch=epoch)
-        keys = [key for batch in sampler for key in batch]
-        assert len(set(keys)) == len(keys)  # a second draw of a row has a key of its own
+        keys = [key for batch in sampler(weights, epoch=epoch) for key in batch]
+        assert len(set(keys)) == len(keys)  # a row sampled again has a key of its own
         counts = np.bincount(np.array(keys) % len(LENGTHS), minlength=len(LENGTHS))
         assert set(counts[:30]) == {2, 3} and counts[:30].sum() == 75
         assert set(counts[30:]) == {0, 1} and counts[30:].sum() == 50
@@ -90,12 +89,12 @@ def test_weights_say_how_often_a_row_is_drawn():
 
 
 def test_too_few_rows_for_the_processes_is_said():
-    sampler = WeightedBatchSampler([5], [1.0], 8, processes=2)
+    too_few = WeightedBatchSampler([5], [1.0], 8, processes=2)
     with pytest.raises(ValueError, match="too few for 2 processes"):
-        list(sampler)
+        list(too_few)
 
 
-def test_draws_map_keys_to_rows():
+def test_keys_map_to_rows():
     rows = RepeatedDataset(Dataset.from_dict({"x": [10, 11, 12]}))
     assert rows.__getitems__([0, 4, 8]) == [
         {"x": 10, "key": 0},

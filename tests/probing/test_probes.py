@@ -203,7 +203,7 @@ def test_an_mlp_solves_what_no_line_separates():
 
 
 def test_code_length_by_hand_and_on_planted_features():
-    """Constant features leave the frequencies: with add-one smoothing Laplace's rule."""
+    """Constant features leave the frequencies: Laplace's rule of succession, in portions."""
     y = np.tile([0, 1], 64)
     flat = online_code_length(np.ones((128, 3)), y, 2, 0, (1.0,))
     assert flat["uniform_bits"] == 128

@@ -151,10 +151,11 @@ def sample(rows: pd.DataFrame):
 
 def words(row: dict, **given):
     def make(folder: Path, model: str) -> dict:
-        good = {"id": "0", "tokens": ["a", "b"], "tags": ["X", "Y"]}
+        spans = [{"words": [[0]], "label": "X"}, {"words": [[1]], "label": "Y"}]
+        good = {"id": "0", "tokens": ["a", "b"], "spans": spans}
         lines = [json.dumps(r) for r in (*[good | {"id": str(i)} for i in range(9)], row)]
         write_text(folder, "train.jsonl", "\n".join(lines))
-        return {"train_file": str(folder / "train.jsonl"), "task_level": "token", **given}
+        return {"train_file": str(folder / "train.jsonl"), "spans_column_name": "spans", **given}
 
     return make
 
@@ -198,10 +199,11 @@ CASES = [
     Case("submission of other ids", TUNE, sample(pd.DataFrame({"id": ["q"], "label": ["a"]})), ("id",)),
     Case("submission without ids", TUNE, sample(pd.DataFrame({"x": [1], "y": [2]})), ("sample",)),
     # ---------------------------------------------------------------- words
-    Case("fewer tags than words", TUNE, words({"id": "x", "tokens": ["a", "b"], "tags": ["X"]}), ("tags",)),
-    Case("no words", TUNE, words({"id": "x", "tokens": "a b", "tags": ["X"]}), ("tokens",)),
-    Case("no such level", TUNE, flags(task_level="sentence"), ("task_level", "token")),
-    Case("targets too long, but no spans", TUNE, flags(longest_target=1), ("longest_target", "span")),
+    Case("a word beyond the sentence", TUNE, words({"id": "x", "tokens": ["a", "b"], "spans": [{"words": [[2]], "label": "X"}]}), ("row 10", "word 2", "0 to 1")),
+    Case("no words", TUNE, words({"id": "x", "tokens": "a b", "spans": []}), ("tokens",)),
+    Case("a pair among spans", TUNE, words({"id": "x", "tokens": ["a", "b"], "spans": [{"words": [[0], [1]], "label": "X"}]}, id_column_name="id"), ("document x", "2 lists of words")),
+    Case("one list where there should be two", TUNE, raw('{"tokens": ["a", "b"], "spans": [{"words": [0, 1], "label": "X"}]}\n', "t.jsonl", spans_column_name="spans"), ("row 1", "list of lists", "[[3, 4]]")),
+    Case("no such column of spans", TUNE, flags(spans_column_name="spans"), ("spans_column_name",)),
     # ---------------------------------------------------------------- arguments
     Case("unknown flag", TUNE, flags(learning_rat="1e-4"), ("learning_rat", "learning_rate")),
     Case("a stray word", TUNE, flags(num_train_epochs="three"), ("num_train_epochs",)),
@@ -220,8 +222,8 @@ CASES = [
     Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
     Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
     Case("output is a file", TUNE, in_use, ("out",)),
-    Case("a head that is no number", TUNE, raw('{"tokens": ["a", "b"], "heads": ["x", "0"], "r": ["p", "q"]}\n', "t.jsonl", task_level="pair", relations_column_name="r"), ("t.jsonl", "row 1", "'x'")),
-    Case("targets that are no objects", TUNE, raw('{"tokens": ["a", "b"], "targets": [1, 2]}\n', "t.jsonl", task_level="span"), ("t.jsonl", "row 1", "targets")),
+    Case("a word that is no number", TUNE, raw('{"tokens": ["a", "b"], "spans": [{"words": [["x"]], "label": "X"}]}\n', "t.jsonl", spans_column_name="spans"), ("t.jsonl", "row 1", "'x'")),
+    Case("targets that are no objects", TUNE, raw('{"tokens": ["a", "b"], "spans": [1, 2]}\n', "t.jsonl", spans_column_name="spans"), ("t.jsonl", "row 1", "spans")),
     # ---------------------------------------------------------------- models
     Case("no such model", TUNE, flags(model_name_or_path="no/such"), ("no/such",)),
     Case("cut-off weights", TUNE, other_folder(cut_weights), ("model",)),
@@ -244,7 +246,7 @@ CASES = [
     Case("unknown pooling", PROBE, flags(token_pooling="median"), ("token_pooling", "mean")),
     Case("unknown probe", PROBE, flags(probes=["linear", "svm"]), ("probes", "knn")),
     Case("unknown analysis", PROBE, flags(analyses="magic"), ("analyses", "mdl")),
-    Case("control without words", PROBE, flags(analyses="control"), ("control", "task_level")),
+    Case("control without words", PROBE, flags(analyses="control"), ("control", "spans_column_name")),
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),

@@ -30,7 +30,7 @@ def run(tiny_bert, files, out, **arguments):
 
 
 def read(path):
-    return prediction.read_table_of(path)
+    return prediction.read_written_table(path)
 
 
 def probabilities(table):
@@ -67,16 +67,18 @@ def test_each_row_is_out_of_fold_once_and_scored(folded, topic_files):
     assert results["oof_accuracy"] == (oof["label"] == oof["prediction"]).mean() > 0.9
     assert results["oof_rows"] == results["train_rows"] == len(train)
     by_fold = (oof["label"] == oof["prediction"]).groupby(oof["fold"]).mean()
-    parts = pd.read_csv(out / "parts.csv")
-    assert parts["eval_accuracy"].tolist() == pytest.approx(by_fold.tolist())
+    members = pd.read_csv(out / "members.csv")
+    assert members["eval_accuracy"].tolist() == pytest.approx(by_fold.tolist())
     assert results["eval_accuracy_mean"] == pytest.approx(by_fold.mean())
     assert results["eval_accuracy_sd"] == pytest.approx(by_fold.std(ddof=1))
     assert results["models"] == 3
-    for part in parts["model"]:
-        saved = json.loads((out / part / "all_results.json").read_text())
+    for member in members["model"]:
+        saved = json.loads((out / member / "all_results.json").read_text())
         assert saved["train_rows"] == 100
-        assert not [*(out / part).glob("checkpoint-*")] and not (out / part / "encoder").exists()
-    assert len(set(parts["seed"])) == 3
+        assert (
+            not [*(out / member).glob("checkpoint-*")] and not (out / member / "encoder").exists()
+        )
+    assert len(set(members["seed"])) == 3
 
 
 def test_test_predictions_are_the_mean_over_folds(folded, topic_files):
@@ -206,14 +208,14 @@ def test_seeds_are_averaged_with_and_without_folds(tiny_bert, topic_files, tmp_p
 def test_groups_and_given_folds(tiny_bert, tmp_path):
     rows = pd.DataFrame(make_rows(60))
     rows["author"] = [f"author {i // 5}" for i in range(60)]
-    rows["part"] = [i % 3 for i in range(60)]
+    rows["member"] = [i % 3 for i in range(60)]
     rows.to_csv(tmp_path / "train.csv", index=False)
     files = {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "train.csv")}
     short = {"num_train_epochs": 1}
     run(tiny_bert, files, tmp_path / "g", num_folds=3, group_column_name="author", **short)
     folds = read(tmp_path / "g" / "folds.csv")["fold"]
     assert (folds.groupby(rows["author"]).nunique() == 1).all()
-    run(tiny_bert, files, tmp_path / "c", fold_column_name="part", folds=["1"], **short)
+    run(tiny_bert, files, tmp_path / "c", fold_column_name="member", folds=["1"], **short)
     assert list(read(tmp_path / "c" / "predictions_oof.csv")["id"]) == list(rows["id"][1::3])
     for strategy in ("random", "group"):
         given = {"group_column_name": "author"} if strategy == "group" else {}
@@ -342,10 +344,10 @@ def test_training_ends_in_time(tiny_bert, topic_files, tmp_path):
     )  # fmt: skip
     assert time.monotonic() - started < 33
     assert results["oof_rows"] == 150 and results["oof_accuracy"] > 0.5
-    parts = [
+    members = [
         json.loads((tmp_path / "o" / f"fold-{k}" / "all_results.json").read_text()) for k in (0, 1)
     ]
-    assert all(part["stopped_by_time_budget"] for part in parts)
+    assert all(member["stopped_by_time_budget"] for member in members)
     history = pd.read_csv(tmp_path / "o" / "fold-1" / "history.csv")
     assert history["epoch"].iloc[-1] < 1000
 
@@ -357,13 +359,18 @@ class Clock:
         return self.now
 
 
+def rows(**tokens):
+    """By split, so many tokens."""
+    return {split: {"length": [n]} for split, n in tokens.items()}
+
+
 def test_the_time_that_prediction_will_take_is_kept_free():
     clock = Clock()
     budget = TimeBudget(110.0, clock)
-    (callback,) = budget.callbacks(1, train=1000, validation=100, test=300)
+    (callback,) = budget.callbacks(1, rows(train=1000, validation=100, test=300))
     assert isinstance(callback, StopInTime) and callback.deadline == 100.0  # 10 s to write
-    assert TimeBudget(None).callbacks(1, 1, 1, 1) == []
-    (half,) = budget.callbacks(2, 1000, 100, 300)
+    assert TimeBudget(None).callbacks(1, {}) == []
+    (half,) = budget.callbacks(2, rows(train=1000, validation=100, test=300))
     assert half.deadline == 50.0  # an equal share
 
     class State:

@@ -2,22 +2,25 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import BASICS, ROOT, make_rows
+from conftest import BASICS, ROOT, make_rows, tiny_bert_config
 from forking import run_command
 from one_step import one_step
 from torch import nn
 
 import run_finetune
+from bertchain.arguments.common import EncoderArguments
+from bertchain.arguments.finetuning import ModelArguments
 from bertchain.errors import InputError
 from bertchain.models.layers import layer_id_of
 from bertchain.models.loading import load_classifier
-from bertchain.training.initialization import start_at_frequencies
+from bertchain.training.initialization import start_at_frequencies, suggest_rate
 
 pytestmark = pytest.mark.versions
 
@@ -139,6 +142,41 @@ def test_a_trained_head_is_kept_for_the_same_labels_and_renewed_for_others(
     caplog.clear()
     run(str(out), topic_files, tmp_path / "b", **common, layers="last4")
     assert "New, from random weights: head.weight, head.bias" in caplog.text
+
+
+def test_a_small_encoder_is_said_once_to_need_another_rate(
+    finetuned, tiny_bert, topic_files, tmp_path, caplog
+):
+    def said() -> list[str]:
+        found = [r.getMessage() for r in caplog.records if "BERT-base size" in r.getMessage()]
+        caplog.clear()
+        return found
+
+    caplog.set_level("INFO")
+    quick = {"num_train_epochs": 0.01, "seeds": [1, 2], "token_pooling": None}
+    run(tiny_bert, topic_files, tmp_path / "a", **quick, learning_rate=None)
+    (line,) = said()
+    assert line.startswith("Hidden size 32: the default --learning_rate 2e-05 is for")
+    assert line.endswith("e.g. --learning_rate 3e-4 --token_pooling mean")
+    run(tiny_bert, topic_files, tmp_path / "a", **quick, learning_rate=None)  # is done
+    run(tiny_bert, topic_files, tmp_path / "b", **quick, learning_rate=2e-5)
+    alone = {"model_name_or_path": str(finetuned[0]), "test_file": topic_files["test"]}
+    run_finetune.main({**alone, "output_dir": str(tmp_path / "c"), "use_cpu": True})
+    assert said() == []
+
+
+@pytest.mark.parametrize(("hidden_size", "lines"), [(504, 1), (512, 0)])
+def test_where_an_encoder_is_small(hidden_size, lines, tmp_path, caplog):
+    tiny_bert_config(50, hidden_size=hidden_size).save_pretrained(tmp_path)
+    caplog.set_level("INFO")
+    args = SimpleNamespace(
+        checkpoint=EncoderArguments(str(tmp_path)),
+        model=ModelArguments(token_pooling="max"),
+        training=SimpleNamespace(learning_rate=2e-5),
+    )
+    suggest_rate(str(tmp_path), args)
+    assert len(caplog.records) == lines
+    assert "token_pooling" not in caplog.text  # is chosen
 
 
 def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_files, tmp_path):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import run_finetune
 import run_itpt
 import run_probe
-from bertchain.arguments.common import TargetArguments
+from bertchain.arguments.common import SpanArguments
 from bertchain.cli import parse, read_arguments
 from bertchain.data.documents import label_documents, to_documents
 from bertchain.data.labels import LabelSpec
@@ -35,9 +35,9 @@ from bertchain.models.windows import (
     TRUNCATIONS,
     SpecialTokens,
     WindowSpec,
-    cut_spans,
     cut_windows,
     kept_tokens,
+    window_spans,
 )
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -194,7 +194,7 @@ def test_windows_hold_what_they_should(
 ):
     spec = WindowSpec(truncation, room, head, overlap, most, choice)
     try:
-        spans = cut_spans(length, spec, special)
+        spans = window_spans(length, spec, special)
     except ValueError as error:
         assert room <= special or overlap >= room - special
         assert "\n" not in str(error)
@@ -219,25 +219,25 @@ def test_windows_hold_what_they_should(
 
 numbers = st.integers(-3, 9)
 lists = st.one_of(st.none(), st.lists(numbers, max_size=4), st.lists(cells, max_size=4))
-spans = st.lists(
+words_of = lists | numbers | st.lists(st.none() | st.lists(numbers, max_size=3), max_size=3)
+good = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=1, max_size=2)
+targets = st.lists(
     st.fixed_dictionaries(
-        {}, optional={"span": lists | numbers, "label": st.none() | cells, "other": numbers}
-    ),
+        {}, optional={"words": good | words_of, "label": st.none() | cells, "other": numbers}
+    )
+    | st.fixed_dictionaries({"words": good, "label": cells}),
     max_size=3,
 )
 
 
 @given(
     rows=st.lists(
-        st.fixed_dictionaries({"tokens": lists, "tags": lists, "heads": lists, "targets": spans}),
-        min_size=1,
-        max_size=4,
-    ),
-    level=st.sampled_from(["token", "span", "pair"]),
+        st.fixed_dictionaries({"tokens": lists, "spans": targets | lists}), min_size=1, max_size=4
+    )
 )
 @MANY
-def test_any_targets_are_read_or_one_line(rows, level):
-    options = TargetArguments(task_level=level, relations_column_name="tags")
+def test_any_targets_are_read_or_one_line(rows):
+    options = SpanArguments("spans")
     try:
         table = datasets.Dataset.from_list(rows)
     except Exception:  # not a table at all: numbers and text in one column
@@ -272,9 +272,9 @@ def flags_of(types: tuple[type, ...]) -> list[str]:
 
 
 SCRIPTS = {
-    "itpt": (run_itpt.OWN_ARGUMENTS, flags_of(run_itpt.OWN_ARGUMENTS)),
-    "finetune": (run_finetune.OWN_ARGUMENTS, flags_of(run_finetune.OWN_ARGUMENTS)),
-    "probe": (run_probe.OWN_ARGUMENTS, flags_of(run_probe.OWN_ARGUMENTS)),
+    "itpt": (run_itpt.pretraining.GROUPS, flags_of(run_itpt.pretraining.GROUPS)),
+    "finetune": (run_finetune.finetuning.GROUPS, flags_of(run_finetune.finetuning.GROUPS)),
+    "probe": (run_probe.probing.GROUPS, flags_of(run_probe.probing.GROUPS)),
 }
 WORDS = st.one_of(  # but not -h, which prints help and leaves
     cells.filter(lambda word: not word.startswith("-h")),

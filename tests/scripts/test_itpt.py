@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import run_finetune
 import run_itpt
-from bertchain.data import contamination as fingerprint
+from bertchain.data import contamination
 from bertchain.errors import InputError
 
 pytestmark = pytest.mark.versions
@@ -84,7 +84,7 @@ def test_a_missing_head_is_said_once_in_a_line(further_pretrained, tmp_path, cap
     _, results, arguments = further_pretrained
     assert results["untrained_weights"] > 0  # the tiny BERT is an encoder alone
     out, _, _ = further_pretrained
-    with caplog.at_level(logging.WARNING, "run_itpt"):
+    with caplog.at_level(logging.WARNING, "bertchain"):
         changes = {"model_name_or_path": str(out), "output_dir": str(tmp_path / "x")}
         again = run_itpt.main({**arguments, **changes, "max_steps": 1})
         assert again["untrained_weights"] == 0
@@ -232,10 +232,10 @@ def test_test_text_is_left_out_or_asked_for(run, topic_files, tmp_path):
     path = str(tmp_path / "test.csv")
     results, out = run(test_file=[path])
     assert results["test_documents_removed"] >= 2 and results["transductive"] is False
-    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) == 0
+    assert contamination.count_seen(test["text"], contamination.read_fingerprint(out)) == 0
     results, out = run("with", test_file=[path], include_test_text=True, validation_split=0.02)
     assert results["read"] == 60 + 63 and results["transductive"] is True
-    assert fingerprint.count_seen(test["text"], fingerprint.read_fingerprint(out)) >= 60
+    assert contamination.count_seen(test["text"], contamination.read_fingerprint(out)) >= 60
     with pytest.raises(InputError, match=r"test\.csv seems to hold test text"):
         run("no", train_file=[path])
     results, _ = run("yes", train_file=[path, topic_files["train"]], include_test_text=True)
@@ -246,7 +246,7 @@ def test_the_fingerprint_of_earlier_pretraining_stays(run, tmp_path):
     (tmp_path / "b.txt").write_text("\n".join(f"slow dog {i}" for i in range(40)))
     _, first = run("first")
     _, second = run("second", model_name_or_path=str(first), train_file=[str(tmp_path / "b.txt")])
-    hashes = [set(fingerprint.read_fingerprint(f).tolist()) for f in (first, second)]
+    hashes = [set(contamination.read_fingerprint(f).tolist()) for f in (first, second)]
     assert hashes[0] < hashes[1] and len(hashes[1]) == len(hashes[0]) + 32
 
 
@@ -258,20 +258,19 @@ def test_deduplication_can_be_switched_off(run, topic_files):
     assert again["documents"] == pytest.approx(2 * results["documents"], abs=10)
 
 
-@pytest.mark.parametrize("unit", ["token", "word", "ngram"])
-@pytest.mark.parametrize("blocks", ["document", "packed"])
-def test_masks_and_blocks_train(run, unit, blocks):
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_masks_and_packing_train(run, unit, packing):
     results, _ = run(
         mask_unit=unit,
-        blocks=blocks,
+        packing=packing,
         max_steps=30,
         mlm_probability=0.4,
-        max_ngram=2,
         mask_replace_prob=1.0,
         random_replace_prob=0.0,
     )
-    assert results["rows"] == 48 - results["duplicates_removed"] or blocks == "packed"
-    if blocks == "packed":  # 60 texts of about 8 words and two specials into rows of 128
+    assert results["rows"] == 48 - results["duplicates_removed"] or packing
+    if packing:  # 60 texts of about 8 words and two specials into rows of 128
         assert results["rows"] == -(-results["tokens"] // 128) <= 5
     assert results["train_loss"] < 4.0
     assert results["eval_loss"] < 3.5  # log of the vocabulary: 4.7
@@ -282,8 +281,8 @@ def test_packing_an_architecture_that_cannot_is_one_line(run, tokenizers, tmp_pa
     model.resize_token_embeddings(len(tokenizers["bert"]))
     model.save_pretrained(tmp_path / "mpnet")
     tokenizers["bert"].save_pretrained(tmp_path / "mpnet")
-    with pytest.raises(InputError, match="--blocks packed does not work with mpnet"):
-        run(model_name_or_path=str(tmp_path / "mpnet"), blocks="packed", max_seq_length=30)
+    with pytest.raises(InputError, match="--packing does not work with mpnet"):
+        run(model_name_or_path=str(tmp_path / "mpnet"), packing=True, max_seq_length=30)
 
 
 def test_batches_by_tokens(run):
@@ -315,17 +314,6 @@ def test_chinese_words(run, tokenizers, tiny_bert, tmp_path):
         )
         scores[segmenter] = results["eval_masked_tokens"]
     assert len(set(scores.values())) == 2  # other words, other masks
-
-
-def test_label_words_teach_the_labels(run, topic_files):
-    results, _ = run(label_words="label", max_steps=60, mlm_probability=0.3)
-    plain, _ = run("plain", max_steps=60, mlm_probability=0.3)
-    assert results["tokens"] > plain["tokens"]
-    assert results["eval_loss"] < plain["eval_loss"]  # the label tells of the text
-    with pytest.raises(InputError, match="--label_words"):
-        run("pair", label_words="label", text_pair=True, text_column_names=["id", "text"])
-    with pytest.raises(InputError, match="no table has a column 'topic'"):
-        run("none", label_words="topic")
 
 
 def test_new_tokens_are_trained_and_taken_by_fine_tuning(run, topic_files, tmp_path, caplog):
@@ -376,7 +364,7 @@ def test_a_pooler_is_kept_when_asked_for(run, tiny_bert, tmp_path):
 def test_training_from_scratch_is_allowed_and_said(run, tiny_bert, tmp_path, caplog):
     tiny_bert_config(999).save_pretrained(tmp_path / "config")
     start = {"model_name_or_path": "", "tokenizer_name": tiny_bert}
-    with caplog.at_level(logging.WARNING, "masked_lm"):
+    with caplog.at_level(logging.WARNING, "bertchain"):
         results, out = run(config_name=str(tmp_path / "config"), **start)
     assert "all 0 million weights are random" in caplog.text
     model = AutoModelForMaskedLM.from_pretrained(out)
@@ -400,7 +388,7 @@ def test_steps_that_were_asked_for_are_kept(run, tiny_bert):
         AutoTokenizer.from_pretrained(folder)
         _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"]
-        assert fingerprint.read_fingerprint(folder) is not None
+        assert contamination.read_fingerprint(folder) is not None
     with pytest.raises(InputError, match="--save_at_steps 7: the run ends after 6 steps"):
         run("late", max_steps=6, save_at_steps=[2, 7])
 
@@ -474,12 +462,12 @@ def test_an_interrupted_run_goes_on_bit_by_bit(run, monkeypatch, options):
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(run_itpt.MaskedLMTrainer, "training_step", interrupted)
-        run("parts", **options)
+        run("resumed", **options)
     with pytest.raises(InputError, match="go on with --resume_from_checkpoint last"):
-        run("parts", **options)
-    _, parts = run("parts", resume_from_checkpoint="last", **options)
-    assert weights_of(parts) == weights_of(whole)
-    histories = [pd.read_csv(folder / "history.csv") for folder in (whole, parts)]
+        run("resumed", **options)
+    _, resumed = run("resumed", resume_from_checkpoint="last", **options)
+    assert weights_of(resumed) == weights_of(whole)
+    histories = [pd.read_csv(folder / "history.csv") for folder in (whole, resumed)]
     pd.testing.assert_frame_equal(*histories, check_like=True)  # columns in any order
 
 
@@ -488,11 +476,11 @@ def test_a_stream_trains_and_knows_what_it_has_seen(run, topic_files):
     history = pd.read_csv(out / "history.csv")
     assert results["eval_loss"] < history["eval_loss"][0] - 0.5
     texts = pd.read_csv(topic_files["train"])["text"][:60]
-    seen = fingerprint.count_seen(texts, fingerprint.read_fingerprint(out))
+    seen = contamination.count_seen(texts, contamination.read_fingerprint(out))
     assert 30 <= seen < 60 and results["held_out_documents"] > 0
     for changes, message in (
         ({"max_steps": -1}, "--streaming needs --max_steps"),
-        ({"blocks": "packed"}, "--streaming goes with --blocks document"),
+        ({"packing": True}, "--streaming does not go with --packing"),
         ({"dataloader_num_workers": 1}, "--dataloader_num_workers 0"),
     ):
         with pytest.raises(InputError, match=message):

@@ -21,6 +21,7 @@ from bertchain.errors import InputError
 from bertchain.models.layers import HEAD, layer_id_of
 from bertchain.models.loading import load_classifier, load_encoder
 from bertchain.training.regularisers import Adversary, WeightAverage
+from bertchain.training.trainer import device_precision
 
 
 @pytest.fixture
@@ -455,11 +456,11 @@ def test_no_more_windows_at_once_than_asked_and_no_padding_of_short_parts():
 
 
 def test_which_segments_are_kept():
-    from bertchain.models.windows import WindowSpec, cut_spans
+    from bertchain.models.windows import WindowSpec, window_spans
 
     def starts(choice, most):
         spec = WindowSpec("hierarchical", 12, max_segments=most, segment_choice=choice)
-        return [spans[0][0] for spans in cut_spans(95, spec, 2)]  # ten windows of ten tokens
+        return [spans[0][0] for spans in window_spans(95, spec, 2)]  # ten windows of ten tokens
 
     assert starts("head", 3) == [0, 10, 20]
     assert starts("tail", 3) == [70, 80, 90]
@@ -577,7 +578,7 @@ def test_two_processes_train_with_everything_on(tiny_bert, topic_files, tmp_path
 
 
 def test_a_gpu_trains_in_its_half_precision_unless_the_user_says_otherwise(monkeypatch, tmp_path):
-    precision = run_finetune.device_precision
+    precision = device_precision
     assert precision([]) == {}  # no GPU here, or it is hidden
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_bf16, name in ((True, "bf16"), (False, "fp16")):

@@ -1,4 +1,4 @@
-"""Words as targets through the scripts: probing and fine-tuning on every level."""
+"""Labelled words, spans and pairs through the scripts: fine-tuning and probing."""
 
 import gzip
 import json
@@ -17,9 +17,12 @@ from bertchain.models.loading import load_classifier
 pytestmark = pytest.mark.versions
 
 
+KINDS = ("words", "pairs", "phrases")  # columns of `sentences`
+
+
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """Sentences with tags, heads and targets that follow from the words."""
+    """Sentences whose labels follow from the words, in a column of spans for each kind."""
     folder = tmp_path_factory.mktemp("sentences")
     topic = {word: name for name, words in TOPICS.items() for word in words}
     for split, n, seed in (("train", 80, 0), ("test", 30, 1)):
@@ -27,35 +30,35 @@ def sentences(tmp_path_factory):
             for row in make_rows(n, seed, words=(6, 14)):
                 words = row["text"].split()
                 tags = [topic.get(word, "other") for word in words]
-                heads = [i - 1 for i in range(len(words))]
-                relations = ["root", *tags[:-1]]  # what the head is
-                targets = [
-                    {"span": [i, i + 1], "kind": tags[i]} for i in range(0, len(words) - 1, 3)
-                ]
-                record = {"id": row["id"], "tokens": words, "tags": tags, "heads": heads}
-                record |= {"deprels": relations, "targets": targets}
+                spans = {
+                    "words": [[[i]] for i in range(len(words))],
+                    "pairs": [[[i - 1], [i]] for i in range(1, len(words))],
+                    "phrases": [[[i, i + 1]] for i in range(0, len(words) - 1, 3)],
+                }
+                record = {"id": row["id"], "tokens": words}
+                for kind, targets in spans.items():  # the first word gives the label
+                    record[kind] = [{"words": own, "label": tags[own[0][0]]} for own in targets]
                 file.write(json.dumps(record) + "\n")
     return folder
 
 
-@pytest.mark.parametrize("level", ["token", "pair", "span"])
-def test_the_script_on_every_level(tiny_bert, sentences, tmp_path, level):
+@pytest.mark.parametrize("kind", KINDS)
+def test_probing_words(tiny_bert, sentences, tmp_path, kind):
     arguments = {
         "models": [f"base={tiny_bert}"],
         "train_file": str(sentences / "train.jsonl.gz"),
         "test_file": str(sentences / "test.jsonl.gz"),
         "id_column_name": "id",
-        "task_level": level,
+        "spans_column_name": kind,
         "output_dir": str(tmp_path / "o"),
-        **({"target_label_field": "kind"} if level == "span" else {}),
-        **({"analyses": ["control", "mdl"]} if level == "token" else {}),
+        **({"analyses": ["control", "mdl"]} if kind == "words" else {}),
     }
     headline = run_probe.main(arguments)
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     assert score["base: best frozen layer"] > max(0.85, score["majority class"])
     assert set(headline["layer"][2:]) <= {f"{k} word" for k in range(5)}
     results = pd.read_csv(tmp_path / "o" / "results.csv")
-    if level == "token":
+    if kind == "words":
         measured = results.pivot_table(index="layer", columns="metric", values="value")
         scores = results[(results.metric == "accuracy") & (results.split == "test")]
         linear = scores[scores.probe == "linear"].set_index("layer")["value"]
@@ -67,24 +70,19 @@ def test_the_script_on_every_level(tiny_bert, sentences, tmp_path, level):
     pd.testing.assert_frame_equal(again, headline)
 
 
-def test_flags_of_other_levels_are_refused(tiny_bert, sentences, topic_files, tmp_path):
+def test_flags_of_probing_that_words_do_not_go_with(tiny_bert, sentences, topic_files, tmp_path):
     def error(**arguments):
         fields = {"models": [tiny_bert], "train_file": str(sentences / "train.jsonl.gz")}
         with pytest.raises(InputError) as raised:
             run_probe.main({**fields, "output_dir": str(tmp_path / "x"), **arguments})
         return str(raised.value)
 
-    assert "--token_pooling does not go" in error(task_level="token", token_pooling=["cls"])
+    spans = {"spans_column_name": "words"}
+    assert "--token_pooling does not go" in error(**spans, token_pooling=["cls"])
     documents = {"train_file": topic_files["train"]}
     assert "--analyses control needs" in error(analyses=["control"], **documents)
-    assert "--task_level word is not one of" in error(task_level="word")
-    assert "--longest_target needs" in error(longest_target=1)
-    assert "--skip_labels needs" in error(skip_labels=["x"])
-    assert "--relations_column_name" in error(task_level="pair", relations_column_name="r")
-    assert "--tokens_column_name" in error(task_level="token", tokens_column_name="w")
-    assert "--tags_column_name" in error(task_level="token", tags_column_name="w")
-    assert "--heads_column_name" in error(task_level="pair", heads_column_name="w")
-    assert "--targets_column_name" in error(task_level="span", targets_column_name="w")
+    assert "--tokens_column_name" in error(**spans, tokens_column_name="w")
+    assert "--spans_column_name" in error(spans_column_name="w")
 
 
 # ---------------------------------------------------------------- fine-tuning on words
@@ -108,19 +106,14 @@ def finetune(tiny_bert, sentences, out, **arguments):
     return run_finetune.main({**BASICS, **fields, **arguments})
 
 
-@pytest.mark.parametrize("level", ["token", "pair", "span"])
-def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, level):
-    target = {"task_level": level} | ({"target_label_field": "kind"} if level == "span" else {})
-    out = tmp_path / "o"
+@pytest.mark.parametrize("kind", KINDS)
+def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
+    target, out = {"spans_column_name": kind}, tmp_path / "o"
     results = finetune(tiny_bert, sentences, out, max_seq_length=10, layers="last4", **target)
     assert results["test_accuracy"] > 0.9
     table = pd.read_csv(out / "predictions_test.csv")
     rows = pd.read_json(sentences / "test.jsonl.gz", lines=True)
-    truth = {
-        "token": [tag for tags in rows["tags"] for tag in tags],
-        "pair": [tag for tags in rows["deprels"] for tag in tags[1:]],
-        "span": [target["kind"] for own in rows["targets"] for target in own],
-    }[level]
+    truth = [target["label"] for own in rows[kind] for target in own]
     assert list(table.columns[:3]) == ["id", "target", "prediction"] and len(table) == len(truth)
     assert results["test_accuracy"] == pytest.approx((table["prediction"] == truth).mean())
     assert list(table["id"].drop_duplicates()) == list(rows["id"])
@@ -135,7 +128,7 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, level):
     with pytest.raises(
         InputError, match=r"head was trained for other labels|is not one of the classifier"
     ):
-        run_finetune.main(again | {"task_level": "token" if level == "pair" else "pair"})
+        run_finetune.main(again | {"spans_column_name": "words" if kind == "pairs" else "pairs"})
     headline = run_probe.main(
         {
             **{"models": [f"base={tiny_bert}", f"tuned={out}"], "id_column_name": "id"},
@@ -149,10 +142,22 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, level):
     assert own == pytest.approx(results["test_accuracy"])
 
 
+def test_a_resumed_run_on_words_equals_an_uninterrupted_one(tiny_bert, sentences, tmp_path):
+    options = {"spans_column_name": "pairs", "num_train_epochs": 2}
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    finetune(tiny_bert, sentences, whole, **options, keep_checkpoints=True, save_total_limit=2)
+    first = min(whole.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    half.mkdir()
+    first.rename(half / first.name)
+    finetune(tiny_bert, sentences, half, **options, resume_from_checkpoint="last")
+    tables = [(folder / "predictions_test.csv").read_bytes() for folder in (whole, half)]
+    assert tables[0] == tables[1]
+
+
 def test_the_loss_of_words_is_that_of_one_large_batch(tiny_bert, sentences, tmp_path):
     """Sentences differ in length, so that a mean of batch means would differ."""
     plain = {
-        **{"task_level": "token", "max_steps": 1, "optim": "sgd", "learning_rate": 1.0},
+        **{"spans_column_name": "words", "max_steps": 1, "optim": "sgd", "learning_rate": 1.0},
         **{"head_dropout": 0.0, "encoder_dropout": 0.0, "max_grad_norm": 0.0, "warmup_steps": 0},
         **{"layer_lr_decay": 1.0, "eval_strategy": "no", "save_strategy": "no"},
         **{"load_best_model_at_end": False, "max_train_samples": 30, "weight_decay": 0.0},
@@ -175,5 +180,7 @@ def test_flags_that_words_do_not_go_with(tiny_bert, sentences, tmp_path):
         ("num_folds", 3), ("seeds", [1, 2]), ("train_fraction", 0.5), ("rdrop_alpha", 1.0),
         ("token_pooling", "mean"), ("segments_per_forward", 2), ("sample_submission", "x.csv"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"--{name} does not go with --task_level token"):
-            finetune(tiny_bert, sentences, tmp_path / "x", task_level="token", **{name: value})
+        with pytest.raises(InputError, match=f"--{name} does not go with --spans_column_name"):
+            finetune(
+                tiny_bert, sentences, tmp_path / "x", **{"spans_column_name": "words", name: value}
+            )
