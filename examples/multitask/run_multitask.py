@@ -155,12 +155,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     seen = find_seen_tests(tasks, args.checkpoint)
 
     # 3. Documents -> windows, cut alike for all tasks
-    preprocessor = Preprocessor.for_checkpoint(
-        path,
-        args.window.given,
-        tokenizer_name=args.checkpoint.tokenizer_name,
-        **args.checkpoint.hub_kwargs,
-    )
+    name, hub_kwargs = args.checkpoint.tokenizer_name, args.checkpoint.hub_kwargs
+    preprocessor = Preprocessor.for_checkpoint(path, args.window.given, 0, name, **hub_kwargs)
     tasks = {
         name: task.with_documents(preprocessor.encode(task.documents, f"{name}, "))
         for name, task in tasks.items()
