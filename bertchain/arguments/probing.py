@@ -121,8 +121,9 @@ class AnalysisArguments:
 
     analyses: list[str] = arg(
         ["change"],
-        "change (between models), mdl (bits to tell the labels), control (random labels for each "
-        "word: selectivity), directprobe (clusters of labels), geometry (how labels lie), or none.",
+        "What to measure beside scores: change (between models), mdl (bits to tell the labels), "
+        "control (random labels for each word: selectivity), directprobe (clusters of labels), "
+        "geometry (how labels lie), or none.",
         common=True,
     )
     directprobe_points: int | None = arg(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertchain.probing.layer_probes import Paths, linear_paths, measure_layers
+from bertchain.probing.layer_probes import linear_paths, measure_layers
 from bertchain.probing.probed_models import ProbedModel
 from bertchain.probing.probes import ProbeLabels, fit_linear_probe
 from bertchain.probing.scoreboard import Scoreboard, ScoreKey
@@ -37,7 +37,7 @@ def add_selectivity(
     types = {split: [text.lower() for text in own] for split, own in texts.items()}
     drawn = control_labels(types, board.labels["train"], len(board.spec.names), board.seed)
     labels = ProbeLabels(drawn, len(board.spec.names), "single_label")
-    paths: Paths = linear_paths(model, labels, solver)
+    paths = linear_paths(model, labels, solver)
     split = board.split
 
     def measure(layer: int, pooling: int) -> dict[str, float]:
@@ -98,17 +98,19 @@ def online_code_length(
     portions: Sequence[float] = PORTIONS,
     problem_type: str = "single_label",
 ) -> dict[str, float]:
-    """Minimum description length of labels by online coding (Voita & Titov 2020, eq. 3).
+    """Measure the description length of labels by online coding (Voita & Titov 2020, eq. 3).
 
     Labels are sent portion by portion: the first at log2(classes) bits each (of several labels: at
     one bit each), every other with the probabilities of a linear probe trained on all before it.
-    Features that make the labels easy to tell need few bits, and few rows. The regularisation is
-    that which needs the fewest bits, and which one it is, is sent as well: accuracy on other rows
-    would often choose one that is sure of nothing, and costs many bits.
+    Features that make the labels easy to tell need few bits, and few rows. C is the one that needs
+    the fewest bits, and which one it is, is sent as well: accuracy on other rows would often choose
+    one that is sure of nothing, and costs many bits.
 
     Args:
         features: [n, features] and labels, [n] or 0/1 [n, num_labels], of the training rows, sent
             in a random order.
+        seed: of that order.
+        portions: ends of the portions, as shares of the rows.
 
     Returns:
         bits; uniform_bits, of n labels without any features; compression, their ratio; model_bits,

@@ -51,7 +51,7 @@ def probe(model: str, files: dict[str, str], out: Path) -> list[str]:
 SCRIPTS = {
     "finetune": (finetune, ("predictions_oof.csv", "predictions_test.csv", "folds.csv")),
     "itpt": (itpt, ("model.safetensors", "config.json")),
-    "probe": (probe, ("results.csv", "directprobe.csv", "geometry.csv", "movement.csv")),
+    "probe": (probe, ("results.csv", "directprobe.csv", "geometry.csv", "drift.csv")),
 }
 
 
