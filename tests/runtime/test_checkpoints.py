@@ -1,4 +1,4 @@
-"""Which checkpoints a run may go on from."""
+"""Which checkpoints a run may resume from."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint
 pytestmark = pytest.mark.versions
 
 
-def make(folder, *steps, whole=True):
+def make(folder, *steps, complete=True):
     for step in steps:
         (folder / f"checkpoint-{step}").mkdir()
-        if whole:
+        if complete:
             (folder / f"checkpoint-{step}" / WHOLE).touch()
 
 
@@ -33,9 +33,9 @@ def test_finding_checkpoints(tmp_path):
         find_checkpoint(tmp_path, None)
 
 
-def test_a_half_written_checkpoint_is_left_out(tmp_path, caplog):
+def test_an_incomplete_checkpoint_is_left_out(tmp_path, caplog):
     make(tmp_path, 5)
-    make(tmp_path, 7, whole=False)
+    make(tmp_path, 7, complete=False)
     assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
     assert "checkpoint-7 was not written to its end" in caplog.text
     assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
