@@ -218,7 +218,7 @@ def write_report(
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
     for name, own in scores.items():
-        row = {"out of the folds": name, "weight": weights.get(name, float("nan"))}
+        row = {"out-of-fold predictions": name, "weight": weights.get(name, float("nan"))}
         rows.append(row | {m: own[m] for m in dict.fromkeys((main_score, second))})
     flat = np.stack([run.oof.reshape(-1) for run in runs])
     correlation = pd.DataFrame(np.corrcoef(flat), columns=[run.name for run in runs])

@@ -59,12 +59,9 @@ def test_weights_are_never_negative_and_leave_a_bad_run_out():
 
 def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
     common = {"model_name_or_path": tiny_bert, "train_file": str(competition / "train.tsv")}
-    common |= {
-        "test_file": str(competition / "test.tsv"),
-        "text_column_names": ["title", "abstract"],
-    }
-    common |= {"id_column_name": "id", "num_folds": 3, "token_pooling": "mean"}
-    common |= {"learning_rate": 3e-3, "use_cpu": True, "disable_tqdm": True}
+    common |= {"test_file": str(competition / "test.tsv"), "id_column_name": "id"}
+    common |= {"text_column_names": ["title", "abstract"], "num_folds": 3, "use_cpu": True}
+    common |= {"token_pooling": "mean", "learning_rate": 3e-3, "disable_tqdm": True}
     run_finetune.main({**common, "output_dir": str(tmp_path / "long"), "num_train_epochs": 4})
     run_finetune.main({**common, "output_dir": str(tmp_path / "short"), "num_train_epochs": 1})
     shuffled = tmp_path / "short" / "predictions_oof.csv"
