@@ -4,10 +4,11 @@ import os
 import signal
 
 import pytest
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 import run_finetune
 from bertchain.errors import InputError
+from bertchain.runtime import checkpoints
 from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, latest_checkpoint
 
 pytestmark = pytest.mark.versions
@@ -41,6 +42,14 @@ def test_an_incomplete_checkpoint_is_left_out(tmp_path, caplog):
     assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
     assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_no_process_exits_on_sigterm_before_the_main_process_does(monkeypatch):
+    monkeypatch.setattr(checkpoints, "broadcast", lambda value: False)  # from the main process
+    callback = checkpoints.SaveAndExitOnSigterm()
+    callback.asked = True
+    callback.on_save(None, TrainerState(), None)
+    assert not callback.asked
 
 
 class Preempt(TrainerCallback):
