@@ -1,16 +1,16 @@
-"""Speed of run_finetune.py's training and prediction against a plain Trainer.
+"""Measure the speed of training and prediction in run_finetune.py against a plain Trainer.
 
     python benchmarks/finetune_speed.py --model MODEL --train_file agnews/train.csv --threads 2
 
-The plain way is Trainer with `AutoModelForSequenceClassification`, once as the official script does
-by default (`max`: every row padded to --max_seq_length), once at its best (`best`: batches of
-similar length, padded to their longest row). `ours` is the Trainer of run_finetune.py, reading
-[CLS] of the last layer like the others. All see the same documents in batches of the same size with
-the same optimizer and precision; a token counts if it is not padding.
+The plain Trainer has an `AutoModelForSequenceClassification`, once as the official script does by
+default (`max`: every row padded to --max_seq_length), once at its best (`best`: batches of similar
+length, padded to their longest row). `ours` is the Trainer of run_finetune.py, which reads [CLS] of
+the last layer like the others. All get the same documents in batches of the same size with the same
+optimizer and precision; a token counts if it is not padding.
 
-Every measurement is a process of its own, and the ways take turns, so that a busy machine is busy
-for all. The share of the machine's own rate is that of the model's matrix products on real tokens
-(6 operations a weight and token in training, 2 in prediction, attention left out) against products
+Every measurement is a process of its own, in turns, so that other load on the machine falls on all
+alike. The share of the machine's rate is that of the model's matrix products on real tokens (6
+operations per weight and token in training, 2 in prediction, attention left out) against products
 of square matrices in the same process.
 """
 
@@ -30,6 +30,7 @@ WAYS = ("max", "best", "ours")
 
 
 def main() -> None:
+    """Measure all ways in turns, and write the table."""
     options = read_arguments()
     if options.worker is not None:
         return print(json.dumps(measure(options)))
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a checkpoint, or bert-base-shape")
     parser.add_argument("--tokenizer", help="default: that of the model")
@@ -60,7 +62,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """Train an epoch, then predict the same rows. Returns real tokens per second of both."""
+    """Train an epoch, then predict the same rows; returns real tokens per second of both."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers import AutoTokenizer, TrainingArguments, set_seed
@@ -81,13 +83,13 @@ def measure(options: argparse.Namespace) -> dict:
         "bf16": options.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "seed": 1,
+        "remove_unused_columns": False,
     }
     if options.worker == "best":
-        # its name until 5.2, and since
-        known = "group_by_length" in TrainingArguments.__dataclass_fields__
-        own = {"group_by_length": True} if known else {"train_sampling_strategy": "group_by_length"}
-        fields |= own
-    fields["remove_unused_columns"] = False
+        if "group_by_length" in TrainingArguments.__dataclass_fields__:  # until transformers 5.2
+            fields["group_by_length"] = True
+        else:
+            fields["train_sampling_strategy"] = "group_by_length"
     build = our_trainer if options.worker == "ours" else plain_trainer
     trainer, rows = build(options, tokenizer, TrainingArguments(**fields))
     collate = trainer.data_collator
@@ -111,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def matmul_rate(torch: object, device: object, bf16: bool) -> float:
-    """Operations per second of products of square matrices, the best of some."""
+    """Measure operations per second of products of square matrices; the best of 12."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best = float("inf")
@@ -125,19 +127,22 @@ def matmul_rate(torch: object, device: object, bf16: bool) -> float:
 
 
 def read_documents(options: argparse.Namespace) -> tuple[object, object]:
-    """Documents with labels, and what the labels are."""
-    from bertchain.data.documents import label_documents
-    from bertchain.data.labels import LabelSpec
-    from bertchain.data.tables import Table, read_table
+    """Read labelled documents; returns them and their LabelSpec."""
+    from bertchain.arguments import common
+    from bertchain.data.tasks import load_task
 
-    table = Table(read_table(options.train_file), options.train_file)
-    spec = LabelSpec.infer(*table, [options.label_column_name])
-    limits = {"train": options.max_train_samples}
-    columns = {"text_columns": options.text_column_names}
-    return label_documents({"train": table}, limits, spec, **columns)["train"], spec
+    task = load_task(
+        common.DataArguments(options.train_file, max_train_samples=options.max_train_samples),
+        common.TextArguments(options.text_column_names),
+        common.LabelArguments([options.label_column_name]),
+        common.SpanArguments(),
+        seed=0,
+    )
+    return task.documents["train"], task.spec
 
 
 def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
+    """Build a plain Trainer; returns it and the rows to predict."""
     import torch
     from transformers import (
         AutoModelForSequenceClassification,
@@ -178,9 +183,11 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
 
 
 def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
+    """Build the Trainer of run_finetune.py; returns it and the rows to predict."""
     import run_finetune
-    from bertchain.data.batching import DocumentCollator, longest_first
-    from bertchain.data.tokenization import to_windows
+    from bertchain.arguments.finetuning import ModelArguments, RegulariserArguments
+    from bertchain.data.batching import longest_first
+    from bertchain.data.tokenization import Preprocessor
     from bertchain.models.layers import layer_rates
     from bertchain.models.loading import load_encoder
     from bertchain.models.modeling import strip_encoder
@@ -189,28 +196,27 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
     from bertchain.training.losses import TrainingLoss
 
     documents, spec = read_documents(options)
-    windows, special = WindowSpec("head", options.max_seq_length), find_special_tokens(tokenizer)
-    rows, _ = to_windows(documents, tokenizer, windows, special)
+    windows = WindowSpec("head", options.max_seq_length)
+    preprocessor = Preprocessor(tokenizer, windows, find_special_tokens(tokenizer))
+    rows = preprocessor.encode({"train": documents})["train"]
     if options.model == "bert-base-shape":
         from transformers import AutoModel, BertConfig
 
         encoder = strip_encoder(AutoModel.from_config(BertConfig(vocab_size=len(tokenizer))))
     else:
         encoder, _ = load_encoder(options.model)
-    shape = {"windows": windows.to_dict(), "special_tokens": special.to_dict()}
-    architecture = run_finetune.ModelArguments()
-    model, _ = build_model(encoder, None, architecture, spec, shape, tokenizer)
+    model, _ = build_model(encoder, None, ModelArguments(), spec, preprocessor)
     trainer = run_finetune.ClassifierTrainer(
         loss=TrainingLoss(model.config),
         rates=layer_rates(encoder.config.num_hidden_layers, args.learning_rate, 0.95),
         unfreeze_every=None,
-        regularisers=run_finetune.RegulariserArguments(),
+        regularisers=RegulariserArguments(),
         batch_by_length=True,
         model=model,
         args=args,
         train_dataset=rows,
         processing_class=tokenizer,
-        data_collator=DocumentCollator(tokenizer.pad_token_id),
+        data_collator=preprocessor.collator,
     )
     return trainer, rows.select(longest_first(rows["length"][:]))
 
@@ -219,7 +225,7 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
 
 
 def report(rows: list[dict], options: argparse.Namespace) -> None:
-    """Medians over the turns, and ratios to the plain ways."""
+    """Write and print medians over the turns, and ratios to the plain ways."""
     import pandas as pd
 
     from bertchain.runtime.files import write_json, write_text

@@ -1,13 +1,13 @@
-"""Time and memory of long documents in DocumentClassifier.
+"""Measure time and memory of long documents in DocumentClassifier.
 
     python benchmarks/long_documents.py --model MODEL --threads 2
 
-1. Time of a forward and backward pass against the number of real segments, the padded shape
-   [documents, segments, length] being always the same: absent segments must cost nothing.
-2. Peak memory of a training step on one document of --tokens tokens, in parts of
-   --segments_per_forward windows (0: all at once). Each is a process of its own. On a CPU the
-   allocator of glibc keeps freed memory in pieces that large tensors do not fit into; with
-   MALLOC_MMAP_THRESHOLD_ it gives large ones back at once (here --mmap_threshold; 0 = leave it).
+1. Time of a forward and backward pass against the number of real windows, in batches of the same
+   padded shape [documents, windows, length]: padding windows must cost nothing.
+2. Peak memory of a training step on one document of --tokens tokens, --segments_per_forward windows
+   at once (0: all). Each is a process of its own. On a CPU the allocator of glibc keeps freed
+   memory in pieces that large tensors do not fit into; with MALLOC_MMAP_THRESHOLD_ it gives large
+   ones back at once (here --mmap_threshold; 0 = leave it).
 """
 
 import argparse
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main() -> None:
+    """Measure both, and write the tables."""
     options = read_arguments()
     if options.worker is not None:
         return print(json.dumps(peak_memory(options)))
@@ -34,19 +35,19 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(size)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
-        result = (
-            json.loads(last[0]) if last else {"peak_gib": float("nan"), "seconds": float("nan")}
-        )
+        failed = {"peak_gib": float("nan"), "seconds": float("nan")}
+        result = json.loads(last[0]) if last else failed
         memory.append({"windows at once": size or "all", **result})
         print(memory[-1], flush=True)
     report(timed, memory, options)
 
 
 def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--documents", type=int, default=4)
-    parser.add_argument("--segments", type=int, default=8, help="a document, of the padded shape")
+    parser.add_argument("--segments", type=int, default=8, help="windows of a document, padded")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--segments_per_forward", type=int, nargs="+", default=[64, 8])
@@ -59,6 +60,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace, segments_per_forward: int | None) -> object:
+    """Build a classifier of documents in windows, in training mode."""
     import torch
 
     from bertchain.models.loading import load_encoder
@@ -80,11 +82,12 @@ def build(options: argparse.Namespace, segments_per_forward: int | None) -> obje
 
 
 def vocabulary(model: object) -> int:
+    """Number of tokens that the model knows."""
     return model.encoder.get_input_embeddings().num_embeddings
 
 
 def step(model: object, ids: object, mask: object) -> float:
-    """Seconds of one forward and backward pass."""
+    """Time a forward and a backward pass, in seconds; ids, mask [documents, windows, length]."""
     import torch
 
     model.zero_grad()
@@ -94,7 +97,10 @@ def step(model: object, ids: object, mask: object) -> float:
 
 
 def time_by_segments(options: argparse.Namespace) -> list[dict]:
-    """In rounds, so that a busy machine is busy for all counts; the fastest of each is taken."""
+    """Time a pass by number of real windows.
+
+    In rounds, so that other load on the machine falls on all; the fastest of each is taken.
+    """
     import torch
 
     model = build(options, None)
@@ -115,6 +121,7 @@ def time_by_segments(options: argparse.Namespace) -> list[dict]:
 
 
 def peak_memory(options: argparse.Namespace) -> dict:
+    """Measure peak memory and time of a step on one long document."""
     import torch
 
     model = build(options, options.worker or None)
@@ -125,12 +132,13 @@ def peak_memory(options: argparse.Namespace) -> dict:
 
 
 def peak_resident() -> int:
-    """Bytes. (getrusage would count what the parent process held when it started this one.)"""
+    """Peak memory of this process in bytes. (getrusage counts the parent's at the start, too.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def report(timed: list[dict], memory: list[dict], options: argparse.Namespace) -> None:
+    """Write and print both tables."""
     import pandas as pd
 
     from bertchain.runtime.files import write_json, write_text

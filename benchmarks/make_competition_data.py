@@ -1,4 +1,4 @@
-"""arXiv papers as a competition: train.tsv, test.tsv, sample_submission.csv, solution.csv.
+"""Make a competition of arXiv papers: train.tsv, test.tsv, sample_submission.csv, solution.csv.
 
     python benchmarks/make_competition_data.py DATA/arxiv input
 
@@ -14,7 +14,8 @@ import pandas as pd
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--least", type=int, default=20)

@@ -1,10 +1,10 @@
-"""Memory and time of the scripts on many short rows, and on one very long document.
+"""Measure memory and time of the scripts on many short rows, and on one very long document.
 
     python benchmarks/many_rows.py --tokenizer "$(python examples/find_minilm.py)"
 
-The model is a two-block BERT of 32 dimensions: what is measured is what the scripts do around it
-(reading, tokenizing, folds, batches, tables). Each measurement is a process of its own, whose peak
-memory is its VmHWM, mapped files included:
+The model is a BERT of two blocks and 32 dimensions, so that most of the time is what the scripts do
+around it (reading, tokenizing, folds, batches, tables). Each measurement is a process of its own;
+its peak memory is VmHWM, mapped files included:
 
     predict   run_finetune.py predicts all rows from a saved model, without labels
     score     the same with labels, and scores them
@@ -12,11 +12,11 @@ memory is its VmHWM, mapped files included:
     features  run_probe.py computes mean features of all layers of all rows
     itpt      run_itpt.py reads and tokenizes all rows, and trains 4 steps
 
-and predict and features of one document of 100,000 words, in windows, among 9 short ones. Versions
-of the scripts are compared by turns, in the same run:
+and predict and features of one document of 100,000 words, in windows, among 9 short ones. --roots
+compares checkouts of the scripts, in turns:
 
-    git worktree add ../before e44b124
-    python benchmarks/many_rows.py --tokenizer MODEL --rows 100000 --roots ../before . --turns 3
+    git worktree add ../previous COMMIT
+    python benchmarks/many_rows.py --tokenizer MODEL --rows 100000 --roots ../previous . --turns 3
 """
 
 import argparse
@@ -71,6 +71,7 @@ LONG_DOCUMENT = 100_000  # words
 
 
 def main() -> None:
+    """Measure all ways, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
@@ -98,11 +99,11 @@ def main() -> None:
                 print(measure(way, 10, folder, options.roots[0], long=True), flush=True)
 
 
-# ---------------------------------------------------------------- what is there before
+# ---------------------------------------------------------------- models and tables
 
 
 def make_models(folder: Path, tokenizer: str) -> None:
-    """start: an encoder; model, long: classifiers on heads and on windows of documents."""
+    """Write start, an encoder; model and long, classifiers of head windows and of all windows."""
     tokens = AutoTokenizer.from_pretrained(tokenizer)
     torch.manual_seed(0)
     config = BertConfig(
@@ -118,6 +119,7 @@ def make_models(folder: Path, tokenizer: str) -> None:
 
 
 def write_rows(path: Path, rows: int) -> None:
+    """Write a table of short sentences: id, text, label."""
     rng = random.Random(0)
     texts = [
         f"The {rng.choice(NOUNS)} {rng.choice(VERBS)} after {rng.randint(2, 900)} days"
@@ -129,11 +131,13 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def leave_labels_out(folder: Path) -> None:
+    """Write unlabelled.csv, rows.csv without its labels."""
     table = pd.read_csv(folder / "rows.csv").drop(columns="label")
     table.to_csv(folder / "unlabelled.csv", index=False)
 
 
 def write_long_document(path: Path) -> None:
+    """Write ten rows, one of them very long."""
     rng = random.Random(0)
     write_rows(path, 10)
     table = pd.read_csv(path)
@@ -141,20 +145,23 @@ def write_long_document(path: Path) -> None:
     table.to_csv(path, index=False)
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- ways
 
 
 def flags(**arguments: object) -> list[str]:
-    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    """Arguments -> flags."""
+    return [f"--{name}={value}" for name, value in arguments.items()]
 
 
 def finetune(folder: Path, train: str, out: str, **arguments: object) -> list[str]:
+    """Command of a run of run_finetune.py."""
     files = {"model_name_or_path": folder / "start", "train_file": folder / train}
     common = {"id_column_name": "id", "disable_tqdm": True, "output_dir": folder / out}
     return ["run_finetune.py", *flags(**files, **common, **arguments)]
 
 
 def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[list[str], str]:
+    """Command that predicts a table, and the file to count rows in."""
     model = folder / ("long" if long else "model")
     arguments = {"model_name_or_path": model, "test_file": folder / table}
     arguments |= {"id_column_name": "id", "per_device_eval_batch_size": 256, "disable_tqdm": True}
@@ -163,18 +170,20 @@ def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[li
 
 
 def score(folder: Path, long: bool) -> tuple[list[str], str]:
+    """Command that predicts and scores labelled rows, and the file to count rows in."""
     return predict(folder, long, "rows.csv")
 
 
 def folds(folder: Path, long: bool) -> tuple[list[str], str]:
-    shutil.rmtree(folder / "folds", ignore_errors=True)  # models of other rows are not gone on with
+    """Command that trains two folds for four steps, and the file to count rows in."""
+    shutil.rmtree(folder / "folds", ignore_errors=True)  # other rows are refused there
     steps = {"num_folds": 2, "max_steps": 4, "per_device_eval_batch_size": 256}
     steps |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return finetune(folder, "rows.csv", "folds", **steps), "folds/predictions_oof.csv"
 
 
 def features(folder: Path, long: bool) -> tuple[list[str], str]:
-    """Of a test file; the probe itself is trained on some 270 rows and one layer."""
+    """Command that computes features, and their folder; the probe has 270 rows and one layer."""
     arguments = {"models": f"base={folder / 'start'}", "train_file": folder / "train.csv"}
     arguments |= {"test_file": folder / "rows.csv", "id_column_name": "id", "probe_layers": -1}
     out = folder / ("probed_long" if long else "probed")
@@ -185,6 +194,7 @@ def features(folder: Path, long: bool) -> tuple[list[str], str]:
 
 
 def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
+    """Command that pretrains for four steps, and the file to count rows in."""
     arguments = {"model_name_or_path": folder / "start", "train_file": folder / "rows.csv"}
     arguments |= {"max_steps": 4, "save_strategy": "no", "load_best_model_at_end": False}
     arguments |= {"deduplicate": False, "validation_split": 0.002, "disable_tqdm": True}
@@ -196,7 +206,11 @@ WAYS = {"predict": predict, "score": score, "folds": folds, "features": features
 
 
 def measure(way: str, rows: int, folder: Path, root: Path, long: bool = False) -> str:
-    """A row of the table. Raises SystemExit with what a process said that failed or lost rows."""
+    """Measure one way; returns its row of the table.
+
+    Raises:
+        SystemExit: if the process failed, with what it said, or if rows are missing.
+    """
     line, written = WAYS[way](folder, long)
     started, peak = time.monotonic(), 0
     with (folder / "log").open("w") as log:
@@ -219,6 +233,7 @@ def measure(way: str, rows: int, folder: Path, root: Path, long: bool = False) -
 
 
 def count_rows(path: Path, way: str) -> int:
+    """Count the rows that came out."""
     if way == "itpt":
         results = json.loads(path.read_text())
         return results["documents"] + results["held_out_documents"]
@@ -230,7 +245,7 @@ def count_rows(path: Path, way: str) -> int:
 
 
 def high_water_mark(process: int) -> int:
-    """Most memory that the process ever held, in KiB."""
+    """Read the peak memory of a process, in KiB."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:

@@ -1,16 +1,16 @@
-"""Every ratio to a peer in one run, as benchmarks/RESULTS.md.
+"""Measure the ratio to each peer in one run, and write benchmarks/RESULTS.md.
 
     pip install sentence-transformers
     python benchmarks/run_all.py --model MODEL --train_file agnews/train.csv
 
-In each of --turns turns every part measures every way once, each in a process of its own, so that a
-busy machine is busy for all. The table holds medians over the turns, and the ratio of each turn's
-pair: its median, lowest and highest. On a machine with a GPU the same processes run there, in bf16.
+In each of --turns turns every benchmark measures every way once, each in a process of its own, so
+that other load on the machine falls on all alike. The table shows medians over the turns, and the
+median, lowest and highest ratio of the pairs of a turn. With a GPU they run there, in bf16.
 
 Peers: the usual masked-LM recipe (itpt_speed.py), a plain Trainer as the official script pads and
 at its best (finetune_speed.py), `SentenceTransformer.encode` and scikit-learn one fit at a time
-(probe_speed.py), DirectProbe's rule written down with one linear program a check (as the tests do),
-and, for start-up, the imports that any script with a Trainer needs.
+(probe_speed.py), DirectProbe's rule written down with one linear program per check (as in the
+tests), and, for start-up, the imports that any script with a Trainer needs.
 """
 
 import argparse
@@ -35,10 +35,13 @@ from turns import run_worker
 
 
 class Ratio(NamedTuple):
-    """One line of the table: a value of our way over that of a peer's.
+    """One line of the table: a value of our way against that of a peer's.
 
     Attributes:
-        key: which value of the results; of seconds and memory less is better.
+        what: name of the line.
+        part: benchmark that measures it.
+        ours, peer: two ways of the benchmark.
+        key: name of the value; of seconds and memory less is better.
     """
 
     what: str
@@ -79,7 +82,7 @@ RATIOS = (
         "seconds",
     ),
     Ratio(
-        "probes: layers x c_values against scikit-learn", "probe", "probes", "sklearn", "seconds"
+        "probes: layers x values of C against scikit-learn", "probe", "probes", "sklearn", "seconds"
     ),
     Ratio(
         "DirectProbe, 100 points in 5 dimensions, against the rule",
@@ -101,10 +104,14 @@ UNITS = {
     "seconds": "s",
 }
 SMALLER = ("seconds", "training_mib")  # is better
+NOTE = """\
+Of speed the ratio is ours over the peer's, of seconds and memory the peer's over ours:
+above 1 is better. Values are medians, ratios those of pairs of the same turn.
+"""
 
 TRAINER = "import torch, datasets, pandas, sklearn.linear_model, matplotlib\n"
 TRAINER += "from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer"
-STARTS = {  # what is started
+STARTS = {  # arguments of python
     "help": [str(ROOT / "run_finetune.py"), "--help"],
     "parser": ["-c", "from transformers import HfArgumentParser, TrainingArguments"],
     "imports": ["-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import run_finetune"],
@@ -113,6 +120,7 @@ STARTS = {  # what is started
 
 
 def main() -> None:
+    """Measure in turns, and write the table."""
     options = read_arguments()
     if options.worker is not None:
         return print(json.dumps(count_clusters(options.worker)))
@@ -120,15 +128,14 @@ def main() -> None:
     for turn in range(options.turns):
         for (part, way), measure in ways_of(options).items():
             found.setdefault((part, way), []).append(measure())
-            print(
-                json.dumps({"turn": turn, "part": part, "way": way, **found[part, way][-1]}),
-                flush=True,
-            )
+            measured = {"turn": turn, "part": part, "way": way} | found[part, way][-1]
+            print(json.dumps(measured), flush=True)
     write_results(found, options)
     print(Path(options.output_file).read_text(encoding="utf-8"))
 
 
 def read_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model")
     parser.add_argument("--train_file", help="a labelled table")
@@ -148,16 +155,21 @@ def read_arguments() -> argparse.Namespace:
     return options
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- measurements
 
 
 def ways_of(options: argparse.Namespace) -> dict[tuple[str, str], Callable[[], dict]]:
-    """Everything that the chosen ratios need, by part and way."""
-    needed = [(r.part, way) for r in RATIOS for way in (r.ours, r.peer) if r.part in options.parts]
-    return {key: measurement(*key, options) for key in dict.fromkeys(needed)}
+    """Collect the measurements that the chosen ratios need, by part and way."""
+    chosen = [ratio for ratio in RATIOS if ratio.part in options.parts]
+    return {
+        (ratio.part, way): measurement(ratio.part, way, options)
+        for ratio in chosen
+        for way in (ratio.ours, ratio.peer)
+    }
 
 
 def measurement(part: str, way: str, options: argparse.Namespace) -> Callable[[], dict]:
+    """Make the function that measures one way of a benchmark."""
     if part == "start":
         return lambda: {"seconds": seconds_of(STARTS[way])}
     if part == "clusters":
@@ -174,12 +186,14 @@ def measurement(part: str, way: str, options: argparse.Namespace) -> Callable[[]
 
 
 def has_gpu() -> bool:
+    """Return whether CUDA is available."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def seconds_of(line: list[str]) -> float:
+    """Time a Python process, started outside of this repository."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
@@ -191,7 +205,11 @@ def seconds_of(line: list[str]) -> float:
 
 
 def count_clusters(way: str) -> dict[str, float]:
-    """100 drawn points of 3 labels that overlap, in 5 dimensions: how long, and how many."""
+    """Cluster 100 random points of 3 overlapping labels in 5 dimensions: seconds and clusters.
+
+    Args:
+        way: ours, or plain, the rule written down.
+    """
     import numpy as np
     from threadpoolctl import threadpool_limits
 
@@ -219,6 +237,7 @@ def count_clusters(way: str) -> dict[str, float]:
 
 
 def write_results(found: dict[tuple[str, str], list[dict]], options: argparse.Namespace) -> None:
+    """Write the table. Raises SystemExit where both ways of DirectProbe find other clusters."""
     from bertchain.runtime.files import write_text
 
     counts = {
@@ -229,28 +248,24 @@ def write_results(found: dict[tuple[str, str], list[dict]], options: argparse.Na
     lines = ["# Results", "", *facts(options), ""]
     lines += ["| | ours | peer | ratio | lowest to highest |", "| --- | --- | --- | --- | --- |"]
     lines += [row(ratio, found) for ratio in RATIOS if ratio.part in options.parts]
-    lines += [
-        "",
-        "Of speed the ratio is ours over the peer's, of seconds and memory the peer's over ours:",
-    ]
-    lines += ["above 1 is better. Values are medians, ratios those of pairs of the same turn.", ""]
+    lines += ["", NOTE]
     write_text(Path(options.output_file), "\n".join(lines))
 
 
 def row(ratio: Ratio, found: dict[tuple[str, str], list[dict]]) -> str:
+    """Format a line of the table."""
     ours, theirs = (
         [result[ratio.key] for result in found[ratio.part, way]] for way in (ratio.ours, ratio.peer)
     )
     better = [b / a if ratio.key in SMALLER else a / b for a, b in zip(ours, theirs, strict=True)]
     values = [f"{statistics.median(own):,.4g} {UNITS[ratio.key]}" for own in (ours, theirs)]
     between = f"{min(better):.2f} to {max(better):.2f}"
-    return (
-        "| " + " | ".join([ratio.what, *values, f"{statistics.median(better):.2f}", between]) + " |"
-    )
+    cells = [ratio.what, *values, f"{statistics.median(better):.2f}", between]
+    return f"| {' | '.join(cells)} |"
 
 
 def facts(options: argparse.Namespace) -> list[str]:
-    """Machine, versions, command."""
+    """List machine, versions and command."""
     from bertchain.runtime.records import versions
 
     machine = f"{cpu_name()}, {os.cpu_count()} cores, {options.threads} threads"
@@ -271,14 +286,15 @@ def facts(options: argparse.Namespace) -> list[str]:
 
 
 def command_of(options: argparse.Namespace) -> str:
-    """How this is run again; paths without the folders of this machine."""
-    changed = [f"--turns {options.turns}", f"--threads {options.threads}"]
-    changed += [f"--max_train_samples {options.max_train_samples}", f"--rows {options.rows}"]
+    """Return the command that repeats this; paths without the folders of this machine."""
     model, table = shlex.quote(Path(options.model).name), shlex.quote(Path(options.train_file).name)
-    return f"python benchmarks/run_all.py --model {model} --train_file {table} {' '.join(changed)}"
+    names = ("turns", "threads", "max_train_samples", "rows")
+    changed = " ".join(f"--{name} {getattr(options, name)}" for name in names)
+    return f"python benchmarks/run_all.py --model {model} --train_file {table} {changed}"
 
 
 def cpu_name() -> str:
+    """Name the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Measurements that take turns, each in a process of its own."""
+"""Run measurements in turns, each in a process of its own."""
 
 import json
 import subprocess
@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 
 
 def take_turns(script: str, ways: Sequence[str], turns: int) -> list[dict]:
-    """Run `script --worker WAY` with this process's arguments; a row for each way and turn.
+    """Run `script --worker WAY` with this process's arguments, in turns.
 
-    In turns, so that a busy machine is busy for all; in processes, so that peaks of memory and
-    caches are those of one way.
+    Turns, so that other load on the machine falls on all ways alike; processes, so that each way
+    has its own peak of memory and caches.
+
+    Returns:
+        a row for each way and turn.
     """
     rows = []
     for turn in range(turns):
@@ -22,7 +25,11 @@ def take_turns(script: str, ways: Sequence[str], turns: int) -> list[dict]:
 
 
 def run_worker(script: str, way: str, arguments: Sequence[str]) -> dict:
-    """What `script --worker WAY` prints last, as JSON. Raises SystemExit with its errors."""
+    """Run `script --worker WAY`; returns the JSON of its last line.
+
+    Raises:
+        SystemExit: with what the process said, if it failed.
+    """
     command = [sys.executable, script, *arguments, "--worker", way]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -31,10 +38,13 @@ def run_worker(script: str, way: str, arguments: Sequence[str]) -> dict:
 
 
 def watch_steps(trainer: object, length: Callable[[dict], int]) -> tuple[list[int], list[float]]:
-    """Real tokens of each batch and the time at each step's end, filled while `trainer` trains.
+    """Record real tokens of each batch and the time at the end of each step while it trains.
 
     Args:
-        length: tokens of a row.
+        length: tokens of a row that are not padding.
+
+    Returns:
+        tokens, seconds: empty lists, filled while `trainer` trains.
     """
     import torch
     from transformers import TrainerCallback

@@ -1,14 +1,14 @@
-"""Blend the predictions of several runs with folds: weights fitted out of the folds.
+"""Blend the predictions of several runs with folds: weights fitted on out-of-fold rows.
 
     python examples/blend.py RUN RUN ... --output_dir blend --sample_submission sample.csv
 
 Each RUN is an output folder of run_finetune.py with predictions_oof.csv and predictions_test.csv;
-rows are put together by id. Weights are at least 0, add up to 1, and minimise the log loss (of
-regression the squared error) of the rows out of the folds. What that gains is judged fold by fold,
-each with weights fitted on the others, so that it is not inflated.
+rows are joined by id. Weights are at least 0, add up to 1, and minimise the log loss (regression:
+the squared error) of the out-of-fold predictions. The gain is measured fold by fold, each with
+weights fitted on the other folds, so that it is not inflated.
 
-Written are predictions_oof.csv, predictions_test.csv, submission.csv, report.md (each run, their
-mean and the blend; weights; correlation of the predictions) and all_results.json.
+Writes predictions_oof.csv, predictions_test.csv, submission.csv, report.md (scores of each run,
+their mean and the blend; weights; correlation of the predictions) and all_results.json.
 """
 
 import argparse
@@ -34,10 +34,12 @@ from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
+BLEND = "blend (each fold by the others)"
+
 
 @dataclass
 class Run:
-    """Out-of-fold rows of a run, in the order of the first run's; its test predictions."""
+    """Predictions of a run, its rows in the order of the first run's."""
 
     name: str
     oof: np.ndarray  # [n, labels]
@@ -45,6 +47,7 @@ class Run:
 
 
 def main() -> None:
+    """Fit the weights, and write the blend and its report."""
     options = read_options()
     folder = Path(options.output_dir)
     spec = read_spec(options.runs)
@@ -66,16 +69,10 @@ def main() -> None:
     scores_of = score_function(spec, [])
     labels = truth.argmax(axis=1) if spec.problem_type == "single_label" else truth
     candidates = {run.name: run.oof for run in runs}
-    candidates |= {"mean of all": oof.mean(axis=0), "blend (each fold by the others)": nested}
+    candidates |= {"mean of all": oof.mean(axis=0), BLEND: nested}
     scores = {name: scores_of(p, labels) for name, p in candidates.items()}
-    write_predictions(
-        folder / "predictions_oof.csv",
-        spec,
-        table["id"].tolist(),
-        nested,
-        fold=folds,
-        label=table["label"].tolist(),
-    )
+    ids, columns = table["id"].tolist(), {"fold": folds, "label": table["label"].tolist()}
+    write_predictions(folder / "predictions_oof.csv", spec, ids, nested, **columns)
     write_predictions(folder / "predictions_test.csv", spec, test_ids, blended)
     if options.sample_submission:
         sample = SampleSubmission.read(
@@ -86,14 +83,13 @@ def main() -> None:
         write_csv(folder / "submission.csv", filled)
     by_run = dict(zip([run.name for run in runs], weights.tolist(), strict=True))
     report = write_report(folder, scores, by_run, runs, spec)
-    write_json(
-        folder / "all_results.json",
-        {"scores": scores, "weights": by_run, "versions": versions()},
-    )
+    results = {"scores": scores, "weights": by_run, "versions": versions()}
+    write_json(folder / "all_results.json", results)
     print(report)
 
 
 def read_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,7 +108,7 @@ def read_options() -> argparse.Namespace:
 
 
 def read_spec(paths: list[str]) -> LabelSpec:
-    """What the labels are, which all runs must agree on."""
+    """Read what the labels are. Raises InputError where the runs differ in that."""
     specs = []
     for path in paths:
         members = read_members(path)
@@ -129,7 +125,7 @@ def read_spec(paths: list[str]) -> LabelSpec:
 
 
 def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]) -> Run:
-    """A run in the row order of the first."""
+    """Read a run, its rows in the order of the first run's."""
     folder = Path(path)
     table = read_written_table(folder / "predictions_oof.csv").set_index("id")
     check_same_ids(folder / "predictions_oof.csv", table.index, first["id"])
@@ -144,6 +140,7 @@ def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str
 
 
 def check_same_ids(path: Path, ids: object, wanted: object) -> None:
+    """Raises InputError, naming one, for ids in a file or in the first run only."""
     differ = sorted({*ids} ^ {*wanted})
     if differ:
         raise InputError(
@@ -152,7 +149,7 @@ def check_same_ids(path: Path, ids: object, wanted: object) -> None:
 
 
 def encode(table: pd.DataFrame, spec: LabelSpec) -> np.ndarray:
-    """The column label of an out-of-fold table -> [n, labels]."""
+    """Encode the column label of an out-of-fold table: [n, labels], 0 or 1, or numbers."""
     if spec.problem_type == "regression":
         return np.array([[to_number(value)] for value in table["label"]])
     joint = spec.delimiter or "|"
@@ -167,15 +164,16 @@ def encode(table: pd.DataFrame, spec: LabelSpec) -> np.ndarray:
 
 
 def combine(weights: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Args: weights [runs], predictions [runs, n, labels]."""
+    """Weigh and add predictions: weights [runs], predictions [runs, n, labels] -> [n, labels]."""
     return np.tensordot(weights, predictions, axes=1)
 
 
 def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> np.ndarray:
-    """Weights [runs] on the simplex with the least loss: a convex problem, so there is one best.
+    """Fit weights [runs] on the simplex with the least loss, a convex problem.
 
     Args:
-        predictions: [runs, n, labels]; truth [n, labels].
+        predictions: [runs, n, labels].
+        truth: [n, labels].
     """
     runs, rows = len(predictions), predictions.shape[1]
 
@@ -216,18 +214,19 @@ def write_report(
     runs: list[Run],
     spec: LabelSpec,
 ) -> str:
+    """Write report.md; returns its text."""
     main_score, _ = MAIN_METRIC[spec.problem_type]
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
     for name, own in scores.items():
-        row = {"out of the folds": name, "weight": weights.get(name, float("nan"))}
+        row = {"out-of-fold predictions": name, "weight": weights.get(name, float("nan"))}
         rows.append(row | {m: own[m] for m in dict.fromkeys((main_score, second))})
     flat = np.stack([run.oof.reshape(-1) for run in runs])
     correlation = pd.DataFrame(np.corrcoef(flat), columns=[run.name for run in runs])
     correlation.insert(0, "correlation", [run.name for run in runs])
     singles = [scores[run.name][main_score] for run in runs]
     best = min(singles) if main_score in LESS_IS_BETTER else max(singles)
-    gain = scores["blend (each fold by the others)"][main_score] - best
+    gain = scores[BLEND][main_score] - best
     text = (
         f"# Blend\n\n{markdown_table(pd.DataFrame(rows))}\n"
         f"The blend differs from the best single run by {gain:+.4f} {main_score}.\n\n"

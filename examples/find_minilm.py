@@ -17,6 +17,7 @@ ONLINE = (
 
 
 def main() -> None:
+    """Print the folder, or exit with how to get the model."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:

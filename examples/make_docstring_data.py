@@ -1,4 +1,4 @@
-"""Make a title + abstract data set from the docstrings of installed packages. No download.
+"""Make a data set of titles and abstracts from the docstrings of installed packages, offline.
 
     python examples/make_docstring_data.py --output_dir data
 
@@ -6,7 +6,7 @@ A row is a function, class or method of numpy, scipy, scikit-learn, pandas or to
 name, abstract = its description without signature, parameters and examples, label = one of 13
 topics. Most topics draw on several libraries, so that a library's style does not give the label
 away. A class and its methods, namesakes (numpy.fft.fft and scipy.fft.fft) and near-duplicates
-always stay on one side.
+are always in the same split.
 
 Writes train.csv (labelled), unlabelled.csv (for further pretraining), test.csv (no labels),
 test_labels.csv (test.csv with its labels, to score with afterwards), sample_submission.csv.
@@ -27,7 +27,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
-# Topic -> modules, all of whose public objects count, and single names of larger modules.
+# Topic -> modules, with all their public objects, and single names of larger modules.
 TOPICS = {
     "linear algebra": "numpy.linalg scipy.linalg torch.linalg scipy.sparse.linalg",
     "sparse matrices and graphs": "scipy.sparse scipy.sparse.csgraph torch.sparse",
@@ -61,13 +61,14 @@ TOPICS = {
         pandas.tseries.offsets pandas.api.types""",
 }
 MOST_ROWS_A_TOPIC = 330
-MOST_METHODS_A_CLASS = 12  # a DataFrame has 200, all on one side
+MOST_METHODS_A_CLASS = 12  # a DataFrame has 200, all in one split
 WORDS = (12, 120)  # a shorter description says too little; a longer one is cut
-SHARES = (("test", 22), ("train", 30), ("unlabelled", 48))  # percent of the groups
+SHARES = (("test", 22), ("train", 30), ("unlabelled", 48))  # percent of the groups of rows
 NEAR_DUPLICATE = 0.8  # cosine of TF-IDF vectors
 
 
 def main(argv: list[str] | None = None) -> dict[str, int]:
+    """Write the files. Returns the number of rows by split."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="docstring_data")
     folder = Path(parser.parse_args(argv).output_dir)
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
 
 
 def collect_rows() -> pd.DataFrame:
-    """One row per description: id, title, abstract, label, group. Repeated descriptions once."""
+    """Collect each description once: columns id, library, title, group, label, abstract."""
     found = [
         (library, title, group, label, abstract)
         for label, sources in TOPICS.items()
@@ -114,7 +115,7 @@ def collect_rows() -> pd.DataFrame:
 
 
 def descriptions(source: str) -> Iterator[tuple[str, str, str, str]]:
-    """(library, title, group, abstract) of a source's objects and of its classes' methods."""
+    """Yield (library, title, group, abstract) of a source's objects and its classes' methods."""
     path, _, wanted = source.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some names are deprecated
@@ -122,21 +123,22 @@ def descriptions(source: str) -> Iterator[tuple[str, str, str, str]]:
             if not is_wanted(name, thing, wanted):
                 continue
             library, group = path.split(".")[0], name.strip("_").lower()
-            parts = [(name, thing)]
+            described = [(name, thing)]
             if inspect.isclass(thing):
                 methods = [
                     (m, getattr(thing, m, None)) for m in vars(thing) if not m.startswith("_")
                 ]
                 methods = [(f"{name}.{m}", method) for m, method in methods if callable(method)]
-                parts += sorted(methods, key=lambda pair: digest(pair[0]))[:MOST_METHODS_A_CLASS]
-            for title, part in parts:
-                abstract = describe(part)
+                methods.sort(key=lambda pair: digest(pair[0]))
+                described += methods[:MOST_METHODS_A_CLASS]
+            for title, own in described:
+                abstract = describe(own)
                 if abstract:
                     yield library, title, group, abstract
 
 
 def public_objects(path: str) -> Iterator[tuple[str, Any]]:
-    """Names and objects of a module, or of a class within one (pandas.Series.str)."""
+    """Yield names and objects of a module, or of a class in one (pandas.Series.str)."""
     try:
         holder = importlib.import_module(path)
     except ModuleNotFoundError:
@@ -154,6 +156,7 @@ def public_objects(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_wanted(name: str, thing: Any, wanted: str) -> bool:
+    """Return whether an object is of the wanted kind, or among the wanted names."""
     kinds = {
         "": lambda: True,
         "function": lambda: inspect.isfunction(thing),
@@ -171,7 +174,7 @@ SECTION = re.compile(
 
 
 def describe(thing: Any) -> str:
-    """The description in a docstring, as plain words; empty if it says too little."""
+    """Extract the description of a docstring, as plain words; empty if it is too short."""
     text = "\n" + (inspect.getdoc(thing) or "")
     text = re.sub(r"^\s*[\w.]+\([^\n]*(?:\n(?=\S)[^\n]*)*\n", "\n", text, count=1)  # signature
     text = SECTION.split(text + "\n", maxsplit=1)[0]
@@ -185,7 +188,7 @@ def describe(thing: Any) -> str:
 
 
 def assign_splits(rows: pd.DataFrame) -> list[str]:
-    """A split per row, by a hash of its group: another version of a library moves few rows."""
+    """Assign each row to a split by a hash of its group: new library versions move few rows."""
     keys = merge_near_duplicates(rows)
     bounds = np.cumsum([share for _, share in SHARES])
     numbers = [int(digest(key), 16) % 100 for key in keys]
@@ -193,7 +196,7 @@ def assign_splits(rows: pd.DataFrame) -> list[str]:
 
 
 def merge_near_duplicates(rows: pd.DataFrame) -> list[str]:
-    """Group names; groups that share a near-duplicate become one (union-find)."""
+    """Name the group of each row; groups with near-duplicates become one (union-find)."""
     parent = {group: group for group in rows["group"]}
 
     def root(group: str) -> str:
@@ -211,6 +214,7 @@ def merge_near_duplicates(rows: pd.DataFrame) -> list[str]:
 
 
 def digest(text: str) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""A grid of runs from one YAML file: one process a run, a tidy table, intervals, and a figure.
+"""Run a grid of arguments from one YAML file: a process for each run, a table, and a figure.
 
     python examples/sweep.py sweep.yaml
 
-    script: run_finetune.py            # or another of these scripts; this is the default
+    script: run_finetune.py            # the default, or another script, such as run_probe.py
     output_dir: sweep
     fixed:                             # arguments of every run
       model_name_or_path: bert-base-uncased
@@ -13,17 +13,17 @@
     points:                            # or named points in place of a grid
       - {name: head, truncation: head}
       - {name: head + tail, truncation: head_tail}
-    seeds: [1, 2, 3]                   # of every point
+    seeds: [1, 2, 3]                   # runs of every point
     metric: test_accuracy              # default: the main score of the test set
     parallel: 1                        # runs at a time, each with its share of the cores
     keep_models: false                 # true: do not delete weights
 
-"{seed}" in an argument becomes the seed of the run, so that a sweep can start from what another one
-with keep_models has left: model_name_or_path: multitask/runs/both-seed-{seed}/trec
+"{seed}" in an argument becomes the seed of the run, so that a sweep can load the models of another
+one with keep_models: model_name_or_path: multitask/runs/both-seed-{seed}/trec
 
-Finished runs are skipped, so an interrupted sweep goes on with the same command. Written are
-sweep.csv (a row a run), sweep.md (means, differences to the first point, paired by seed, with their
-95 % intervals by Student's t) and sweep.png. Results and predictions stay.
+Finished runs are skipped, so the same command resumes an interrupted sweep. It writes sweep.csv (a
+row for each run), sweep.md (means; differences to the first point, paired by seed, with 95 %
+intervals by Student's t) and sweep.png. Results and predictions of the runs are kept.
 """
 
 import itertools
@@ -34,7 +34,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy import stats
@@ -48,24 +48,42 @@ from bertchain.runtime.files import atomic_write, write_csv, write_json, write_t
 from bertchain.runtime.records import markdown_table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("script", "output_dir", "fixed", "grid", "points", "seeds", "metric", "parallel")
-KEYS += ("keep_models",)
+DEFAULTS = {
+    "script": "run_finetune.py",
+    "output_dir": "sweep",
+    "fixed": {},
+    "grid": None,
+    "points": None,
+    "seeds": [42],
+    "metric": None,
+    "parallel": 1,
+    "keep_models": False,
+}
+
+
+class Job(NamedTuple):
+    """One run of a sweep: a point, the arguments that make it, and a seed."""
+
+    point: str
+    flags: dict[str, Any]
+    seed: int
 
 
 def main() -> None:
+    """Run what is not done yet, and write the table, the summary and the figure."""
     sweep = read_sweep(sys.argv[1:])
     folder = Path(sweep["output_dir"])
     points = list_points(sweep)
-    jobs = [(name, flags, seed) for seed in sweep["seeds"] for name, flags in points.items()]
+    jobs = [Job(name, flags, seed) for seed in sweep["seeds"] for name, flags in points.items()]
     with ThreadPoolExecutor(sweep["parallel"]) as pool:
-        done = list(pool.map(lambda job: run_point(sweep, *job), jobs))
+        done = list(pool.map(lambda job: run(job, sweep), jobs))
     failed = [path for path in done if isinstance(path, Path)]
     if failed:
         raise InputError(
             f"{len(failed)} of {len(jobs)} runs failed; the first says why: {failed[0]}"
         )
     metric = sweep["metric"] or main_metric(done[0])
-    rows = [row_of(points, job, results, metric) for job, results in zip(jobs, done, strict=True)]
+    rows = [row_of(job, results, metric) for job, results in zip(jobs, done, strict=True)]
     table = pd.DataFrame(rows)
     write_csv(folder / "sweep.csv", table)
     summary = summarise(table, metric)
@@ -79,26 +97,26 @@ def main() -> None:
 
 
 def read_sweep(argv: list[str]) -> dict[str, Any]:
+    """Read and check the YAML file; `DEFAULTS` stand for what it leaves out."""
     if len(argv) != 1:
         raise InputError("give one YAML file; its form is described at the top of sweep.py")
     sweep = read_arguments(argv[0])
+    keys = list(DEFAULTS)
     for key in sweep:
-        if key not in KEYS:
-            raise InputError(
-                f"{argv[0]}: {key} is not one of {', '.join(KEYS)}{nearest(key, KEYS)}"
-            )
+        if key not in keys:
+            known = ", ".join(keys) + nearest(key, keys)
+            raise InputError(f"{argv[0]}: {key} is not one of {known}")
     if bool(sweep.get("grid")) == bool(sweep.get("points")):
         raise InputError(f"{argv[0]}: give either grid or points")
-    defaults = {"script": "run_finetune.py", "output_dir": "sweep", "fixed": {}, "seeds": [42]}
-    sweep = defaults | {"metric": None, "parallel": 1, "keep_models": False} | sweep
+    sweep = DEFAULTS | sweep
     if not (ROOT / sweep["script"]).is_file():
         raise InputError(f"{argv[0]}: script {sweep['script']} is not in {ROOT}")
     return sweep
 
 
 def list_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """name -> the arguments that make the point."""
-    if sweep.get("points"):
+    """List the points: name -> the arguments that make it."""
+    if sweep["points"]:
         points = [dict(point) for point in sweep["points"]]
         named = {str(point.pop("name", "")): point for point in points}
         if len(named) < len(points) or "" in named:
@@ -113,12 +131,12 @@ def list_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- runs
 
 
-def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int) -> Any:
-    """Results of one run, from its folder if it is done; the path of its log if it failed."""
-    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
-    folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{seed}"
-    arguments = with_seed({**sweep["fixed"], **flags}, seed)
-    arguments |= {"seed": seed, "output_dir": str(folder)}
+def run(job: Job, sweep: dict[str, Any]) -> dict[str, Any] | Path:
+    """Run a job unless it is done. Returns its results, or the path of its log if it failed."""
+    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in job.point)
+    folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{job.seed}"
+    arguments = with_seed(sweep["fixed"] | job.flags, job.seed)
+    arguments |= {"seed": job.seed, "output_dir": str(folder)}
     command = [sys.executable, str(ROOT / sweep["script"]), *flags_of(arguments)]
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["arguments"] == command[2:]:
@@ -136,11 +154,12 @@ def run_point(sweep: dict[str, Any], name: str, flags: dict[str, Any], seed: int
     for weights in [] if sweep["keep_models"] else folder.rglob("*.safetensors"):
         weights.unlink()
     write_json(done, {"arguments": command[2:]})
-    print(f"{name}, seed {seed}: done", flush=True)
+    print(f"{job.point}, seed {job.seed}: done", flush=True)
     return json.loads((folder / "all_results.json").read_text())
 
 
 def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Replace {seed} in values that are text."""
     return {
         name: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
         for name, value in arguments.items()
@@ -148,28 +167,32 @@ def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def main_metric(results: dict[str, Any]) -> str:
-    names = [f"{part}_{metric}" for part in ("test", "eval") for metric, _ in MAIN_METRIC.values()]
+    """Find the main score of the test set, else of the validation set."""
+    scores = [metric for metric, _ in MAIN_METRIC.values()]
+    names = [f"{prefix}_{metric}" for prefix in ("test", "eval") for metric in scores]
     found = next((name for name in names if name in results), None)
     if found is None:
         raise InputError("name a metric; there are: " + ", ".join(results))
     return found
 
 
-def row_of(
-    points: dict[str, dict], job: tuple[str, dict, int], results: dict[str, Any], metric: str
-) -> dict[str, Any]:
-    name, flags, seed = job
+def row_of(job: Job, results: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Make a run's row of sweep.csv: point, arguments, scores, seed."""
     if metric not in results:
         raise InputError(f"metric {metric} is not in the results; there are: {', '.join(results)}")
     scores = {k: v for k, v in results.items() if isinstance(v, int | float)}
-    return {"point": name, **flags, **scores, "seed": seed, metric: results[metric]}
+    row = {"point": job.point} | job.flags | scores
+    return row | {"seed": job.seed, metric: results[metric]}
 
 
-# ---------------------------------------------------------------- what came out
+# ---------------------------------------------------------------- summary
 
 
 def summarise(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean and standard deviation over seeds; differences to the first point, paired by seed."""
+    """Summarise each point: mean and standard deviation over seeds, difference to the first point.
+
+    Differences are paired by seed; times are relative to the first point.
+    """
     scores = table.pivot(index="seed", columns="point", values=metric)
     order = list(dict.fromkeys(table["point"]))
     rows = []
@@ -192,18 +215,18 @@ def summarise(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def half_interval(values: pd.Series) -> float:
-    """Half the width of the 95 % interval of a mean, by Student's t."""
+    """Half the width of the 95 % confidence interval of a mean, by Student's t."""
     if len(values) < 2:
         return float("nan")
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) -> None:
-    """A line over the values of a single numeric grid; else a row for each point."""
+    """Plot a line over the values of a single numeric grid; else a row for each point."""
     from matplotlib.figure import Figure
 
     spread = summary["sd"].fillna(0)
-    grid = sweep.get("grid") or {}
+    grid = sweep["grid"] or {}
     values = next(iter(grid.values())) if len(grid) == 1 else []
     numeric = [pd.to_numeric(v, errors="coerce") for v in values]
     figure = Figure(

@@ -20,7 +20,7 @@ from bertchain.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
-ASK_EVERY = 10  # steps after which several processes agree on whether one has got SIGTERM
+ASK_EVERY = 10  # steps after which the main process tells the others that it has got SIGTERM
 WHOLE = "whole"  # the last file that is written into a checkpoint: it is complete
 
 
@@ -65,6 +65,7 @@ class SaveAndExitOnSigterm(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.asked = broadcast(self.asked)  # or one process would wait for the others alone
         if not self.asked:
             return
         self._restore_handler()

@@ -1,5 +1,6 @@
-"""Several tasks on one encoder: the model, its batches, and the order in which tasks take turns."""
+"""Several tasks on one encoder: their files, the model, its batches, the sampler."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,18 +10,94 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from bertchain import cli
+from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
+from bertchain.data import contamination
 from bertchain.data.batching import DocumentCollator, GroupedByLength
+from bertchain.data.tasks import Task, load_task
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier
+
+Tasks = dict[str, Task]
+Sources = tuple[DataArguments, TextArguments, LabelArguments]
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def read_tasks(tasks: str, checkpoint: str, seed: int) -> Tasks:
+    """Read the labelled documents of each task; some are held out for validation.
+
+    Args:
+        tasks: path of a YAML file, or YAML text; see `parse_tasks`.
+    """
+    found = {}
+    for name, (data, text, label) in parse_tasks(tasks).items():
+        task = load_task(data, text, label, SpanArguments(), seed=seed, checkpoint=checkpoint)
+        found[name] = task.with_validation(label.validation_split, seed)
+    return found
+
+
+def parse_tasks(tasks: str) -> dict[str, Sources]:
+    """Parse YAML, a name and the arguments of each task, into argument groups.
+
+    Raises:
+        InputError: naming the task, for a name that cannot be a folder, an unknown argument, or no
+            training file.
+    """
+    parsed = {}
+    for name, fields in cli.read_arguments(tasks, "--tasks").items():
+        where = f"--tasks, {name}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            raise InputError(f"{where}: a name consists of letters, digits, _ and -")
+        if name == "encoder" or hasattr(nn.ModuleDict, str(name)):
+            raise InputError(f"{where}: another name is needed, this one has a meaning in PyTorch")
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: give its arguments, such as train_file: train.csv")
+        try:
+            data, text, label, _ = cli.parse(
+                (DataArguments, TextArguments, LabelArguments), cli.flags_of(fields)
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if data.train_file is None and data.dataset_name is None:
+            raise InputError(f"{where}: give its train_file")
+        parsed[str(name)] = data, text, label
+    if len(parsed) < 2:
+        raise InputError("--tasks needs two tasks; for one there is run_finetune.py")
+    return parsed
+
+
+def find_seen(tasks: Tasks, path: str, **hub_kwargs: Any) -> dict[str, object]:
+    """Find test documents that were in the text of further pretraining, for the results."""
+    results = {}
+    for name, task in tasks.items():
+        seen = contamination.find_seen(task.documents.get("test"), path, **hub_kwargs)
+        results |= {f"{name}_{key}": value for key, value in seen.items()}
+    return results
+
+
+def rows_of(tasks: Tasks, split: str) -> dict[str, Dataset]:
+    """Rows of a split, of the tasks that have it."""
+    return {n: task.documents[split] for n, task in tasks.items() if split in task.documents}
+
+
+def with_task(rows: Dataset, name: str) -> Dataset:
+    """Add a column with the task's name."""
+    return rows.add_column("task", [name] * len(rows))
+
+
+# ---------------------------------------------------------------- model
 
 
 class MultiTaskClassifier(nn.Module):
     """Document classifiers that share one encoder; a batch goes through one of them.
 
-    The encoder is registered once, here, so that its weights are counted, averaged and saved once.
+    Only this module registers the encoder, so that its weights are counted, averaged and saved
+    once.
     """
 
-    accepts_loss_kwargs = True  # losses are divided by num_items_in_batch, as in modeling.py
+    accepts_loss_kwargs = True  # losses are divided by num_items_in_batch, as in models.modeling
 
     def __init__(self, classifiers: dict[str, DocumentClassifier]):
         super().__init__()
@@ -29,7 +106,7 @@ class MultiTaskClassifier(nn.Module):
         self.tasks = nn.ModuleDict(classifiers)
         for classifier in classifiers.values():
             del classifier._modules["encoder"]
-            classifier.__dict__["encoder"] = self.encoder  # in use, but not a part
+            classifier.__dict__["encoder"] = self.encoder  # used, but not registered
 
     def forward(
         self,
@@ -40,35 +117,43 @@ class MultiTaskClassifier(nn.Module):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
-        """See `DocumentClassifier.forward`. Args: task: the name of the head."""
+        """Classify with the head named `task`; see `DocumentClassifier.forward`."""
         return self.tasks[task](
             input_ids, attention_mask, token_type_ids, labels, num_items_in_batch
         )
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Called by the Trainer."""
         self.encoder.gradient_checkpointing_enable(**kwargs)
 
     def whole(self, task: str) -> DocumentClassifier:
-        """One task's classifier with the encoder as a part of it again, as it is saved."""
+        """Return the classifier of a task, with the encoder registered again, to be saved."""
         classifier = self.tasks[task]
         classifier.__dict__.pop("encoder", None)
         classifier.encoder = self.encoder
         return classifier
 
 
+# ---------------------------------------------------------------- batches
+
+
 class TaskCollator(DocumentCollator):
-    """Rows of one task -> a batch that names it."""
+    """Collator of rows of one task; the batch names it."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return super().__call__(rows) | {"task": rows[0]["task"]}
 
 
 class OneTaskAtATime(Sampler[int]):
-    """Batches of one task each, tasks in random turns: each as often as it has batches.
+    """Sample batches of one task at a time, each task in proportion to its number of batches.
 
-    That draws tasks in proportion to their size (Sun et al. 2019, section 5.5). All processes get
-    batches of the same task in the same step. Rows beyond a task's last full batch, others in each
-    epoch, are left out of it.
+    See Sun et al. 2019, section 5.5. All processes get batches of the same task in the same step.
+    An epoch leaves out the rows beyond a task's last full batch, other rows in each epoch.
+
+    Args:
+        lengths: for each task the lengths of its rows, in tokens.
+        batch_size: of one process.
+        epoch: number of the current one.
     """
 
     def __init__(
@@ -98,7 +183,11 @@ class OneTaskAtATime(Sampler[int]):
 
 
 class TaskRows:
-    """The training rows of all tasks, one task after the other, each row with its task's name."""
+    """Training rows of all tasks, one task after the other, each row with its task's name.
+
+    Raises:
+        InputError: where a task has fewer rows than a batch over all processes.
+    """
 
     def __init__(self, tasks: dict[str, Dataset], batch: int):
         few = [name for name, rows in tasks.items() if len(rows) < batch]

@@ -1,9 +1,11 @@
-"""The members of a run, the manifest by which it goes on, and folders of earlier versions."""
+"""Members of a run, its manifest, lock, checkpoints and results; folders of earlier versions."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+import yaml
 
 from bertchain.arguments.finetuning import FoldArguments, RunArguments
 from bertchain.competition.run_folder import (
@@ -17,6 +19,10 @@ from bertchain.competition.run_folder import (
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
+from bertchain.runtime.checkpoints import WHOLE
+
+FOLDS = np.array([0, 1, 2, 0])
+MANIFEST = make_manifest({"model_name_or_path": "bert", "learning_rate": 1e-3}, 42)
 
 
 def plan(assigned, **options):
@@ -25,39 +31,44 @@ def plan(assigned, **options):
     return plan_members(assigned, FoldArguments(**options), 42, "bert")
 
 
+def write_checkpoints(folder, *steps, complete=True):
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        if complete:
+            (folder / f"checkpoint-{step}" / WHOLE).touch()
+
+
 def test_which_members_a_run_has():
-    folds = np.array([0, 1, 2, 0])
-    members = plan(folds)
+    members = plan(FOLDS)
     assert [m.name for m in members] == ["fold-0", "fold-1", "fold-2"]
     assert len({m.seed for m in members} | {42}) == 4  # a seed of its own for each
     assert members[1].seed == member_seed(42, 1) and members[1].seed < 2**31
-    names = [m.name for m in plan(folds, folds=["2"], seeds=[7, 8])]
+    names = [m.name for m in plan(FOLDS, folds=["2"], seeds=[7, 8])]
     assert names == ["seed-7-fold-2", "seed-8-fold-2"]
     assert plan(None, seeds=[5]) == [Member("seed-5", None, 5, "bert")]
     assert plan(None) == [Member("", None, 42, "bert")]
     with pytest.raises(InputError, match="--folds 9: there are 0, 1, 2"):
-        plan(folds, folds=["9"])
+        plan(FOLDS, folds=["9"])
 
 
 def test_rows_of_a_fold():
     from datasets import Dataset
 
     rows = Dataset.from_dict({"id": list("abcd"), "labels": [0, 1, 0, 1]})
-    spec, folds = LabelSpec("single_label", ("n", "y"), ("label",)), np.array([0, 1, 2, 0])
-    task = Task(spec, {"train": rows, "test": rows}, {}, folds=folds)
+    spec = LabelSpec("single_label", ("n", "y"), ("label",))
+    task = Task(spec, {"train": rows, "test": rows}, {}, folds=FOLDS)
     splits = task.for_fold(0, {"fraction": None, "per_class": None}, seed=0)
     assert splits["train"]["id"][:] == ["b", "c"] and splits["validation"]["id"][:] == ["a", "d"]
     assert splits["test"]["id"][:] == list("abcd")
 
 
 def test_the_folder_is_locked_and_a_manifest_that_differs_is_refused(tmp_path):
-    members = plan(np.array([0, 1, 2]))
-    manifest = make_manifest({"model_name_or_path": "bert", "learning_rate": 1e-3}, 42)
-    with RunFolder(tmp_path, members, manifest, RunArguments()) as run:
+    members = plan(FOLDS)
+    with RunFolder(tmp_path, members, MANIFEST, RunArguments()) as run:
         assert run.unfinished() == members and read_members(tmp_path) == []
         run.folder_of(members[0]).mkdir()
         (run.folder_of(members[0]) / "all_results.json").write_text("{}")
-    with RunFolder(tmp_path, members, manifest, RunArguments()) as run:
+    with RunFolder(tmp_path, members, MANIFEST, RunArguments()) as run:
         assert run.unfinished() == members[1:]
         assert [m.checkpoint for m in run.trained()] == [str(tmp_path / "fold-0")]
     other = make_manifest({"model_name_or_path": "bert", "learning_rate": 2e-3}, 42)
@@ -67,6 +78,77 @@ def test_the_folder_is_locked_and_a_manifest_that_differs_is_refused(tmp_path):
             RunFolder(tmp_path, members, other, RunArguments()),
         ):
             pass
+
+
+def test_checkpoints_go_to_a_scratch_folder_named_by_the_manifest(tmp_path):
+    member, out, scratch = plan(FOLDS)[1], tmp_path / "out", tmp_path / "scratch"
+
+    def scratch_of(checkpoint_dir=str(scratch), **changes):
+        manifest = make_manifest({"model_name_or_path": "bert"} | changes, 42)
+        options = RunArguments(checkpoint_dir=checkpoint_dir)
+        return RunFolder(out, plan(FOLDS), manifest, options).scratch_of(member)
+
+    first = scratch_of(learning_rate=1e-3)
+    assert first.parent.parent == scratch and first.parent.name.startswith("out-")
+    assert first.name == "fold-1"
+    assert scratch_of(learning_rate=1e-3, disable_tqdm=True, seeds=[7]) == first  # the same models
+    assert scratch_of(learning_rate=2e-3) != first
+    assert scratch_of(checkpoint_dir=None) == out / "fold-1"
+    predicts = RunFolder(out, plan(FOLDS), None, RunArguments(checkpoint_dir=str(scratch)))
+    assert predicts.scratch_of(member) == out / "fold-1"
+
+
+def test_one_of_several_members_resumes_from_its_latest_checkpoint(tmp_path):
+    members = plan(FOLDS)
+    run = RunFolder(tmp_path, members, MANIFEST, RunArguments())
+    own = run.scratch_of(members[0])
+    write_checkpoints(own, 9, 10)
+    write_checkpoints(own, 12, complete=False)
+    assert run.resume_from(members[0], None) == str(own / "checkpoint-10")
+    assert sorted(os.listdir(own)) == ["checkpoint-10", "checkpoint-9"]
+    assert run.resume_from(members[1], None) is None
+
+
+def test_a_single_member_resumes_as_asked(tmp_path):
+    (member,) = plan(None)
+    run = RunFolder(tmp_path, [member], MANIFEST, RunArguments())
+    assert not run.has_several and run.resume_from(member, None) is None
+    write_checkpoints(tmp_path, 3)
+    assert run.resume_from(member, "last") == str(tmp_path / "checkpoint-3")
+    with pytest.raises(InputError, match="checkpoint-3 is left from a run that did not end"):
+        run.resume_from(member, None)
+
+
+def test_checkpoints_of_trained_members_are_removed_unless_they_are_kept(tmp_path):
+    members = plan(FOLDS)
+    for keep in (True, False):
+        with RunFolder(tmp_path, members, MANIFEST, RunArguments(keep_checkpoints=keep)) as run:
+            for member in members[:2]:
+                if keep:
+                    write_checkpoints(run.scratch_of(member), 3)
+            (run.folder_of(members[0]) / "all_results.json").write_text("{}")
+            assert run.unfinished() == members[1:]  # a kill may have left the first one's
+            run.remove_checkpoints(members[1])
+            left = [path.parent.name for path in sorted(tmp_path.glob("*/checkpoint-3"))]
+            assert left == (["fold-0", "fold-1"] if keep else [])
+
+
+def test_results_are_written_with_arguments_seed_and_versions(tmp_path):
+    with RunFolder(tmp_path / "out", plan(None), None, RunArguments()) as run:
+        run.write_results({"test_accuracy": 0.5}, {"learning_rate": 1e-3}, 42)
+    written = json.loads((run.folder / "all_results.json").read_text())
+    assert written["test_accuracy"] == 0.5 and written["seed"] == 42
+    assert "torch" in written["versions"]
+    assert yaml.safe_load((run.folder / "run_args.yaml").read_text()) == {"learning_rate": 1e-3}
+    assert sorted(os.listdir(run.folder)) == ["all_results.json", "run_args.yaml"]  # no lock
+
+
+def test_only_the_main_process_locks_and_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with RunFolder(tmp_path / "out", plan(FOLDS), MANIFEST, RunArguments()) as run:
+        assert run.unfinished() == run.members
+        run.write_results({}, {}, 42)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_run_of_an_earlier_version_predicts_and_is_not_continued(tmp_path):
@@ -80,7 +162,7 @@ def test_a_run_of_an_earlier_version_predicts_and_is_not_continued(tmp_path):
     manifest = make_manifest({"model_name_or_path": "bert"}, 42)
     with (
         pytest.raises(InputError, match="holds a run of an earlier version"),
-        RunFolder(tmp_path, plan(np.array([0, 1, 2])), manifest, RunArguments()),
+        RunFolder(tmp_path, plan(FOLDS), manifest, RunArguments()),
     ):
         pass
     assert not (tmp_path / "manifest.json").exists()

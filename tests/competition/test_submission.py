@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bertchain.competition.submission import SampleSubmission
+from bertchain.competition.submission import SampleSubmission, write_submission
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
+from bertchain.training.prediction import write_predictions
 
 SINGLE = LabelSpec("single_label", ("cat", "dog", "eel"), ("label",))
 BINARY = LabelSpec("single_label", ("0", "1"), ("label",))
@@ -70,6 +71,17 @@ def test_numbers_and_grades(tmp_path):
     grades = np.array([[1.0], [3.0], [0.0]])
     _, table = fill(tmp_path, {"id": IDS, "rating": 0}, NUMBER, values, grades)
     assert table["rating"].tolist() == [1, 3, 0] and table["rating"].dtype == int
+
+
+def test_the_main_process_writes_it_from_the_predictions(tmp_path, monkeypatch):
+    form, expected = fill(tmp_path, {"id": IDS[::-1], "label": ""}, SINGLE, P3)
+    write_predictions(tmp_path / "predictions_test.csv", SINGLE, IDS, np.array(P3))
+    monkeypatch.setenv("RANK", "1")
+    write_submission(form, tmp_path, SINGLE, None)
+    assert not (tmp_path / "submission.csv").exists()
+    monkeypatch.setenv("RANK", "0")
+    write_submission(form, tmp_path, SINGLE, None)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "submission.csv"), expected)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -58,23 +58,18 @@ def test_weights_are_never_negative_and_leave_a_bad_run_out():
 
 
 def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
-    common = {
-        **{"model_name_or_path": tiny_bert, "train_file": str(competition / "train.tsv")},
-        **{"test_file": str(competition / "test.tsv"), "text_column_names": ["title", "abstract"]},
-        **{"id_column_name": "id", "num_folds": 3, "token_pooling": "mean", "learning_rate": 3e-3},
-        **{"use_cpu": True, "disable_tqdm": True},
-    }
+    common = {"model_name_or_path": tiny_bert, "train_file": str(competition / "train.tsv")}
+    common |= {"test_file": str(competition / "test.tsv"), "id_column_name": "id"}
+    common |= {"text_column_names": ["title", "abstract"], "num_folds": 3, "use_cpu": True}
+    common |= {"token_pooling": "mean", "learning_rate": 3e-3, "disable_tqdm": True}
     run_finetune.main({**common, "output_dir": str(tmp_path / "long"), "num_train_epochs": 4})
     run_finetune.main({**common, "output_dir": str(tmp_path / "short"), "num_train_epochs": 1})
     shuffled = tmp_path / "short" / "predictions_oof.csv"
     table = pd.read_csv(shuffled)
     table.sample(frac=1, random_state=0).to_csv(shuffled, index=False)  # by id, not by place
     sample = competition / "sample_submission.csv"
-    done = run_command(
-        *(ROOT / "examples" / "blend.py", "long", "short", "--output_dir", "blend"),
-        *("--sample_submission", sample),
-        cwd=tmp_path,
-    )
+    line = [ROOT / "examples" / "blend.py", "long", "short", "--output_dir", "blend"]
+    done = run_command(*line, "--sample_submission", sample, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "blend" / "all_results.json").read_text())
     weights = saved["weights"]
@@ -146,12 +141,10 @@ def test_the_notebook_runs_offline(competition, tmp_path):
     notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)
     launch = f"{stand_in_path()} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --cpu"
-    ours = {
-        **{"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)},
-        **{"MODEL": str(competition / "model"), "TEXT": "title abstract", "LABEL": "label"},
-        **{"ID": "id", "LAUNCH": launch, "FURTHER_PRETRAIN": True, "TIME_BUDGET": "10m"},
-        "FLAGS": "--num_folds 3 --token_pooling mean --learning_rate 3e-3 --use_cpu true",
-    }
+    ours = {"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)}
+    ours |= {"MODEL": str(competition / "model"), "TEXT": "title abstract", "LABEL": "label"}
+    ours |= {"ID": "id", "LAUNCH": launch, "FURTHER_PRETRAIN": True, "TIME_BUDGET": "10m"}
+    ours["FLAGS"] = "--num_folds 3 --token_pooling mean --learning_rate 3e-3 --use_cpu true"
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     named = {line.split("=")[0].strip() for line in cell.source.splitlines() if "=" in line}
     assert {n for names in named for n in names.split(", ")} == set(ours)  # none forgotten

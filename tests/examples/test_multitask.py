@@ -1,4 +1,4 @@
-"""Several tasks on one encoder: turns, shared weights, what is saved, going on with one task."""
+"""Several tasks on one encoder: the sampler, shared weights, what is saved, one task further."""
 
 import json
 import sys
@@ -217,12 +217,7 @@ def test_two_processes(task_files, tiny_bert, tmp_path):
     config = tmp_path / "two.yaml"
     config.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
     command = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += [
-        "--main_process_port",
-        "29873",
-        str(SCRIPT),
-        str(file),
-    ]
+    command += ["--main_process_port", "29873", str(SCRIPT), str(file)]
     done = run_command(*command)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "o" / "all_results.json").read_text())

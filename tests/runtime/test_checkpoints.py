@@ -1,22 +1,23 @@
-"""Which checkpoints a run may go on from."""
+"""Which checkpoints a run may resume from."""
 
 import os
 import signal
 
 import pytest
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 import run_finetune
 from bertchain.errors import InputError
+from bertchain.runtime import checkpoints
 from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, latest_checkpoint
 
 pytestmark = pytest.mark.versions
 
 
-def make(folder, *steps, whole=True):
+def make(folder, *steps, complete=True):
     for step in steps:
         (folder / f"checkpoint-{step}").mkdir()
-        if whole:
+        if complete:
             (folder / f"checkpoint-{step}" / WHOLE).touch()
 
 
@@ -33,14 +34,22 @@ def test_finding_checkpoints(tmp_path):
         find_checkpoint(tmp_path, None)
 
 
-def test_a_half_written_checkpoint_is_left_out(tmp_path, caplog):
+def test_an_incomplete_checkpoint_is_left_out(tmp_path, caplog):
     make(tmp_path, 5)
-    make(tmp_path, 7, whole=False)
+    make(tmp_path, 7, complete=False)
     assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
     assert "checkpoint-7 was not written to its end" in caplog.text
     assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
     assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_no_process_exits_on_sigterm_before_the_main_process_does(monkeypatch):
+    monkeypatch.setattr(checkpoints, "broadcast", lambda value: False)  # from the main process
+    callback = checkpoints.SaveAndExitOnSigterm()
+    callback.asked = True
+    callback.on_save(None, TrainerState(), None)
+    assert not callback.asked
 
 
 class Preempt(TrainerCallback):

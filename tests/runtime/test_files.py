@@ -1,3 +1,5 @@
+"""Atomic writes, errors of the disk, and what is recorded about a run."""
+
 import errno
 import json
 import os

@@ -23,29 +23,23 @@ TRAINING = ["--use_cpu", "true", "--save_strategy", "steps", "--save_steps", "4"
 
 
 def finetune(model: str, files: dict[str, str], out: Path) -> list[str]:
-    return [
-        *("run_finetune.py", "--model_name_or_path", model, "--train_file", files["train"]),
-        *("--test_file", files["test"], "--id_column_name", "id", "--num_folds", "2"),
-        *("--learning_rate", "3e-3", "--num_train_epochs", "4", "--eval_strategy", "steps"),
-        *("--eval_steps", "4", *TRAINING, "--output_dir", str(out)),
-    ]
+    line = ["run_finetune.py", "--model_name_or_path", model, "--train_file", files["train"]]
+    line += ["--test_file", files["test"], "--id_column_name", "id", "--num_folds", "2"]
+    line += ["--learning_rate", "3e-3", "--num_train_epochs", "4", "--eval_strategy", "steps"]
+    return [*line, "--eval_steps", "4", *TRAINING, "--output_dir", str(out)]
 
 
 def itpt(model: str, files: dict[str, str], out: Path) -> list[str]:
-    return [
-        *("run_itpt.py", "--model_name_or_path", model, "--train_file", files["train"]),
-        *("--num_train_epochs", "12", "--tokens_per_batch", "256", "--eval_strategy", "steps"),
-        *("--eval_steps", "4", *TRAINING),
-        *("--output_dir", str(out)),
-    ]
+    line = ["run_itpt.py", "--model_name_or_path", model, "--train_file", files["train"]]
+    line += ["--num_train_epochs", "12", "--tokens_per_batch", "256", "--eval_strategy", "steps"]
+    return [*line, "--eval_steps", "4", *TRAINING, "--output_dir", str(out)]
 
 
 def probe(model: str, files: dict[str, str], out: Path) -> list[str]:
-    return [
-        *("run_probe.py", "--models", f"base={model}", "--train_file", files["train"]),
-        *("--test_file", files["test_labels"], "--id_column_name", "id", "--probes", "linear"),
-        *("mlp", "--analyses", "change", "directprobe", "geometry", "--output_dir", str(out)),
-    ]
+    line = ["run_probe.py", "--models", f"base={model}", "--train_file", files["train"]]
+    line += ["--test_file", files["test_labels"], "--id_column_name", "id", "--probes", "linear"]
+    line += ["mlp", "--analyses", "change", "directprobe", "geometry", "--output_dir", str(out)]
+    return line
 
 
 SCRIPTS = {

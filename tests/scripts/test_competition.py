@@ -254,11 +254,9 @@ def test_thresholds_are_fitted_on_oof_alone(tiny_bert, tmp_path):
                 n for n, c in cuts.items() if row[f"prob_{n}"] >= c
             }
     assert written[0] == written[1] and "test_f1_macro_fitted" in results
-    again = {
-        **{"model_name_or_path": str(tmp_path / "out-test"), "id_column_name": "id"},
-        **{"test_file": str(tmp_path / "test.csv"), "output_dir": str(tmp_path / "again")},
-        **{"use_cpu": True, "label_column_name": ["tags"], "label_delimiter": "|"},
-    }
+    again = {"model_name_or_path": str(tmp_path / "out-test"), "id_column_name": "id"}
+    again |= {"test_file": str(tmp_path / "test.csv"), "output_dir": str(tmp_path / "again")}
+    again |= {"use_cpu": True, "label_column_name": ["tags"], "label_delimiter": "|"}
     run_finetune.main(again)  # the thresholds travel with the models
     tables = [read(tmp_path / f / "predictions_test.csv") for f in ("again", "out-test")]
     assert list(tables[0]["prediction"].fillna("")) == list(tables[1]["prediction"].fillna(""))
@@ -402,15 +400,9 @@ def test_the_time_that_prediction_will_take_is_kept_free():
 
 
 def command(tiny_bert, files, out, sample, **arguments):
-    fields = {
-        **{
-            "model_name_or_path": tiny_bert,
-            "train_file": files["train"],
-            "test_file": files["test"],
-        },
-        **{"output_dir": str(out), "sample_submission": sample, "num_folds": 3},
-        **{"num_train_epochs": 3, "ema_decay": 0.9},
-    }
+    fields = {"model_name_or_path": tiny_bert, "train_file": files["train"]}
+    fields |= {"test_file": files["test"], "output_dir": str(out), "sample_submission": sample}
+    fields |= {"num_folds": 3, "num_train_epochs": 3, "ema_decay": 0.9}
     path = out.parent / f"{out.name}.yaml"
     path.write_text(yaml.safe_dump({**BASICS, **fields, **arguments}))
     return [ROOT / "run_finetune.py", path]
