@@ -138,8 +138,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     seen = multitask.find_seen(tasks, path, **args.checkpoint.hub_kwargs)
 
     # 3. Documents -> windows, cut alike for all tasks
+    name, hub_kwargs = args.checkpoint.tokenizer_name, args.checkpoint.hub_kwargs
     preprocessor = tokenization.Preprocessor.for_checkpoint(
-        path, args.window.given, 0, args.checkpoint
+        path, args.window.given, 0, name, **hub_kwargs
     )
     tasks = {
         name: task.with_documents(preprocessor.encode(task.documents, f"{name}, "))
