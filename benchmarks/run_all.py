@@ -225,7 +225,7 @@ def count_clusters(way: str) -> dict[str, float]:
             owner = cluster(x, y).clusters
         else:
             sys.path.insert(0, str(ROOT / "tests" / "directprobe"))
-            from test_clustering import slow_clusters
+            from slow_rule import slow_clusters
 
             started = time.perf_counter()
             owner = slow_clusters(x, y)

@@ -154,7 +154,7 @@ def _first_values(argv: Given) -> dict[str, str]:
     """
     words = as_flags(argv)
     found = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             name, joined, value = word[2:].partition("=")
             found[name.replace("-", "_")] = value if joined else following

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(not SUPPORTED, reason="forks are asked for on Li
 BARE = {
     "forking.py": "the fresh interpreter itself",
     "test_locks.py": "a process that holds a lock and imports next to nothing",
+    "test_clustering.py": "clusters must import arrays alone",
     "test_cli.py": "--help must import nothing heavy",
     "test_examples.py": "prints what is installed",
     "test_forking.py": "compares forks with it",

@@ -14,13 +14,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from datasets import Dataset
 
-from bertchain.cli import make_parser, run_script
+from bertchain.cli import run_script
 from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError, at_least
 from bertchain.runtime.files import write_text
@@ -42,9 +42,16 @@ def main() -> None:
         print(f"{target}: {sum(map(len, spans))} targets in {len(table)} rows", flush=True)
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises InputError for arguments that cannot be parsed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(" ".join(message.split()))
+
+
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse flags, or None for the command line, and check them."""
-    parser = make_parser([], description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("level", choices=LEVELS, help="what has a label")
     parser.add_argument("source", help=f"table ({' '.join(ENDINGS)}), or folder of tables")
     parser.add_argument("target", help="the .jsonl to write, or folder")

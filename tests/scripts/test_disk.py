@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up(script, size, old, disk, tiny_bert, topic_files):
 def test_the_same_command_goes_on_when_there_is_room(disk, tiny_bert, topic_files):
     line = shell(lines_of(tiny_bert, topic_files, disk / "out")["finetune"])
     done = in_namespace(
-        f"mount -t tmpfs -o size=900k tmpfs {disk} && ({line}; echo first $?; "
+        f"mount -t tmpfs -o size=800k tmpfs {disk} && ({line}; echo first $?; "
         f"mount -o remount,size=20m {disk} && {line}; echo second $?; ls {disk}/out)"
     )
     assert "first 2" in done.stdout and "second 0" in done.stdout, done.stderr[-2000:]
