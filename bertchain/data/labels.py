@@ -265,13 +265,14 @@ class LabelSpec:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits [n, labels] into probabilities; regression values stay as they are."""
-        logits = logits.astype(np.float64)
+        logits = logits.astype(np.float64)  # a copy, changed in place: there may be 10^8
         if self.problem_type == "regression":
             return logits
         if self.problem_type == "multi_label":
             return np.exp(-np.logaddexp(0, -logits))  # a sigmoid that does not overflow
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        return np.divide(logits, logits.sum(axis=1, keepdims=True), out=logits)
 
     @property
     def value_columns(self) -> list[str]:
