@@ -148,10 +148,9 @@ def mean_roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
     for start in range(0, len(columns), at_once):
         own = columns[start : start + at_once]
         if len(own) == truth.shape[1]:
-            blocks = (scores.T, truth.T)
-        else:
-            blocks = (scores[:, own].T, truth[:, own].T)
-        areas += [roc_auc(column, mask.astype(bool)) for column, mask in zip(*blocks, strict=True)]
+            own = slice(None)  # no copy
+        pairs = zip(scores[:, own].T, truth[:, own].T, strict=True)
+        areas += [roc_auc(column, mask.astype(bool)) for column, mask in pairs]
     return float(np.mean(areas)) if areas else float("nan")
 
 

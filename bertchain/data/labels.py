@@ -72,6 +72,8 @@ class LabelSpec:
         delimiter: splits a text label into several, or None.
         target_mean, target_scale: mean and standard deviation of each regression target in
             training; empty otherwise.
+        at_least_one: whether a row of multi_label without a label above its threshold gets the
+            likeliest.
         multi_hot: whether the label of a row is a list with a 0 or 1 for each name; None: the table
             tells.
     """
@@ -82,6 +84,7 @@ class LabelSpec:
     delimiter: str | None = None
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
+    at_least_one: bool = False
     multi_hot: bool | None = field(default=None, compare=False)
 
     # -- built from a table or a config
@@ -288,13 +291,16 @@ class LabelSpec:
 
         Without thresholds multi_label decides at 0.5 and single_label for the likeliest class.
         """
-        if thresholds is not None:
-            return thresholds.decide(probabilities)
-        if self.problem_type == "regression":
+        if self.problem_type == "regression" and thresholds is None:
             return probabilities
-        if self.problem_type == "multi_label":
-            return (probabilities >= 0.5).astype(int)
-        return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
+        if self.problem_type == "single_label":
+            return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
+        halves = Thresholds("global", (0.5,) * len(self.names))
+        decisions = (thresholds or halves).decide(probabilities)
+        if self.at_least_one:
+            empty = np.flatnonzero(~decisions.any(axis=1))
+            decisions[empty, probabilities[empty].argmax(axis=1)] = 1
+        return decisions
 
     def decode(self, decisions: np.ndarray) -> list[str] | list[float]:
         """Turn decisions [n, labels] into the label of each row, as it stands in a table.

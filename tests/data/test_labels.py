@@ -3,7 +3,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from bertchain.data.label_values import require_labels
-from bertchain.data.labels import LabelSpec
+from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifierConfig
 
@@ -274,3 +274,15 @@ def test_labels_of_minus_one_are_none():
     spec = infer({"x": [0, 1], "y": [1, 0]}, ("x", "y"))
     assert not spec.has_labels(Dataset.from_dict({"x": [-1, -1], "y": [-1, -1]}))
     assert infer({"label": [-1, 1]}).has_labels(Dataset.from_dict({"label": [-1, -1]}))
+
+
+def test_a_row_below_all_thresholds_gets_the_likeliest_label_if_asked():
+    p = np.array([[0.1, 0.4, 0.3], [0.6, 0.2, 0.7], [0.0, 0.0, 0.0]])
+    fitted = Thresholds("per_label", (0.05, 0.5, 0.5))
+    for asked, plain, cut in (
+        (False, [[0, 0, 0], [1, 0, 1], [0, 0, 0]], [[1, 0, 0], [1, 0, 1], [0, 0, 0]]),
+        (True, [[0, 1, 0], [1, 0, 1], [1, 0, 0]], [[1, 0, 0], [1, 0, 1], [1, 0, 0]]),
+    ):
+        spec = LabelSpec("multi_label", ("a", "b", "c"), ("label",), at_least_one=asked)
+        assert spec.decide(p).tolist() == plain
+        assert spec.decide(p, fitted).tolist() == cut

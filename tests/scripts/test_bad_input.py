@@ -193,6 +193,7 @@ CASES = [
     Case("lists of 0 and 1 of several lengths", TUNE, raw('{"text": "a cat", "label": [0, 1, 0]}\n{"text": "a dog", "label": [1, 0]}\n' * 6, "train.jsonl"), ("train.jsonl, row 2", "list of 2", "3 labels")),
     Case("lists of numbers", TUNE, raw('{"text": "a cat", "label": [0.2, 0.8]}\n' * 9, "train.jsonl"), ("train.jsonl, row 1", "0.2", "--label_column_name")),
     Case("thousands or decimals", TUNE, table(changed(label=["1,234", "2,500"] * 6)), ("row 1", "'1,234'", "decimal point")),
+    Case("at least one label of one", TUNE, flags(at_least_one_label="true"), ("--at_least_one_label", "single_label")),
     Case("unseen label", TUNE, second_file(changed(label="d"), "validation_file"), ("second.csv", "'d'")),
     Case("duplicate ids", TUNE, table(changed(id="same"), id_column_name="id"), ("id", "same")),
     Case("a missing id", TUNE, table(changed(id=[*ROWS["id"][:11], None]), id_column_name="id"), ("train.csv, row 12", "'id'", "empty")),
