@@ -82,7 +82,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     task = tasks.load_task(*args.sources, seed=seed, checkpoint=path).only(args.wanted_splits)
     check_splits(task, trained, args)
     task = task.with_folds(args.folds, seed).with_validation(args.label.validation_split, seed)
-    form = submission.read_sample(args.submission, args.text.id_column_name, task)
+    form = submission.read_sample(args.submission, args.text, task)
     seen = contamination.find_seen(task.documents.get("test"), path, **source.hub_kwargs)
 
     # 3. Documents -> windows that fit the encoder

@@ -70,7 +70,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 3. Tokenizer and model, perhaps with new tokens
     path, hub_kwargs = masked_lm.find_encoder(checkpoint), checkpoint.hub_kwargs
     tokenizer = masked_lm.load_masking_tokenizer(path, checkpoint)
-    new_tokens = vocabulary.grow(tokenizer, checkpoint.add_tokens, documents.first_texts())
+    new_tokens = vocabulary.grow(tokenizer, checkpoint, args.text, documents.first_texts())
     model, untrained = masked_lm.build_masked_lm(path, tokenizer, checkpoint, new_tokens)
     pooler = masked_lm.read_pooler(path, model, checkpoint)
 

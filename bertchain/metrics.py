@@ -1,4 +1,8 @@
-"""Metrics by problem type: scores of scikit-learn in an `evaluate.Metric` that needs no network."""
+"""Metrics by problem type: scores of scikit-learn in an `evaluate.Metric` that needs no network.
+
+Scores whose cost grows with classes x classes, or with a sort for each class, are written here:
+their values are those of scikit-learn.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +13,7 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sk
+from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
 from bertchain.data.labels import LabelSpec
@@ -22,22 +27,39 @@ MAIN_METRIC = {  # selects checkpoints, settings and layers; and whether more is
     "multi_label": ("lrap", True),
     "regression": ("rmse", False),
 }
+FEW = 16  # so many comparisons with all cost less than a sort
+NUMBERS_AT_ONCE = 2**22  # of columns that are copied together
 LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
 
 
 def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of one class a row. Args: probabilities [n, classes], labels [n] (class numbers)."""
     predicted = probabilities.argmax(axis=1)
-    classes = np.arange(probabilities.shape[1])
-    one_hot = labels[:, None] == classes
+    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
+    own = probabilities[np.arange(len(labels)), labels]  # of the true class, as log_loss clips it
+    smallest = np.finfo(np.float64).eps
     return {
         "accuracy": sk.accuracy_score(labels, predicted),
         "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
         "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
-        "mcc": sk.matthews_corrcoef(labels, predicted),
-        "log_loss": sk.log_loss(labels, probabilities, labels=classes),
+        "mcc": matthews(predicted, labels),
+        "log_loss": float(-np.log(own.clip(smallest, 1 - smallest)).mean()),
         "roc_auc": mean_roc_auc(probabilities, one_hot),
     }
+
+
+def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews correlation of class numbers [n]; 0 where it is not defined.
+
+    scikit-learn's builds the table of classes x classes.
+    """
+    n, hits = len(labels), int((predicted == labels).sum())
+    guessed = np.bincount(predicted, minlength=labels.max() + 1)
+    there = np.bincount(labels, minlength=predicted.max() + 1)
+    guesses, truths = n**2 - int(guessed @ guessed), n**2 - int(there @ there)
+    if not guesses or not truths:
+        return 0.0
+    return (hits * n - int(guessed @ there)) / (float(guesses) * float(truths)) ** 0.5
 
 
 def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -46,18 +68,48 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     Args:
         probabilities, labels: both [n, labels], labels 0/1.
     """
-    labels = labels.astype(int)
-    predicted = (probabilities >= 0.5).astype(int)
-    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    truth, predicted = labels >= 1, probabilities >= 0.5
+    hits = (truth & predicted).sum(axis=0)
+    marks = truth.sum(axis=0) + predicted.sum(axis=0)
     return {
-        "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
-        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-        "roc_auc_micro": mean_roc_auc(probabilities.reshape(-1, 1), labels.reshape(-1, 1)),
-        "roc_auc_macro": mean_roc_auc(probabilities, labels),
-        "lrap": sk.label_ranking_average_precision_score(labels, probabilities),
-        "subset_accuracy": sk.accuracy_score(labels, predicted),
-        "log_loss": float(-np.mean(np.where(labels == 1, np.log(clipped), np.log(1 - clipped)))),
+        "f1_micro": float(2 * hits.sum() / max(marks.sum(), 1)),
+        "f1_macro": float(np.mean(2 * hits / np.maximum(marks, 1))),
+        "roc_auc_micro": mean_roc_auc(probabilities.reshape(-1, 1), truth.reshape(-1, 1)),
+        "roc_auc_macro": mean_roc_auc(probabilities, truth),
+        "lrap": ranking_precision(probabilities, truth),
+        "subset_accuracy": float((truth == predicted).all(axis=1).mean()),
+        "log_loss": mean_log_loss(probabilities, truth),
     }
+
+
+def mean_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Mean log loss of 0/1 labels, both [n, labels], truth as bool; piece by piece."""
+    total, at_once = 0.0, max(1, NUMBERS_AT_ONCE // truth.shape[1])
+    for start in range(0, len(truth), at_once):
+        p = probabilities[start : start + at_once].clip(1e-7, 1 - 1e-7)
+        total -= np.log(np.where(truth[start : start + at_once], p, 1 - p)).sum()
+    return float(total / truth.size)
+
+
+def ranking_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Label ranking average precision: over the labels of a row, the mean share of its labels among
+    all that score as high; 1 for a row with no label or all.
+
+    scikit-learn's ranks all labels of each row.
+
+    Args:
+        scores: [n, labels].
+        truth: bool [n, labels].
+    """
+    total = 0.0
+    for row, own in zip(scores, truth, strict=True):
+        positives = row[own]
+        if len(positives) in (0, len(row)):
+            total += 1.0
+            continue
+        ranks = len(row) - count_below(row, positives)[0]
+        total += float(np.mean((len(positives) - count_below(positives, positives)[0]) / ranks))
+    return total / len(truth)
 
 
 def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -89,9 +141,44 @@ def mean_roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
         scores: [n, classes].
         truth: 0/1 [n, classes]. Columns with one value alone are left out; if all are, it is NaN.
     """
-    columns = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
-    areas = [sk.roc_auc_score(truth[:, c], scores[:, c]) for c in columns]
+    counts = np.count_nonzero(truth, axis=0)
+    columns = np.flatnonzero((counts > 0) & (counts < len(truth)))
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, len(truth)))
+    areas = []
+    for start in range(0, len(columns), at_once):
+        own = columns[start : start + at_once]
+        if len(own) == truth.shape[1]:
+            own = slice(None)  # no copy
+        pairs = zip(scores[:, own].T, truth[:, own].T, strict=True)
+        areas += [roc_auc(column, mask.astype(bool)) for column, mask in pairs]
     return float(np.mean(areas)) if areas else float("nan")
+
+
+def roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the ROC curve: the share of pairs in order, where ties count half.
+
+    Each row that is true is compared with all, or found among all in order: a curve costs a sort
+    for each class, of which a thousand have a few rows each.
+
+    Args:
+        scores: [n].
+        truth: bool [n], of both values.
+    """
+    scores = np.ascontiguousarray(scores)
+    positives = scores[truth]
+    below, up_to = count_below(scores, positives)
+    number = len(positives)
+    in_order = (below.sum() + up_to.sum() - number**2) / 2  # less the pairs of two that are true
+    return float(in_order / (number * (len(scores) - number)))
+
+
+def count_below(values: np.ndarray, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count for each of some numbers [k] the values [n] below it, and those not above it."""
+    if len(some) > FEW:
+        ordered = np.sort(values)
+        return np.searchsorted(ordered, some, "left"), np.searchsorted(ordered, some, "right")
+    below = [np.count_nonzero(values < number) for number in some]
+    return np.array(below), np.array([np.count_nonzero(values <= number) for number in some])
 
 
 SCORES = {
@@ -130,8 +217,16 @@ class DocumentMetrics(evaluate.Metric):
             features=features,
         )
 
+    def compute(self, *, predictions: Any = None, references: Any = None, **other: Any) -> Any:
+        """Score arrays as they are: `evaluate` would write all numbers to a table first."""
+        if predictions is None:  # they were added before
+            return super().compute(**other)
+        return self._compute(predictions, references)
+
     def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
-        scores = SCORES[self.config_name](np.asarray(predictions), np.asarray(references))
+        probabilities = np.asarray(predictions, dtype=np.float64)
+        assert_all_finite(probabilities)
+        scores = SCORES[self.config_name](probabilities, np.asarray(references))
         return {name: float(value) for name, value in scores.items()}
 
 

@@ -76,7 +76,11 @@ def main() -> None:
     write_predictions(folder / "predictions_test.csv", spec, test_ids, blended)
     if options.sample_submission:
         sample = SampleSubmission.read(
-            options.sample_submission, spec, options.id_column_name, options.submission_values
+            options.sample_submission,
+            spec,
+            options.id_column_name,
+            options.submission_values,
+            options.encoding,
         )
         sample.check_ids(test_ids)
         filled = sample.fill(test_ids, blended, spec.decide(blended), spec)
@@ -98,6 +102,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--sample_submission")
     parser.add_argument("--submission_values", choices=("labels", "probabilities"))
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
+    parser.add_argument("--encoding", default="utf-8", help="Of the sample.")
     options = parser.parse_args()
     if len(options.runs) < 2:
         raise InputError("give two runs or more")

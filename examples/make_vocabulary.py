@@ -51,6 +51,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train_file", nargs="+", required=True, help="tables of text")
     parser.add_argument("--text_column_names", nargs="+", default=["text"])
+    parser.add_argument("--encoding", default="utf-8", help="encoding of text files")
     parser.add_argument("--vocab_size", type=int, default=8000)
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
     parser.add_argument("--hidden_size", type=int, default=256)
@@ -61,7 +62,7 @@ def read_arguments() -> argparse.Namespace:
 
 def read_texts(options: argparse.Namespace) -> Iterator[str]:
     for path in options.train_file:
-        table = tables.read_table(path)
+        table = tables.read_table(path, encoding=options.encoding)
         yield from documents.to_documents(table, path, options.text_column_names)["text"]
 
 

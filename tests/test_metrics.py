@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
-from bertchain.metrics import DocumentMetrics, mean_roc_auc
+from bertchain.metrics import FEW, DocumentMetrics, mean_roc_auc
 
 
 def test_single_label_by_hand():
@@ -42,3 +43,90 @@ def test_regression_by_hand():
         predictions=[[1.0], [1.0]], references=[[1.0], [3.0]]
     )
     assert np.isnan(constant["pearson"])
+
+
+def few_and_many(rng, n: int, labels: int) -> np.ndarray:
+    """0/1 [n, labels]: columns and rows with none, a few, many and all."""
+    truth = rng.random((n, labels)) < np.linspace(0, 1, labels)
+    truth[0], truth[1] = False, True
+    truth[:, 0], truth[:, -1] = False, True
+    assert {*(truth.sum(axis=0) > FEW)} == {True, False} == {*(truth.sum(axis=1) > FEW)}
+    return truth
+
+
+@pytest.mark.parametrize("digits", [1, 12])  # with ties and without
+def test_scores_of_labels_are_those_of_scikit_learn(digits):
+    rng = np.random.default_rng(0)
+    truth, p = few_and_many(rng, 60, 40), rng.random((60, 40)).round(digits)
+    scores = DocumentMetrics("multi_label").compute(predictions=p, references=truth.astype(float))
+    both = [c for c in range(40) if 0 < truth[:, c].sum() < 60]
+    areas = [sk.roc_auc_score(truth[:, c], p[:, c]) for c in both]
+    predicted = p >= 0.5
+    expected = {
+        "f1_micro": sk.f1_score(truth, predicted, average="micro"),
+        "f1_macro": sk.f1_score(truth, predicted, average="macro", zero_division=0),
+        "roc_auc_micro": sk.roc_auc_score(truth.ravel(), p.ravel()),
+        "roc_auc_macro": np.mean(areas),
+        "lrap": sk.label_ranking_average_precision_score(truth, p),
+        "subset_accuracy": sk.accuracy_score(truth, predicted),
+        "log_loss": sk.log_loss(truth.ravel(), p.ravel().clip(1e-7, 1 - 1e-7)),
+    }
+    assert scores == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 30])
+@pytest.mark.parametrize("digits", [1, 12])
+def test_scores_of_classes_are_those_of_scikit_learn(classes, digits):
+    rng = np.random.default_rng(1)
+    raw = rng.random((90, classes)).round(digits) + 0.01
+    p, y = raw / raw.sum(axis=1, keepdims=True), rng.integers(0, max(classes - 1, 2), 90)
+    p[0] = np.eye(classes)[y[0] - 1]  # sure, and wrong
+    scores = DocumentMetrics("single_label").compute(predictions=p, references=y)
+    areas = [sk.roc_auc_score(y == c, p[:, c]) for c in np.unique(y)]
+    expected = {
+        "accuracy": sk.accuracy_score(y, p.argmax(1)),
+        "f1_macro": sk.f1_score(y, p.argmax(1), average="macro", zero_division=0),
+        "f1_weighted": sk.f1_score(y, p.argmax(1), average="weighted", zero_division=0),
+        "mcc": sk.matthews_corrcoef(y, p.argmax(1)),
+        "log_loss": sk.log_loss(y, p, labels=range(classes)),
+        "roc_auc": np.mean(areas),
+    }
+    assert scores == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_correlation_of_one_class_is_zero():
+    scores = DocumentMetrics("single_label").compute(
+        predictions=[[0.9, 0.1], [0.8, 0.2]], references=[0, 1]
+    )
+    assert scores["mcc"] == 0.0
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label"])
+def test_many_classes_cost_no_sort_and_no_table_for_each(problem_type, monkeypatch):
+    """2,000 x 2,000: every number is looked at a few times, and no class is sorted."""
+    rng = np.random.default_rng(2)
+    p, y = rng.random((2000, 2000)), rng.permutation(2000)
+    if problem_type == "single_label":
+        p /= p.sum(axis=1, keepdims=True)
+    truth = y[:, None] == np.arange(2000)
+    sorts, sort = [], np.sort
+
+    def counted(values, *rest, **options):
+        sorts.append(np.size(values))
+        return sort(values, *rest, **options)
+
+    monkeypatch.setattr(np, "sort", counted)
+    metric = DocumentMetrics(problem_type)
+    monkeypatch.setattr(metric, "add_batch", None)  # no table of all numbers
+    references = y if problem_type == "single_label" else truth
+    scores = metric.compute(predictions=p, references=references)
+    own = p[truth][np.argsort(y)]  # one true row a class
+    area = np.mean((p < own).sum(axis=0) / 1999)
+    name = "roc_auc" if problem_type == "single_label" else "roc_auc_macro"
+    assert scores[name] == pytest.approx(area, rel=1e-12)
+    assert len([size for size in sorts if size >= 2000]) <= 1  # roc_auc_micro: all at once
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        DocumentMetrics("single_label").compute(predictions=[[np.nan, 1.0]], references=[0])

@@ -163,6 +163,11 @@ class LabelArguments:
         shown="inferred from the labels",
         common=True,
     )
+    at_least_one_label: bool = arg(
+        False,
+        "Whether a row none of whose labels reaches its threshold gets the likeliest "
+        "(multi-label).",
+    )
     validation_split: float = arg(
         0.1,
         "Share of the training rows held out for validation, stratified, when there is no "

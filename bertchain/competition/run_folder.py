@@ -223,6 +223,7 @@ class RunFolder:
 
 # Arguments that change no model: a run may be resumed with another value.
 FREE = {
+    "at_least_one_label",
     "checkpoint_dir",
     "dataloader_num_workers",
     "disable_tqdm",

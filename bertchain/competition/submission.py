@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bertchain.arguments.common import TextArguments
 from bertchain.arguments.finetuning import SubmissionArguments
 from bertchain.competition.thresholds import check_kind
+from bertchain.data.documents import to_id
 from bertchain.data.label_values import to_name, to_number
 from bertchain.data.labels import LabelSpec, Thresholds
-from bertchain.data.tables import read_table
+from bertchain.data.tables import read_table, require_cells
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError, nearest
 from bertchain.runtime.distributed import is_main_process
@@ -43,7 +45,12 @@ class SampleSubmission:
 
     @classmethod
     def read(
-        cls, source: str, spec: LabelSpec, id_column: str | None, values: str | None = None
+        cls,
+        source: str,
+        spec: LabelSpec,
+        id_column: str | None,
+        values: str | None = None,
+        encoding: str = "utf-8",
     ) -> "SampleSubmission":
         """Read a file and infer what its columns hold.
 
@@ -55,12 +62,13 @@ class SampleSubmission:
         Raises:
             InputError: for a column that is no label, or an id that occurs twice.
         """
-        table = read_table(source)
+        table = read_table(source, encoding=encoding)
         sample = pd.DataFrame({name: table[name][:] for name in table.column_names})
         id_column = id_column if id_column in sample else sample.columns[0]
         columns = [name for name in sample.columns if name != id_column]
         if not columns:
             raise InputError(f"{source}: there is no column to fill beside {id_column!r}")
+        require_cells(sample[id_column], id_column, source, "--sample_submission")
         twice = sample[id_column][sample[id_column].duplicated()]
         if len(twice):
             raise InputError(f"{source}: id {twice.iloc[0]!r} occurs more than once")
@@ -69,7 +77,7 @@ class SampleSubmission:
 
     def check_ids(self, ids: list[str]) -> None:
         """Raises InputError, naming some, unless the test file has exactly the sample's ids."""
-        wanted, there = {*map(str, self.sample[self.id_column])}, set(ids)
+        wanted, there = {*map(to_id, self.sample[self.id_column])}, set(ids)
         for what, some in (
             ("has no prediction, since the test file lacks it", wanted - there),
             ("of the test file is not in it", there - wanted),
@@ -89,7 +97,7 @@ class SampleSubmission:
             decisions: [n, labels], 0 or 1, also for single_label; for regression values or grades.
         """
         place = {name: row for row, name in enumerate(ids)}
-        rows = [place[str(name)] for name in self.sample[self.id_column]]
+        rows = [place[to_id(name)] for name in self.sample[self.id_column]]
         filled = self.sample.copy()
         if not self.outputs:
             (column,) = (name for name in self.sample.columns if name != self.id_column)
@@ -140,7 +148,7 @@ def _outputs(columns: list[str], spec: LabelSpec, values: str, source: str) -> d
 
 
 def read_sample(
-    options: SubmissionArguments, id_column: str | None, task: Task
+    options: SubmissionArguments, text: TextArguments, task: Task
 ) -> SampleSubmission | None:
     """Read --sample_submission, and check it and --fit_thresholds before anything is trained.
 
@@ -156,7 +164,7 @@ def read_sample(
     if options.sample_submission is None:
         return None
     source, values = options.sample_submission, options.submission_values
-    sample = SampleSubmission.read(source, task.spec, id_column, values)
+    sample = SampleSubmission.read(source, task.spec, text.id_column_name, values, text.encoding)
     sample.check_ids(task.documents["test"]["id"][:])
     return sample
 

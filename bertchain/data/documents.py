@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
+from bertchain.data.label_values import to_name
 from bertchain.data.labels import LabelSpec
-from bertchain.data.tables import Table, first_rows, require_columns
+from bertchain.data.tables import Table, first_rows, require_cells, require_columns
 from bertchain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def to_documents(
 ) -> Dataset:
     """Turn a table into columns id, text and, for pairs, text_pair.
 
-    A missing text becomes an empty one; their number is logged.
+    A missing text becomes an empty one; their number is logged. Ids that are whole floats (7.0, as
+    pandas holds integers of a column with gaps) are written as integers.
 
     Args:
         source: what error messages call the table.
@@ -34,20 +36,27 @@ def to_documents(
         id_column: None: the row number, from 0, is the id.
 
     Raises:
-        InputError: for a missing column, a value that is no text, or an id that occurs twice.
+        InputError: for a missing column, a value that is no text, an id that is missing or occurs
+            twice, or a missing second text of a pair.
     """
     require_columns(table, text_columns, source, "--text_column_names")
     if id_column is not None:
         require_columns(table, [id_column], source, "--id_column_name")
 
     def convert(rows: dict[str, list], numbers: list[int]) -> dict[str, list]:
-        ids = numbers if id_column is None else rows[id_column]
+        ids = numbers
+        if id_column is not None:
+            ids = rows[id_column]
+            require_cells(ids, id_column, source, "--id_column_name", numbers[0] + 1)
+        if pair:
+            second = text_columns[1]
+            require_cells(rows[second], second, source, "--text_pair", numbers[0] + 1)
         for name in text_columns:
             _check_texts(rows[name], numbers, source, name)
         rows_of_texts = zip(*(rows[name] for name in text_columns), strict=True)
         documents = [join_texts(texts, separator, pair) for texts in rows_of_texts]
         columns = {name: [document[name] for document in documents] for name in documents[0]}
-        return {"id": [str(i) for i in ids], **columns}
+        return {"id": [to_id(i) for i in ids], **columns}
 
     written = ("text", "text_pair") if pair else ("text",)
     documents = table.map(
@@ -67,6 +76,11 @@ def to_documents(
                 f"{source}: id {twice[0]!r} occurs more than once in column {id_column!r}"
             )
     return documents
+
+
+def to_id(value: Any) -> str:
+    """Write an id as text. 7 and 7.0 are the same: pandas turns integers into either."""
+    return to_name(value) if isinstance(value, float) else str(value)
 
 
 def join_texts(texts: Sequence[Any], separator: str, pair: bool) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Label cells of a table: reading them, and what a single value means."""
 
+import ast
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,24 +11,158 @@ from datasets import ClassLabel, Dataset
 
 from bertchain.errors import InputError
 
+QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+LIST = re.compile(r"([\[({])(.*)[\])}]", re.DOTALL)  # of Python, also a tuple or a set, or of NumPy
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
 
 def label_values(table: Dataset, columns: Sequence[str], delimiter: str | None) -> list[Any]:
     """Read the label of each row: a value, or a list of values.
 
-    It is a list if there are several columns, the column holds lists, or `delimiter` splits it.
+    It is a list if there are several columns, the column holds lists (or such text as "['a', 'b']",
+    which a csv makes of them), or `delimiter` splits it. Blanks around a text do not count.
+
+    Raises:
+        InputError: for a column where only some rows are text of a list.
     """
     if len(columns) > 1:
-        return [list(row) for row in zip(*(table[c][:] for c in columns), strict=True)]
+        return [list(row) for row in zip(*(_stripped(table[c][:]) for c in columns), strict=True)]
     values = table[columns[0]][:]
-    feature = table.features[columns[0]]
-    if isinstance(feature, ClassLabel):
-        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
-    if delimiter is None:
-        return list(values)
+    classes = class_label(table, columns[0])
+    if classes is not None:
+        lists = [value for value in values if isinstance(value, list)]
+        if is_multi_hot(lists, classes.num_classes):
+            return list(values)
+        return [_class_names(value, classes) for value in values]
+    values = parse_lists(_stripped(values))
+    if delimiter is None or any(isinstance(value, list) for value in values):
+        return values
     return [
         None if v is None else [part.strip() for part in str(v).split(delimiter) if part.strip()]
         for v in values
     ]
+
+
+def class_label(table: Dataset, column: str) -> ClassLabel | None:
+    """Find the ClassLabel of a column, or of the items of its lists; None where it has none."""
+    feature = table.features[column]
+    feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return feature if isinstance(feature, ClassLabel) else None
+
+
+def _class_names(value: Any, classes: ClassLabel) -> Any:
+    """Name a class number or a list of them; below 0 is missing."""
+    if isinstance(value, list):
+        return [_class_names(item, classes) for item in value]
+    return None if value is None or value < 0 else classes.int2str(value)
+
+
+def _stripped(values: Sequence[Any]) -> list[Any]:
+    def strip(value: Any) -> Any:
+        if isinstance(value, list):
+            return [strip(item) for item in value]
+        return value.strip() if isinstance(value, str) else value
+
+    return [strip(value) for value in values]
+
+
+def parse_lists(values: list[Any]) -> list[Any]:
+    """Parse text of lists, such as "['a', 'b']", "[0, 1]" or NumPy's "[0 1]", where it can be
+    nothing else; other values stay as they are.
+
+    Names in brackets, such as [POS], are no lists. [0], [] and [a, b] are if all rows are.
+    """
+    parsed = [_parse_list(value) for value in values]
+    sure = max((certain for _, certain in parsed), default=0)
+    every = all(is_missing(v) or p[0] is not None for v, p in zip(values, parsed, strict=True))
+    if sure < (1 if every else 2):
+        return values
+    return [v if items is None else items for v, (items, _) in zip(values, parsed, strict=True)]
+
+
+def _parse_list(value: Any) -> tuple[list[Any] | None, int]:
+    """Parse the text of a list.
+
+    Returns:
+        its items, or None; how sure it is one: 2 with quotes or several numbers, 1 where the rows
+        beside it decide, else 0.
+    """
+    match = LIST.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None, 0
+    inside = match[2].strip()
+    commas = "," in re.sub(QUOTED, "", inside)
+    item = rf"(?:{QUOTED}|[^\s\"']\S*)\s*"  # blanks between them, as in NumPy's text
+    if commas:
+        item = rf"(?:{QUOTED}|[^\s,\"'][^,]*)\s*(?:,\s*|$)"
+    if not re.fullmatch(rf"(?:{item})*", inside):
+        return None, 0
+    tokens = [t.strip().removesuffix(",").rstrip() for t in re.findall(item, inside)]
+    items = [_parse_item(token) for token in tokens]
+    if any(token[0] in "\"'" for token in tokens):
+        return items, 2
+    if items and not any(isinstance(item, str) for item in items):
+        return items, 2 if len(items) > 1 else 1
+    return items, 1 if match[1] == "[" and (commas or not items) else 0
+
+
+def _parse_item(token: str) -> Any:
+    if token in ("None", "null", "nan"):
+        return None
+    try:
+        return ast.literal_eval(token)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # a word without quotes
+        return token
+
+
+def is_multi_hot(values: Sequence[Any], length: int | None = None) -> bool:
+    """Return whether all rows are lists of 0 and 1 of one length, a label for each position.
+
+    Names of labels are no such lists: none occurs twice. Of two, 0 and 1 in this order may be
+    either, so that another row must tell.
+
+    Args:
+        length: the length (at least 2); None: that of the first row.
+    """
+    if not values or not all(isinstance(value, list) for value in values):
+        return False
+    length = len(values[0]) if length is None else length
+    if length < 2 or any(len(value) != length for value in values):
+        return False
+    rows = [[to_zero_or_one(item) for item in value] for value in values]
+    return all(None not in row for row in rows) and any(row != [0.0, 1.0] for row in rows)
+
+
+def refuse_odd_lists(values: list[Any], source: str, length: int | None = None) -> None:
+    """Refuse lists that are neither names of labels nor a 0 or 1 for each label.
+
+    Args:
+        length: of the lists of training, where they are a 0 or 1 for each label.
+
+    Raises:
+        InputError: naming `source` and row, for lists of 0 and 1 of another length than the others,
+            and for numbers with a fraction.
+    """
+    rows = [(row, value) for row, value in enumerate(values, 1) if isinstance(value, list)]
+    for row, value in rows:
+        fraction = next((n for n in value if isinstance(n, float) and n % 1), None)
+        if fraction is not None:
+            raise InputError(
+                f"{source}, row {row}: the label is a list with {fraction:g}; give each number a "
+                "column of its own (--label_column_name with several columns)"
+            )
+    zero_one = all(is_zero_or_one(item) for _, value in rows for item in value)
+    repeated = any(len({*map(to_zero_or_one, value)}) < len(value) for _, value in rows)
+    if not (zero_one and repeated) and length is None:
+        return
+    usual = length or Counter(len(value) for _, value in rows).most_common(1)[0][0]
+    for row, value in rows:
+        if len(value) != usual or not all(map(is_zero_or_one, value)):
+            raise InputError(
+                f"{source}, row {row}: the label is a list of {len(value)}, not a 0 or 1 for each "
+                f"of {usual} labels as in other rows"
+            )
 
 
 def is_missing(value: Any) -> bool:
@@ -33,6 +170,17 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and any(map(is_missing, value))
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def is_unlabelled(values: Sequence[Any], names: Sequence[str]) -> bool:
+    """Return whether no row of a test table has a label: all are missing, an empty list, or -1.
+
+    Args:
+        names: the classes; -1 may be one of them.
+    """
+    items = [item for v in values for item in (v if isinstance(v, list) else [v])]
+    hidden = "-1" not in names and all(to_number(item) == -1 for item in items)
+    return hidden or all(map(is_missing, items))
 
 
 def require_labels(values: list[Any], source: str) -> None:
@@ -71,6 +219,33 @@ def to_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def to_target(value: Any) -> float | None:
+    """Parse a number of regression: also "3,5", as spreadsheets of many countries write it."""
+    if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value):
+        value = value.replace(",", ".")
+    return to_number(value)
+
+
+def refuse_thousands(values: list[Any], source: str) -> None:
+    """Refuse numbers such as 1,234 where no other tells whether that is 1.234 or 1234.
+
+    Raises:
+        InputError: naming `source` and row.
+    """
+    first = None
+    for row, value in enumerate(values, 1):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and DECIMAL_COMMA.fullmatch(item):
+                if not THOUSANDS.fullmatch(item):
+                    return
+                first = first or (row, item)
+    if first is not None:
+        raise InputError(
+            f"{source}, row {first[0]}: {first[1]!r} may be {first[1].replace(',', '.')} or "
+            f"{first[1].replace(',', '')}; write the numbers with a decimal point"
+        )
+
+
 def to_numbers(value: Any, source: str, row: int) -> list[float]:
     """Parse a label, or a list of them, as numbers.
 
@@ -79,7 +254,7 @@ def to_numbers(value: Any, source: str, row: int) -> list[float]:
     """
     numbers = []
     for item in value if isinstance(value, list) else [value]:
-        number = to_number(item)
+        number = to_target(item)
         if number is None:
             raise InputError(f"{source}, row {row}: {item!r} is not a number (regression)")
         numbers.append(number)
@@ -92,7 +267,9 @@ def to_distribution(values: list[Any], source: str, row: int) -> list[float]:
     Raises:
         InputError: naming `source` and row, for other numbers.
     """
-    numbers = to_numbers(values, source, row)
+    numbers = [to_zero_or_one(value) for value in values]  # one-hot, also of True and False
+    if None in numbers:
+        numbers = to_numbers(values, source, row)
     total = sum(numbers)
     if min(numbers) < 0 or abs(total - 1) > 0.01:
         raise InputError(
@@ -110,9 +287,23 @@ def to_name(value: Any) -> str:
     return str(value)
 
 
+def to_zero_or_one(value: Any) -> float | None:
+    """Parse 0, 1, False or True, or the text of one, as 0.0 or 1.0; None if it is none."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return float(value.lower() == "true")
+    number = to_number(value)
+    return number if number in (0.0, 1.0) else None
+
+
 def is_zero_or_one(value: Any) -> bool:
-    """Return whether a value or its text is 0 or 1."""
-    return to_number(value) in (0.0, 1.0)
+    """Return whether a value or its text is 0 or 1, False or True."""
+    return to_zero_or_one(value) is not None
+
+
+def all_numbers(values: Sequence[Any]) -> bool:
+    """Return whether each value, or each of a list, is a number or its text."""
+    items = (item for v in values for item in (v if isinstance(v, list) else [v]))
+    return all(to_target(item) is not None for item in items)
 
 
 def infer_problem_type(values: list[Any], num_columns: int) -> str:
@@ -122,17 +313,21 @@ def infer_problem_type(values: list[Any], num_columns: int) -> str:
         return "multi_label" if zero_one else "regression"
     if any(isinstance(v, list) for v in values):
         return "multi_label"
-    numbers = [to_number(v) for v in values]
-    if any(n is None for n in numbers):
+    if not all_numbers(values):
         return "single_label"
-    return "single_label" if all(n.is_integer() for n in numbers) else "regression"
+    return "single_label" if all(to_target(v).is_integer() for v in values) else "regression"
 
 
 def label_names(table: Dataset, column: str, values: list[Any]) -> tuple[str, ...]:
-    """Order the names of the labels: as a ClassLabel has them, else by number or alphabet."""
-    feature = table.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
+    """Order the names of the labels: as a ClassLabel has them, else by number or alphabet.
+
+    Lists of a 0 or 1 for each label have the numbers of the positions for names.
+    """
+    classes = class_label(table, column)
+    if classes is not None:
+        return tuple(classes.names)
+    if is_multi_hot(values):
+        return tuple(map(str, range(len(values[0]))))
     names = {to_name(item) for v in values for item in (v if isinstance(v, list) else [v])}
     if all(to_number(n) is not None for n in names):
         return tuple(sorted(names, key=lambda n: (to_number(n), n)))

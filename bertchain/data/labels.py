@@ -1,7 +1,7 @@
 """Labels: the problem type and the label map, inferred once and carried in the model's config."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,19 @@ import pandas as pd
 from datasets import Dataset
 
 from bertchain.data.label_values import (
+    all_numbers,
     infer_problem_type,
-    is_missing,
-    is_zero_or_one,
+    is_multi_hot,
+    is_unlabelled,
     label_names,
     label_values,
+    refuse_odd_lists,
+    refuse_thousands,
     require_labels,
     to_distribution,
     to_name,
     to_numbers,
+    to_zero_or_one,
 )
 from bertchain.data.tables import require_columns
 from bertchain.errors import InputError
@@ -68,6 +72,10 @@ class LabelSpec:
         delimiter: splits a text label into several, or None.
         target_mean, target_scale: mean and standard deviation of each regression target in
             training; empty otherwise.
+        at_least_one: whether a row of multi_label without a label above its threshold gets the
+            likeliest.
+        multi_hot: whether the label of a row is a list with a 0 or 1 for each name; None: the table
+            tells.
     """
 
     problem_type: str
@@ -76,6 +84,8 @@ class LabelSpec:
     delimiter: str | None = None
     target_mean: tuple[float, ...] = ()
     target_scale: tuple[float, ...] = ()
+    at_least_one: bool = False
+    multi_hot: bool | None = field(default=None, compare=False)
 
     # -- built from a table or a config
 
@@ -92,7 +102,8 @@ class LabelSpec:
 
         Several columns are multi_label if all values are 0 or 1, else regression; as single_label
         they hold probabilities (soft labels). In one column, lists or a delimiter mean multi_label,
-        numbers with a fraction mean regression; all else is single_label.
+        numbers with a fraction mean regression; all else is single_label. Lists of 0 and 1 of one
+        length have a label for each position, other lists hold names.
 
         Raises:
             InputError: naming `source`, row and value, for missing or unfit labels.
@@ -101,6 +112,16 @@ class LabelSpec:
         values = label_values(table, columns, delimiter)
         require_labels(values, source)
         kind = problem_type or infer_problem_type(values, len(columns))
+        lists = len(columns) == 1 and any(isinstance(v, list) for v in values)
+        if lists:
+            refuse_odd_lists(values, source)
+        if kind != "multi_label" and lists:
+            raise InputError(
+                f"--problem_type {kind} needs one label a row; {source}, column {columns[0]!r} "
+                "holds lists"
+            )
+        if kind == "regression" or (problem_type is None and all_numbers(values)):
+            refuse_thousands(values, source)
         if kind == "regression":
             targets = [to_numbers(v, source, row) for row, v in enumerate(values, 1)]
             return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
@@ -110,11 +131,8 @@ class LabelSpec:
             raise InputError(
                 f"{source}: column {columns[0]!r} holds {held}; a classifier needs two"
             )
-        if kind == "single_label" and len(columns) == 1 and isinstance(values[0], list):
-            raise InputError(
-                f"--problem_type single_label needs one label a row, not {' '.join(columns)}"
-            )
-        return cls(kind, names, tuple(columns), delimiter)
+        hot = is_multi_hot(values) if lists else None
+        return cls(kind, names, tuple(columns), delimiter, multi_hot=hot)
 
     @classmethod
     def from_config(
@@ -181,10 +199,11 @@ class LabelSpec:
     # -- table -> numbers
 
     def has_labels(self, table: Dataset) -> bool:
-        """Return whether a table (a test file, say) has the label columns, and not all empty."""
+        """Return whether a table (a test file, say) has the label columns, not all empty or -1."""
         if not set(self.columns) <= set(table.column_names):
             return False
-        return any(not is_missing(v) for v in label_values(table, self.columns, self.delimiter))
+        values = label_values(table, self.columns, self.delimiter)
+        return not is_unlabelled(values, self.names)
 
     def encode(self, table: Dataset, source: str) -> list[int] | list[list[float]]:
         """Turn the label of each row into a class number or a list of numbers.
@@ -206,6 +225,12 @@ class LabelSpec:
         index = {name: i for i, name in enumerate(self.names)}
         if self.problem_type == "single_label":
             return [self._class_number(v, index, source, row) for row, v in rows]
+        by_place = self.multi_hot
+        if by_place is None:
+            by_place = is_multi_hot(values, len(self.names))
+        refuse_odd_lists(values, source, len(self.names) if by_place else None)
+        if by_place:
+            return [[to_zero_or_one(item) for item in value] for value in values]
         return [self._multi_hot(v, index, source, row) for row, v in rows]
 
     def _class_number(self, value: Any, index: dict[str, int], source: str, row: int) -> int:
@@ -225,13 +250,14 @@ class LabelSpec:
         return hot
 
     def _zeros_and_ones(self, values: list[Any], source: str, row: int) -> list[float]:
-        for column, value in zip(self.columns, values, strict=True):
-            if not is_zero_or_one(value):
+        numbers = [to_zero_or_one(value) for value in values]
+        for column, value, number in zip(self.columns, values, numbers, strict=True):
+            if number is None:
                 raise InputError(
                     f"{source}, row {row}, column {column!r}: {value!r} is neither 0 nor 1; "
                     "say --problem_type regression if these are numbers to predict"
                 )
-        return [float(v) for v in values]
+        return numbers
 
     def hard_labels(self, labels: np.ndarray) -> np.ndarray:
         """Replace soft labels [n, classes] by the likeliest class [n]; leave others as they are."""
@@ -242,13 +268,14 @@ class LabelSpec:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits [n, labels] into probabilities; regression values stay as they are."""
-        logits = logits.astype(np.float64)
+        logits = logits.astype(np.float64)  # a copy, changed in place: there may be 10^8
         if self.problem_type == "regression":
             return logits
         if self.problem_type == "multi_label":
             return np.exp(-np.logaddexp(0, -logits))  # a sigmoid that does not overflow
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        return np.divide(logits, logits.sum(axis=1, keepdims=True), out=logits)
 
     @property
     def value_columns(self) -> list[str]:
@@ -264,13 +291,16 @@ class LabelSpec:
 
         Without thresholds multi_label decides at 0.5 and single_label for the likeliest class.
         """
-        if thresholds is not None:
-            return thresholds.decide(probabilities)
-        if self.problem_type == "regression":
+        if self.problem_type == "regression" and thresholds is None:
             return probabilities
-        if self.problem_type == "multi_label":
-            return (probabilities >= 0.5).astype(int)
-        return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
+        if self.problem_type == "single_label":
+            return np.eye(len(self.names), dtype=int)[probabilities.argmax(axis=1)]
+        halves = Thresholds("global", (0.5,) * len(self.names))
+        decisions = (thresholds or halves).decide(probabilities)
+        if self.at_least_one:
+            empty = np.flatnonzero(~decisions.any(axis=1))
+            decisions[empty, probabilities[empty].argmax(axis=1)] = 1
+        return decisions
 
     def decode(self, decisions: np.ndarray) -> list[str] | list[float]:
         """Turn decisions [n, labels] into the label of each row, as it stands in a table.

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bertchain.arguments.common import SpanArguments
 from bertchain.data.batching import DocumentCollator
+from bertchain.data.documents import to_id
 from bertchain.data.labels import LabelSpec
-from bertchain.data.tables import Table, first_rows, require_columns
+from bertchain.data.tables import Table, first_rows, require_cells, require_columns
 from bertchain.errors import InputError
 from bertchain.models.modeling import IGNORED
 from bertchain.models.windows import SpecialTokens, WindowSpec, cut_windows
@@ -72,6 +73,7 @@ def read_targets(table: Table, options: SpanArguments, id_column: str | None) ->
         require_columns(table.rows, [getattr(options, flag)], table.source, f"--{flag}")
     if id_column is not None:
         require_columns(table.rows, [id_column], table.source, "--id_column_name")
+        require_cells(table.rows[id_column][:], id_column, table.source, "--id_column_name")
     columns: dict[str, list] = {"id": [], "text": [], "words": [], "spans": [], "tags": []}
     without = 0
     for number, row in enumerate(table.rows):
@@ -83,7 +85,7 @@ def read_targets(table: Table, options: SpanArguments, id_column: str | None) ->
         if not targets:
             without += 1
             continue
-        columns["id"].append(str(number if id_column is None else row[id_column]))
+        columns["id"].append(to_id(number if id_column is None else row[id_column]))
         columns["text"].append(" ".join(map(str, words)))
         columns["words"].append([str(word) for word in words])
         columns["spans"].append([spans for spans, _ in targets])

@@ -13,7 +13,7 @@ from bertchain.arguments.finetuning import FoldArguments
 from bertchain.data.contamination import hash_texts
 from bertchain.data.documents import all_text
 from bertchain.data.labels import LabelSpec
-from bertchain.data.tables import Table, require_columns
+from bertchain.data.tables import Table, require_cells, require_columns
 from bertchain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ def resolve_folds(
         if name is not None:
             require_columns(table.rows, [name], table.source, f"--{flag}")
             columns[flag] = table.rows[name][: len(train)]
+            require_cells(columns[flag], name, table.source, f"--{flag}")
     if options.fold_column_name:
         values = columns["fold_column_name"]
         folds = folds_of_column(values, table.source, options.fold_column_name)

@@ -4,6 +4,7 @@ Rows are memory-mapped and keep their order.
 """
 
 import csv
+import glob
 import gzip
 import io
 import logging
@@ -96,11 +97,14 @@ def _reason(error: BaseException, encoding: str) -> str:
 
 
 def load_file(kind: str, path: str, **options: Any) -> Dataset | IterableDataset:
-    """Call `load_dataset` on a local file, without its request to a download counter."""
+    """Call `load_dataset` on a local file, without its request to a download counter.
+
+    The path is escaped: `[`, `*` and `?` would make a pattern of it, which finds other files.
+    """
     counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        return load_dataset(kind, data_files=path, split="train", **options)
+        return load_dataset(kind, data_files=glob.escape(path), split="train", **options)
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
@@ -110,10 +114,19 @@ def _read_delimited(
 ) -> Dataset | IterableDataset:
     delimiter = delimiter or find_delimiter(path, encoding)
     with open_text(path, encoding) as lines:
-        header = next(csv_rows(lines, delimiter=delimiter), [])
+        rows = csv_rows(lines, delimiter=delimiter)
+        header, first = next(rows, []), next(rows, [])
+    # an index that pandas wrote has no name; pandas reads it so
+    header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     twice = [name for name, n in Counter(header).items() if n > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs twice in the header")
+    unquoted = is_unquoted(path, delimiter, encoding)  # then all lines have as many tabs
+    if not unquoted and len(first) > len(header):  # pandas would take first cells for an index
+        raise InputError(
+            f"{path}, row 1: {len(first)} cells, but the header has {len(header)}; name all "
+            "columns, put cells with the delimiter in quotation marks, or name another --delimiter"
+        )
     return load_file(
         "csv",
         path,
@@ -121,7 +134,7 @@ def _read_delimited(
         encoding=encoding,
         features=Features({name: Value("string") for name in header}),
         keep_default_na=False,
-        quoting=csv.QUOTE_NONE if is_unquoted(path, delimiter, encoding) else csv.QUOTE_MINIMAL,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
         skip_blank_lines=len(header) > 1,  # with one column a blank line is an empty document
         streaming=streaming,
     )
@@ -230,6 +243,25 @@ def require_columns(
             raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
 
 
+def require_cells(
+    cells: Iterable[Any], column: str, source: str, argument: str, first_row: int = 1
+) -> None:
+    """Check that no cell of a column is missing: empty text, null or NaN.
+
+    Args:
+        first_row: number of the row of the first cell.
+
+    Raises:
+        InputError: naming `source`, row, column and `argument`.
+    """
+    for row, cell in enumerate(cells, first_row):
+        if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):  # NaN
+            raise InputError(
+                f"{source}, row {row}, column {column!r} ({argument}): the cell is empty; fill it "
+                "in or drop the row"
+            )
+
+
 def read_splits(
     files: dict[str, str | None],
     dataset_name: str | None = None,
@@ -271,6 +303,11 @@ def read_hub_table(
     Raises:
         InputError: for a data set that is not there or cannot be read.
     """
+    if Path(name).is_dir() and glob.has_magic(str(Path(name).resolve())):
+        raise InputError(
+            f"--dataset_name {name}: datasets takes [ ] * ? in a folder's name for a pattern; "
+            "rename the folder, or give its files (--train_file ...)"
+        )
     with as_input_error(f"--dataset_name {name}"):
         try:
             if split not in get_dataset_split_names(name, config_name):

@@ -163,6 +163,9 @@ def _resolve_labels(
             f"--model_name_or_path {checkpoint} was not written by run_finetune.py, so it cannot "
             "predict; give --train_file"
         )
+    if label.at_least_one_label and spec.problem_type != "multi_label":
+        raise InputError(f"--at_least_one_label is of multi_label, not of {spec.problem_type}")
+    spec = replace(spec, at_least_one=label.at_least_one_label)
     names = ", ".join(spec.names[:12]) + (" ..." if len(spec.names) > 12 else "")
     logger.info("Labels: %s, %d: %s", spec.problem_type, len(spec.names), names)
     return spec

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from bertchain.arguments.pretraining import PackingArguments
 from bertchain.data.contamination import hash_text
 from bertchain.data.documents import join_texts
-from bertchain.data.tables import require_columns
+from bertchain.data.tables import require_cells, require_columns
 from bertchain.errors import InputError
 from bertchain.pretraining.packing import RowMaker
 from bertchain.pretraining.sampling import StreamedBatches
@@ -155,7 +155,7 @@ def stream_documents(source: Source) -> Iterator[dict[str, str]]:
     """Yield the documents of a table one by one, empty ones left out: text, (text_pair,) corpus.
 
     Raises:
-        InputError: for a missing column.
+        InputError: for a missing column, or a missing second text of a pair.
     """
     table: Iterable[dict[str, Any]] = source.read(streaming=True)
     for number, row in enumerate(table):
@@ -164,6 +164,9 @@ def stream_documents(source: Source) -> Iterator[dict[str, str]]:
         if number == 0:
             require_columns(row, source.text_column_names, source.name, "--text_column_names")
         texts = [row[name] for name in source.text_column_names]
+        if source.text_pair:
+            second = source.text_column_names[1]
+            require_cells(texts[1:], second, source.name, "--text_pair", number + 1)
         document = join_texts(texts, source.text_separator, source.text_pair)
         if any(text.strip() for text in document.values()):
             yield document | {"corpus": source.corpus}

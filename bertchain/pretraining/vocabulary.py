@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from bertchain.arguments.common import TextArguments
+from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.words import plain_words
-from bertchain.errors import InputError
+from bertchain.errors import InputError, as_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -21,26 +23,35 @@ LEAST_COUNT = 5  # a rarer word does not train its embedding
 
 
 def grow(
-    tokenizer: PreTrainedTokenizerBase, asked: str | None, texts: Iterable[str]
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: CheckpointArguments,
+    text: TextArguments,
+    texts: Iterable[str],
 ) -> dict[int, list[int]]:
     """Add the words of --add_tokens to a tokenizer, in place; see `words_to_add`.
 
     Returns:
         id of each new token -> ids of the pieces it was before; none where nothing is asked for.
     """
-    if asked is None:
+    if checkpoint.add_tokens is None:
         return {}
-    words = words_to_add(asked, texts, tokenizer)
+    words = words_to_add(checkpoint.add_tokens, texts, tokenizer, text.encoding)
     logger.info("New tokens: %d: %s", len(words), " ".join(words[:12]))
     return add_words(tokenizer, words)
 
 
-def words_to_add(asked: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def words_to_add(
+    asked: str,
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: str = "utf-8",
+) -> list[str]:
     """Find the words of --add_tokens.
 
     Args:
         asked: `auto:500`, or a text file with a word a line.
         texts: in which `auto` counts words.
+        encoding: of the file.
 
     Raises:
         InputError: for something else, a missing file, or where there is nothing to add.
@@ -59,7 +70,10 @@ def words_to_add(asked: str, texts: Iterable[str], tokenizer: PreTrainedTokenize
     if not Path(asked).is_file():
         raise InputError(f"--add_tokens {asked}: no such file (or write auto:500)")
     known = tokenizer.get_vocab()
-    lines = [line.strip() for line in Path(asked).read_text(encoding="utf-8-sig").splitlines()]
+    path = Path(asked)
+    with as_input_error(f"--add_tokens {asked}, --encoding {encoding}"):
+        content = path.read_bytes().decode(encoding).removeprefix("\ufeff")
+    lines = [line.strip() for line in content.splitlines()]
     words = [word for word in dict.fromkeys(lines) if word and word not in known]
     if not words:
         raise InputError(f"--add_tokens {asked}: no word in it is new to the tokenizer")

@@ -90,12 +90,23 @@ def write_predictions(
         probabilities: [n, labels].
         columns: further columns by name, after the id, each of n values.
     """
+    empty = 0
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         for start in range(0, len(ids), ROWS_AT_ONCE):
             piece = slice(start, start + ROWS_AT_ONCE)
             more = {name: values[piece] for name, values in columns.items()}
             table = spec.prediction_table(ids[piece], probabilities[piece], thresholds, **more)
             table.to_csv(file, index=False, header=start == 0)
+            if spec.problem_type == "multi_label":
+                empty += int((table["prediction"] == "").sum())
+    if empty:
+        logger.warning(
+            "%s: %d of %d rows get no label, for no probability reaches its threshold; "
+            "--fit_thresholds fits thresholds, --at_least_one_label gives the likeliest label",
+            Path(path).name,
+            empty,
+            len(ids),
+        )
 
 
 def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str], np.ndarray]:

@@ -100,3 +100,21 @@ def test_what_does_not_fit_is_named(tmp_path):
     assert "2 ids: b, c: each of the test file is not in it" in message
     assert "no column to fill" in error({"id": IDS})
     assert "'p' is none of the labels" in error({"id": IDS, "p": 0.5})  # of three classes: which?
+
+
+def test_a_sample_in_another_encoding_and_with_ids_that_are_floats(tmp_path):
+    path = tmp_path / "样本[1].csv"
+    path.write_bytes("编号,类别\na,好\nb,\nc,\n".encode("gbk"))
+    read = SampleSubmission.read(str(path), SINGLE, "编号", encoding="gbk")
+    assert read.sample.columns.tolist() == ["编号", "类别"] and read.outputs == {}
+    pd.DataFrame({"id": [2.0, 1.0], "label": "cat"}).to_parquet(tmp_path / "sample.parquet")
+    read = SampleSubmission.read(str(tmp_path / "sample.parquet"), SINGLE, "id")
+    read.check_ids(["1", "2"])
+    p = np.array(P3[:2])
+    assert read.fill(["1", "2"], p, SINGLE.decide(p), SINGLE)["label"].tolist() == ["dog", "cat"]
+
+
+def test_a_sample_without_an_id_is_refused(tmp_path):
+    pd.DataFrame({"id": ["a", None], "label": "cat"}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InputError, match=r"a\.csv, row 2, column 'id'"):
+        SampleSubmission.read(str(tmp_path / "a.csv"), SINGLE, "id")

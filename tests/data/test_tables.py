@@ -10,7 +10,7 @@ import pytest
 from bertchain.data.documents import label_documents, to_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import hold_out, hold_out_validation, strata_of
-from bertchain.data.tables import read_hub_table, read_splits, read_table
+from bertchain.data.tables import read_hub_table, read_splits, read_table, require_cells
 from bertchain.errors import InputError
 
 pytestmark = pytest.mark.versions
@@ -257,3 +257,87 @@ def test_too_small_a_share_is_refused(tmp_path):
     documents = {"train": table_of(tmp_path, "text,labels\na,0\nb,1\n")}
     with pytest.raises(InputError, match="holds out none"):
         hold_out_validation(documents, 0.1, "single_label", 0)
+
+
+# ---------------------------------------------------------------- names and tables of other tools
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ["fold[1]", "a*", "w?", "[NLP] data/train"])
+def test_a_path_is_no_pattern(tmp_path, name, suffix, streaming):
+    """Beside each file lies one that its name, read as a pattern, would find."""
+    for stem in ("fold1", "ab", "w1", "N data/train", name):
+        path = tmp_path / f"{stem}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        frame = pd.DataFrame({"text": [stem]})
+        if suffix == ".parquet":
+            frame.to_parquet(path)
+        elif "json" in suffix:
+            frame.to_json(path, orient="records", lines=suffix == ".jsonl")
+        else:
+            frame.to_csv(path, index=False, header=suffix != ".txt")
+    table = read_table(str(tmp_path / f"{name}{suffix}"), streaming=streaming)
+    assert [row["text"] for row in table] == [name]
+
+
+def test_a_folder_of_a_data_set_whose_name_is_a_pattern_is_refused(tmp_path):
+    for name in ("N set", "[N] set"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text(f"text\n{name}\n")
+    with pytest.raises(InputError, match=r"takes .* for a pattern; rename the folder"):
+        read_hub_table(str(tmp_path / "[N] set"), None, "train")
+
+
+def test_an_index_that_pandas_wrote_and_empty_columns_have_names(tmp_path):
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    frame.to_csv(tmp_path / "a.csv")
+    for streaming in (False, True):
+        table = read_table(str(tmp_path / "a.csv"), streaming=streaming)
+        assert list(table)[1] == {"Unnamed: 0": "1", "text": "b", "label": "y"}
+    table = read_table(write(tmp_path / "b.csv", "text,,label,\na,,x,\n"))
+    assert table.to_list() == [{"text": "a", "Unnamed: 1": "", "label": "x", "Unnamed: 3": ""}]
+
+
+@pytest.mark.parametrize("content", ["text,label\n1,a,x\n", "text,label\na,x,\n", "text\na, b\n"])
+def test_rows_wider_than_the_header_are_refused_and_not_shifted(tmp_path, content):
+    with pytest.raises(InputError, match=r"a\.csv, row 1: . cells, but the header has"):
+        read_table(write(tmp_path / "a.csv", content))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "gbk", "cp936", "gb18030"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.txt"])
+def test_files_in_other_encodings(tmp_path, name, encoding):
+    contents = {
+        "a.csv": "text,label\n中文,好\n",
+        "a.tsv": "text\tlabel\n中文\t好\n",
+        "a.jsonl": '{"text": "中文", "label": "好"}\n',
+        "a.txt": "中文\n",
+    }
+    row = read_table(write(tmp_path / name, contents[name], encoding), encoding=encoding)[0]
+    assert row == {"text": "中文"} | ({} if name == "a.txt" else {"label": "好"})
+
+
+def test_ids_that_pandas_made_floats(tmp_path):
+    pd.DataFrame({"id": [7.0, 8.5], "text": ["a", "b"]}).to_parquet(tmp_path / "a.parquet")
+    table = read_table(str(tmp_path / "a.parquet"))
+    assert to_documents(table, "a", ["text"], id_column="id")["id"][:] == ["7", "8.5"]
+    table = table_of(tmp_path, "id,text\n7.0,a\n07,b\n")
+    assert to_documents(table, "a", ["text"], id_column="id")["id"][:] == ["7.0", "07"]
+
+
+@pytest.mark.parametrize("missing", ["", None, float("nan"), " "])
+def test_a_cell_that_gives_structure_is_there(missing):
+    with pytest.raises(
+        InputError, match=r"a\.csv, row 2, column 'g' \(--flag\): the cell is empty"
+    ):
+        require_cells(["x", missing], "g", "a.csv", "--flag")
+    require_cells([0, 0.0, False, "0"], "g", "a.csv", "--flag")
+
+
+def test_missing_ids_and_second_texts_are_named(tmp_path):
+    table = table_of(tmp_path, "id,q,a\n1,x,y\n,x,\n")
+    with pytest.raises(InputError, match=r"row 2, column 'id' \(--id_column_name\)"):
+        to_documents(table, "t.csv", ["q"], id_column="id")
+    with pytest.raises(InputError, match=r"row 2, column 'a' \(--text_pair\)"):
+        to_documents(table, "t.csv", ["q", "a"], pair=True)

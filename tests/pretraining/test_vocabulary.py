@@ -96,6 +96,10 @@ def test_a_file_of_words(tokenizers, tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("zebra\n\nred\nzebra\n graphene \n", encoding="utf-8")
     assert words_to_add(str(path), [], tokenizers["bert"]) == ["zebra", "graphene"]  # red is known
+    path.write_bytes("词汇\n".encode("gbk"))
+    assert words_to_add(str(path), [], tokenizers["bert"], "gbk") == ["词汇"]
+    with pytest.raises(InputError, match=r"--add_tokens .*--encoding utf-8: .* can't decode"):
+        words_to_add(str(path), [], tokenizers["bert"])
     path.write_text("red\n")
     for asked, message in (
         (str(path), "no word in it is new"),

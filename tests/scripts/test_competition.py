@@ -9,9 +9,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import BASICS, ROOT, WORDS, make_rows
 from forking import run_command, start_command
+from safetensors.torch import load_file, save_file
 
 import run_finetune
 from bertchain.errors import InputError
@@ -260,6 +262,43 @@ def test_thresholds_are_fitted_on_oof_alone(tiny_bert, tmp_path):
     run_finetune.main(again)  # the thresholds travel with the models
     tables = [read(tmp_path / f / "predictions_test.csv") for f in ("again", "out-test")]
     assert list(tables[0]["prediction"].fillna("")) == list(tables[1]["prediction"].fillna(""))
+
+
+def test_rows_without_a_label_are_counted_and_get_one_if_asked(tiny_bert, tmp_path, caplog):
+    """A model sure of nothing; and all names of files could be patterns."""
+    folder = tmp_path / "[NLP] data"
+    folder.mkdir()
+    rows = pd.DataFrame(make_rows(60))
+    topics = sorted(set(rows["label"]))
+    rows["tags"] = [[float(label == name) for name in topics] for label in rows["label"]]
+    rows.drop(columns="label").to_json(folder / "train[1].jsonl", orient="records", lines=True)
+    rows[["id", "text"]].to_csv(folder / "test[1].csv")  # with the index of pandas
+    rows[["id"]].assign(tags="").to_csv(folder / "sample[1].csv", index=False)
+    files = {"train": str(folder / "train[1].jsonl"), "test": str(folder / "test[1].csv")}
+    results = run(tiny_bert, files, folder / "out[1]", label_column_name=["tags"])
+    assert results["eval_lrap"] < 1 or results["eval_f1_macro"] < 1  # not all labels of all rows
+    weights = load_file(folder / "out[1]" / "model.safetensors")
+    save_file(weights | {"head.bias": torch.full((3,), -9.0)}, folder / "out[1]/model.safetensors")
+
+    def predicted(**more):
+        options = {"model_name_or_path": str(folder / "out[1]"), "test_file": files["test"]}
+        options |= {"output_dir": str(tmp_path / "again"), "id_column_name": "id", "use_cpu": True}
+        options |= {"label_column_name": ["tags"], "disable_tqdm": True}
+        options |= {"sample_submission": str(folder / "sample[1].csv"), **more}
+        caplog.clear()
+        run_finetune.main(options)
+        tables = [read(tmp_path / "again" / f"{n}.csv") for n in ("predictions_test", "submission")]
+        assert [*tables[0]["prediction"].fillna("")] == [*tables[1]["tags"].fillna("")]
+        assert [*tables[0]][2:] == ["prob_0", "prob_1", "prob_2"]
+        assert (probabilities(tables[0]) < 0.5).all()
+        return tables[0], caplog.text
+
+    table, said = predicted()
+    assert (table["prediction"].fillna("") == "").all()
+    assert "60 of 60 rows get no label" in said and "--fit_thresholds" in said
+    table, said = predicted(at_least_one_label=True)
+    assert [*map(str, table["prediction"])] == [*map(str, probabilities(table).argmax(axis=1))]
+    assert "get no label" not in said
 
 
 def test_grades_for_an_ordinal_target(tiny_bert, tmp_path):
