@@ -9,8 +9,10 @@ from bertchain.arguments.finetuning import GROUPS
 from bertchain.cli import changed
 from bertchain.data.contamination import read_fingerprint, write_fingerprint
 from bertchain.data.labels import LabelSpec
+from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
+from bertchain.models.weights import check_finite
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
 
@@ -55,7 +57,12 @@ def write_model(
         run_config: all arguments; the card shows those that differ from the defaults.
         with_encoder: whether to write encoder/, a plain `AutoModel` checkpoint; left out where many
             models are kept.
+
+    Raises:
+        InputError: for weights that are not finite.
     """
+    with as_input_error(str(folder)):
+        check_finite(model)
     hashes = read_fingerprint(
         run_config["model_name_or_path"], revision=run_config["model_revision"]
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.cli import is_given
@@ -19,11 +19,12 @@ from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
 from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import disk_errors
+from bertchain.runtime.finite import FiniteTrainer
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 
 
-class DocumentTrainer(AveragingTrainer):
+class DocumentTrainer(FiniteTrainer, AveragingTrainer):
     """Trainer of document classifiers, with optimizer groups by layer id.
 
     A subclass builds the optimizer, whose groups have a key `layer_id`, and computes the loss.
@@ -176,7 +177,7 @@ def member_arguments(
 
 
 def train(
-    trainer: Trainer, resume_from: str | None, stop_in_time: list[TrainerCallback]
+    trainer: FiniteTrainer, resume_from: str | None, stop_in_time: list[TrainerCallback]
 ) -> dict[str, Any]:
     """Train, and keep the best checkpoint.
 
@@ -189,6 +190,7 @@ def train(
     """
     with disk_errors(trainer.args.output_dir):
         results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
+    trainer.check_weights()
     if stop_in_time:
         results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
     return results
