@@ -271,6 +271,20 @@ def refuse_other_order(training: Any) -> None:
         )
 
 
+def refuse_push(training: Any) -> None:
+    """Refuse to upload while training: that is another model than the best, without its card.
+
+    Raises:
+        InputError: naming the command that uploads the finished folder.
+    """
+    if training.push_to_hub:
+        name = training.hub_model_id or "NAME"
+        raise InputError(
+            "--push_to_hub would upload another model than the best, without its card; leave it "
+            f"out, and then: hf upload {name} {training.output_dir}"
+        )
+
+
 def unescape(text: str) -> str:
     """Replace the characters \\t and \\n, as a shell passes them, by a tab and a line break."""
     return text.replace("\\t", "\t").replace("\\n", "\n")

@@ -17,6 +17,7 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
 )
 
 from bertchain.arguments.pretraining import CheckpointArguments
@@ -27,6 +28,7 @@ from bertchain.models.modeling import last_bert_block
 from bertchain.models.weights import load_pretrained, some
 from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
+from bertchain.runtime import best
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +281,27 @@ def _hidden(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------- scores
+
+
+DIRECTIONS = {"loss": False, "perplexity": False, "masked_accuracy": True}  # is more better?
+
+
+def score_directions(corpora: Sequence[str]) -> dict[str, bool]:
+    """Name the scores of an evaluation, and whether more of each is better.
+
+    Args:
+        corpora: of each held-out row.
+    """
+    names = dict.fromkeys(corpora)
+    of_each = {f"{s}_{n}": up for n in names for s, up in DIRECTIONS.items()}
+    return DIRECTIONS | (of_each if len(names) > 1 else {})
+
+
+def choose_metric(
+    training: TrainingArguments, given: dict[str, Any], corpora: Sequence[str]
+) -> None:
+    """Check which score chooses the best checkpoint, in place; see `best.choose_metric`."""
+    best.choose_metric(training, given, score_directions(corpora))
 
 
 class MaskedLMScores:
