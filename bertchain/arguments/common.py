@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertchain.errors import InputError, at_least, one_of, share
+from bertchain.models.folders import check_model_folder
 
 
 class Help(str):
@@ -191,6 +192,9 @@ class EncoderArguments:
     )
     model_revision: str = arg("main", "Branch, tag or commit of a hub model.")
     trust_remote_code: bool = arg(False, "Whether to run code that a hub model brings along.")
+
+    def __post_init__(self) -> None:
+        check_model_folder(self.model_name_or_path)
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:

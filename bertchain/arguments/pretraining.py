@@ -166,6 +166,7 @@ class CheckpointArguments(EncoderArguments):
             raise InputError("--config_name needs --tokenizer_name")
         if self.config_name and (self.keep_pooler or self.add_tokens):
             raise InputError("--config_name: there is no pooler to keep, no embedding to begin at")
+        super().__post_init__()
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from bertchain.models.folders import check_model_folder
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
 from bertchain.models.weights import load_pretrained, quiet_loading
 
@@ -48,6 +49,7 @@ def load_encoder(
         ValueError: for an encoder-decoder, for a checkpoint without the pooler asked for, and as
             `weights.load_pretrained`.
     """
+    check_model_folder(path)
     if is_document_classifier(path):
         classifier, missing = load_classifier(path, dropout)
         missing = [name.removeprefix("encoder.") for name in missing]

@@ -95,8 +95,9 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="PATH OF THIS FOLDER", trust_remote_code=True)
 classify("Some text")
 
-# the encoder alone, without the head
-from transformers import AutoModel
+# the encoder alone, without the head; False: a tokenizer needs no code, and nobody is asked
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER", trust_remote_code=False)
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """
 
@@ -104,7 +105,8 @@ USAGE_OF_SPANS = """
 # labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\
 #     --spans_column_name spans
 
-# the encoder alone, without the head
-from transformers import AutoModel
+# the encoder alone, without the head; False: a tokenizer needs no code, and nobody is asked
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER", trust_remote_code=False)
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """
