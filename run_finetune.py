@@ -44,6 +44,7 @@ DEFAULTS = {
 if __name__ == "__main__":
     cli.start_script(__doc__, finetuning.GROUPS, DEFAULTS)
 
+import copy
 import logging
 from typing import Any
 
@@ -237,7 +238,7 @@ class ClassifierTrainer(trainer.DocumentTrainer):
 def check_splits(
     task: tasks.Task, trained: list[run_folder.Member], args: finetuning.Arguments
 ) -> None:
-    """Raises InputError where a file is missing for what is asked."""
+    """Raises InputError where a file or metric is missing for what is asked."""
     if trained and task.has_training_rows:
         raise InputError(
             f"--model_name_or_path {args.checkpoint.model_name_or_path} holds {len(trained)} "
@@ -249,6 +250,8 @@ def check_splits(
         for flag in flags:
             if given.get(flag) and split not in task.documents:
                 raise InputError(f"--{flag} needs --{split}_file")
+    if task.has_training_rows:
+        trainer.choose_metric(copy.copy(args.training), task.spec.problem_type, given)
 
 
 if __name__ == "__main__":

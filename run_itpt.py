@@ -66,6 +66,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
     # 2. Documents of each corpus, some held out
     documents = corpora.load_documents(args.corpus, args.text, training.seed)
+    masked_lm.choose_metric(training, args.run_config, documents.held_out["corpus"][:])
 
     # 3. Tokenizer and model, perhaps with new tokens
     path, hub_kwargs = masked_lm.find_encoder(checkpoint), checkpoint.hub_kwargs
@@ -81,9 +82,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     rows = documents.rows(maker, args.packing, training)
     if args.packing.packing:
         rows = masked_lm.pack_for(model, rows, maker.windows.max_seq_length, collator)
-    facts = {"untrained_weights": len(untrained), "new_tokens": len(new_tokens)}
-    facts["transductive"] = args.corpus.include_test_text
-    results = documents.counts(rows, held_out) | facts
+    results = documents.counts(rows, held_out) | {"untrained_weights": len(untrained)}
+    results |= {"new_tokens": len(new_tokens), "transductive": args.corpus.include_test_text}
 
     with locks.lock(training.output_dir):
         # 5. Trainer

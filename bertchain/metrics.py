@@ -187,6 +187,19 @@ SCORES = {
     "regression": regression_scores,
 }
 
+_TWO_ROWS = {  # predictions and labels that any score can be computed of
+    "single_label": (np.eye(2), np.arange(2)),
+    "multi_label": (np.eye(2), np.eye(2)),
+    "regression": (np.arange(2.0)[:, None], np.arange(2.0)[:, None]),
+}
+
+
+def score_directions(problem_type: str) -> dict[str, bool]:
+    """Name the scores that an evaluation gives, and whether more of each is better."""
+    names = ["loss", *SCORES[problem_type](*_TWO_ROWS[problem_type])]
+    return {name: name not in LESS_IS_BETTER for name in names}
+
+
 _VECTOR = datasets.Sequence(datasets.Value("float64"))
 _REFERENCES = {
     "single_label": datasets.Value("int64"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertchain.errors import InputError, at_least, one_of, share
+from bertchain.models.folders import check_model_folder
 
 
 class Help(str):
@@ -197,6 +198,9 @@ class EncoderArguments:
     model_revision: str = arg("main", "Branch, tag or commit of a hub model.")
     trust_remote_code: bool = arg(False, "Whether to run code that a hub model brings along.")
 
+    def __post_init__(self) -> None:
+        check_model_folder(self.model_name_or_path)
+
     @property
     def hub_kwargs(self) -> dict[str, Any]:
         """Arguments of every `from_pretrained`."""
@@ -273,6 +277,20 @@ def refuse_other_order(training: Any) -> None:
     if strategy != "random" or getattr(training, "group_by_length", False):
         raise InputError(
             "--batch_by_length orders batches here; leave the Trainer's own order alone"
+        )
+
+
+def refuse_push(training: Any) -> None:
+    """Refuse to upload while training: that is another model than the best, without its card.
+
+    Raises:
+        InputError: naming the command that uploads the finished folder.
+    """
+    if training.push_to_hub:
+        name = training.hub_model_id or "NAME"
+        raise InputError(
+            "--push_to_hub would upload another model than the best, without its card; leave it "
+            f"out, and then: hf upload {name} {training.output_dir}"
         )
 
 

@@ -13,6 +13,7 @@ from bertchain.arguments.common import (
     WindowArguments,
     arg,
     refuse_other_order,
+    refuse_push,
 )
 from bertchain.cli import refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, exclude, one_of
@@ -520,6 +521,7 @@ def check_combinations(args: Arguments) -> None:
     refuse_data_parallel(training.n_gpu)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
+    refuse_push(training)
     if not (folds.with_folds or folds.seeds or args.run.checkpoint_dir):
         from bertchain.runtime.checkpoints import find_checkpoint  # imports transformers
 

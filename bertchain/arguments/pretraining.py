@@ -8,6 +8,7 @@ from bertchain.arguments.common import (
     TextArguments,
     arg,
     refuse_other_order,
+    refuse_push,
 )
 from bertchain.cli import refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, one_of, share
@@ -165,6 +166,7 @@ class CheckpointArguments(EncoderArguments):
             raise InputError("--config_name needs --tokenizer_name")
         if self.config_name and (self.keep_pooler or self.add_tokens):
             raise InputError("--config_name: there is no pooler to keep, no embedding to begin at")
+        super().__post_init__()
 
 
 @dataclass
@@ -223,6 +225,7 @@ def check_combinations(args: Arguments) -> None:
     refuse_data_parallel(training.n_gpu)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
+    refuse_push(training)
     if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
     if not args.corpus.streaming:

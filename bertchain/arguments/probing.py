@@ -12,6 +12,7 @@ from bertchain.arguments.common import (
     arg,
 )
 from bertchain.errors import InputError, at_least, one_of
+from bertchain.models.folders import check_model_folder
 
 POOLINGS = ("cls", "mean", "max", "last")
 PROBES = ("linear", "knn", "mlp", "mix")
@@ -43,6 +44,8 @@ class ModelsArguments:
     def __post_init__(self) -> None:
         if not self.models and self.checkpoints_of is None:
             raise InputError("give --models name=path ...")
+        for model in self.models:
+            check_model_folder(model.partition("=")[2] or model)
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:

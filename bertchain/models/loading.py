@@ -2,21 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging as transformers_logging
 
+from bertchain.models.folders import check_model_folder
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
+from bertchain.models.weights import load_pretrained, quiet_loading
 
 DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}
 POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
@@ -28,27 +26,6 @@ POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token
     "longformer",
     "data2vec-text",
 )
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence transformers' load report: the caller logs in one line what is missing.
-
-    Raises:
-        ValueError: for weights that cannot be read, or have other shapes than the config says.
-    """
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"its weights cannot be read, is the file cut off? ({error})") from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError("its weights have other shapes than its config.json says") from error
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def load_encoder(
@@ -69,25 +46,19 @@ def load_encoder(
         the encoder and the names of the weights that the checkpoint lacked (they are random).
 
     Raises:
-        ValueError: for an encoder-decoder, and for a checkpoint without the pooler asked for.
+        ValueError: for an encoder-decoder, for a checkpoint without the pooler asked for, and as
+            `weights.load_pretrained`.
     """
+    check_model_folder(path)
     if is_document_classifier(path):
         classifier, missing = load_classifier(path, dropout)
         missing = [name.removeprefix("encoder.") for name in missing]
         return require_pooler(strip_encoder(classifier.encoder, pooler), missing, pooler), missing
     with quiet_loading():
         config = set_dropout(AutoConfig.from_pretrained(path, **kwargs), dropout)
-        encoder, info = AutoModel.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,  # nothing that is unpickled
-            **kwargs,
-        )
-    encoder = require_pooler(strip_encoder(encoder, pooler), info["missing_keys"], pooler)
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    return encoder, missing
+    encoder, missing = load_pretrained(AutoModel, path, config=config, **kwargs)
+    encoder = require_pooler(strip_encoder(encoder, pooler), missing, pooler)
+    return encoder, [name for name in missing if not name.startswith("pooler.")]
 
 
 def require_pooler(
@@ -139,17 +110,9 @@ def load_classifier(
     Returns:
         the classifier and the names of missing weights (normally none).
     """
-    with quiet_loading():
-        config = DocumentClassifierConfig.from_pretrained(path)
-        set_dropout(config.encoder_config, dropout)
-        model, info = DocumentClassifier.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-        )
-    return model, sorted(info["missing_keys"])
+    config = DocumentClassifierConfig.from_pretrained(path)
+    set_dropout(config.encoder_config, dropout)
+    return load_pretrained(DocumentClassifier, path, config=config)
 
 
 def is_document_classifier(path: str | os.PathLike) -> bool:

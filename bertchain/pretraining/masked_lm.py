@@ -17,15 +17,18 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
 )
 
 from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.tokenization import check_vocabulary, load_tokenizer
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import is_document_classifier, quiet_loading
+from bertchain.models.loading import is_document_classifier
 from bertchain.models.modeling import last_bert_block
+from bertchain.models.weights import load_pretrained, some
 from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
+from bertchain.runtime import best
 
 logger = logging.getLogger(__name__)
 
@@ -90,23 +93,24 @@ def load_masked_lm(
     Returns:
         the model, and the names of the weights that start untrained.
     """
-    with as_input_error(f"--model_name_or_path {path}"), quiet_loading():
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
-        )
+    with as_input_error(f"--model_name_or_path {path}"):
+        model, untrained = load_pretrained(AutoModelForMaskedLM, path, **hub_kwargs)
     # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
     # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
     model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
     if new_tokens:
         grow_embeddings(model, len(tokenizer), new_tokens)
     check_vocabulary(tokenizer, model, path)
-    untrained = sorted(info["missing_keys"])
-    if untrained:
+    of_encoder = [n for n in untrained if n.startswith(f"{model.base_model_prefix}.")]
+    of_head = [n for n in untrained if n not in of_encoder]
+    if of_encoder:
+        logger.warning("Not in %s, random: %s", path, some(of_encoder))
+    if of_head:
         logger.warning(
             "%s holds no masked-LM head: %s start untrained, so the loss starts high and the first "
             "steps train mostly the head",
             path,
-            ", ".join(untrained),
+            ", ".join(of_head),
         )
     return model, untrained
 
@@ -143,16 +147,10 @@ def read_pooler(
     """
     if not checkpoint.keep_pooler:
         return {}
-    with as_input_error("--keep_pooler"), quiet_loading():
-        encoder, info = AutoModel.from_pretrained(
-            path,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-            **checkpoint.hub_kwargs,
-        )
+    with as_input_error("--keep_pooler"):
+        encoder, missing = load_pretrained(AutoModel, path, **checkpoint.hub_kwargs)
     weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
-    if not weights or {*weights} & {*info["missing_keys"]}:
+    if not weights or {*weights} & {*missing}:
         raise InputError(f"--keep_pooler: {path} holds no pooler; leave it out")
     return {f"{model.base_model_prefix}.{name}": tensor for name, tensor in weights.items()}
 
@@ -283,6 +281,27 @@ def _hidden(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------- scores
+
+
+DIRECTIONS = {"loss": False, "perplexity": False, "masked_accuracy": True}  # is more better?
+
+
+def score_directions(corpora: Sequence[str]) -> dict[str, bool]:
+    """Name the scores of an evaluation, and whether more of each is better.
+
+    Args:
+        corpora: of each held-out row.
+    """
+    names = dict.fromkeys(corpora)
+    of_each = {f"{s}_{n}": up for n in names for s, up in DIRECTIONS.items()}
+    return DIRECTIONS | (of_each if len(names) > 1 else {})
+
+
+def choose_metric(
+    training: TrainingArguments, given: dict[str, Any], corpora: Sequence[str]
+) -> None:
+    """Check which score chooses the best checkpoint, in place; see `best.choose_metric`."""
+    best.choose_metric(training, given, score_directions(corpora))
 
 
 class MaskedLMScores:

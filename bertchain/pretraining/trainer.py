@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments, RunArguments
 from bertchain.cli import changed
@@ -22,12 +22,13 @@ from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, Wei
 from bertchain.pretraining.streaming import DocumentStream
 from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm, remove_checkpoints
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
+from bertchain.runtime.finite import FiniteTrainer
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
 
 logger = logging.getLogger(__name__)
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(FiniteTrainer):
     """Trainer of masked language models, with the sparse head.
 
     A subclass gives the loss.
@@ -118,7 +119,11 @@ class PretrainingTrainer(Trainer):
         """Write a plain masked-LM checkpoint, its tokenizer and the hashes of its documents.
 
         Called by all processes.
+
+        Raises:
+            InputError: for weights that are not finite.
         """
+        self.check_weights()
         weights = self.accelerator.get_state_dict(self.model)
         hashes = self.hashes()
         if self.is_world_process_zero():

@@ -1,5 +1,6 @@
 """The models of a run: which they are, and the features they give."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from bertchain.errors import InputError, as_input_error
 from bertchain.models.describe import describe_checkpoint
 from bertchain.models.loading import load_encoder
 from bertchain.models.modeling import num_blocks
+from bertchain.models.weights import some
 from bertchain.probing.features import find_device, make_store
 from bertchain.runtime.checkpoints import complete_checkpoints
+
+logger = logging.getLogger(__name__)
+
 
 # ---------------------------------------------------------------- which models
 
@@ -130,6 +135,8 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
     windows = preprocessor.encode(task.documents, f"{name}, ")
     with as_input_error(f"--models {name}={path}"):
         encoder, missing = load_encoder(path, **hub_kwargs)
+    if missing:
+        logger.warning("Not in %s, random: %s", path, some(missing))
     layers = resolve_layers(options.probe_layers, num_blocks(encoder.config) + 1)
     store = make_store(
         Path(options.features_dir or Path(args.run.output_dir) / "features"),

@@ -96,6 +96,13 @@ def warning_sections(
         rows = unconverged.itertuples()
         names = [f"{row.model} layer {row.layer:.0f} {row.token_pooling}" for row in rows]
         found.append("Not converged, not to be trusted: " + "; ".join(names) + ".")
+    lacking = [
+        one["model"]
+        for one in descriptions
+        if one.get("weights not in the checkpoint", "none") != "none"
+    ]
+    if lacking:
+        found.append(f"Weights not in the checkpoint, so random: {', '.join(lacking)}.")
     seen = [
         f"{one['model']} ({one['test_documents_in_pretraining']} documents)"
         for one in descriptions

@@ -26,6 +26,7 @@ from bertchain.models.modeling import (
     DocumentClassifierConfig,
     num_blocks,
 )
+from bertchain.models.weights import some
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def load_checkpoint(
         else:
             encoder, missing = load_encoder(path, pooler, dropout, **hub_kwargs)
     if missing:
-        logger.info("Not in the checkpoint, newly initialised: %s", ", ".join(missing))
+        logger.warning("Not in %s, random: %s", path, some(missing))
     if architecture.drop_layers_above is not None:
         drop_blocks_above(encoder, architecture.drop_layers_above)
     return encoder, previous

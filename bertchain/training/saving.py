@@ -9,8 +9,10 @@ from bertchain.arguments.finetuning import GROUPS
 from bertchain.cli import changed
 from bertchain.data.contamination import read_fingerprint, write_fingerprint
 from bertchain.data.labels import LabelSpec
+from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
+from bertchain.models.weights import check_finite
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
 
@@ -55,7 +57,12 @@ def write_model(
         run_config: all arguments; the card shows those that differ from the defaults.
         with_encoder: whether to write encoder/, a plain `AutoModel` checkpoint; left out where many
             models are kept.
+
+    Raises:
+        InputError: for weights that are not finite.
     """
+    with as_input_error(str(folder)):
+        check_finite(model)
     hashes = read_fingerprint(
         run_config["model_name_or_path"], revision=run_config["model_revision"]
     )
@@ -88,8 +95,9 @@ from transformers import pipeline
 classify = pipeline("text-classification", model="PATH OF THIS FOLDER", trust_remote_code=True)
 classify("Some text")
 
-# the encoder alone, without the head
-from transformers import AutoModel
+# the encoder alone, without the head; False: a tokenizer needs no code, and nobody is asked
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER", trust_remote_code=False)
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """
 
@@ -97,7 +105,8 @@ USAGE_OF_SPANS = """
 # labels of words: python run_finetune.py --model_name_or_path PATH --test_file more.jsonl \\
 #     --spans_column_name spans
 
-# the encoder alone, without the head
-from transformers import AutoModel
+# the encoder alone, without the head; False: a tokenizer needs no code, and nobody is asked
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER", trust_remote_code=False)
 encoder = AutoModel.from_pretrained("PATH OF THIS FOLDER/encoder", add_pooling_layer=False)
 """

@@ -1,29 +1,42 @@
 """The Trainer of document classifiers: batches, accumulated losses, adversaries, unfreezing."""
 
 import copy
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bertchain.arguments.finetuning import RegulariserArguments
 from bertchain.cli import is_given
 from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
 from bertchain.data.labels import LabelSpec
-from bertchain.errors import InputError
-from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC
+from bertchain.errors import InputError, as_input_error
+from bertchain.metrics import MAIN_METRIC, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
+from bertchain.runtime import best
 from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import disk_errors
+from bertchain.runtime.finite import FiniteTrainer
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 
+logger = logging.getLogger(__name__)
 
-class DocumentTrainer(AveragingTrainer):
+
+class DocumentTrainer(FiniteTrainer, AveragingTrainer):
     """Trainer of document classifiers, with optimizer groups by layer id.
 
     A subclass builds the optimizer, whose groups have a key `layer_id`, and computes the loss.
@@ -167,16 +180,55 @@ def member_arguments(
         training.eval_strategy = "no"
         training.load_best_model_at_end = False
         return training
-    if training.load_best_model_at_end and "metric_for_best_model" not in given:
-        training.metric_for_best_model = MAIN_METRIC[spec.problem_type][0]
-    if training.load_best_model_at_end and "greater_is_better" not in given:
-        name = training.metric_for_best_model.removeprefix("eval_")
-        training.greater_is_better = name not in LESS_IS_BETTER
+    choose_metric(training, spec.problem_type, given)
     return training
 
 
+def choose_metric(
+    training: TrainingArguments, problem_type: str, given: dict[str, Any]
+) -> TrainingArguments:
+    """Set which metric chooses the best checkpoint, in place; see `best.choose_metric`.
+
+    Without --metric_for_best_model it is the main metric of the problem type.
+
+    Raises:
+        InputError: as `best.choose_metric`.
+    """
+    if training.load_best_model_at_end and given.get("metric_for_best_model") is None:
+        training.metric_for_best_model = MAIN_METRIC[problem_type][0]
+    others = bool(given.get("extra_metrics"))
+    best.choose_metric(training, given, score_directions(problem_type), others)
+    return training
+
+
+def check_scores(trainer: Trainer) -> None:
+    """Compute all scores of made-up predictions for the validation rows, once before training.
+
+    Raises:
+        InputError: for an extra metric that fails on such rows, and where the metric that chooses
+            the checkpoint is unknown or not defined for them.
+    """
+    rows, chosen = trainer.eval_dataset, trainer.args.metric_for_best_model
+    evaluated = rows is not None and trainer.args.eval_strategy != "no"
+    if not evaluated or chosen is None or "labels" not in rows.column_names:
+        return
+    labels, config = rows["labels"][:], trainer.model.config
+    labels = np.concatenate(labels) if config.num_spans else np.asarray(labels)
+    logits = np.random.default_rng(0).normal(size=(len(labels), config.num_labels))
+    with as_input_error("--extra_metrics"):
+        scores = trainer.compute_metrics(EvalPrediction(logits.astype(np.float32), labels))
+    name = chosen.removeprefix("eval_")
+    if name not in scores:
+        raise best.unknown_metric(name, [*scores])
+    if math.isnan(scores[name]):
+        raise InputError(
+            f"--metric_for_best_model {name} is not defined for the {len(rows)} validation rows, "
+            "such as where all have one label; choose another metric, or other rows"
+        )
+
+
 def train(
-    trainer: Trainer, resume_from: str | None, stop_in_time: list[TrainerCallback]
+    trainer: FiniteTrainer, resume_from: str | None, stop_in_time: list[TrainerCallback]
 ) -> dict[str, Any]:
     """Train, and keep the best checkpoint.
 
@@ -184,11 +236,20 @@ def train(
         resume_from: a checkpoint, or None.
         stop_in_time: the callbacks of a time budget.
 
+    Raises:
+        InputError: as `check_scores`, and where training diverges.
+
     Returns:
         the Trainer's metrics, and whether a time budget has ended the training.
     """
+    check_scores(trainer)
     with disk_errors(trainer.args.output_dir):
         results = dict(trainer.train(resume_from_checkpoint=resume_from).metrics)
+    trainer.check_weights()
+    found = trainer.state.best_metric
+    if trainer.args.load_best_model_at_end and (found is None or not math.isfinite(found)):
+        name = trainer.args.metric_for_best_model
+        logger.warning("No evaluation gave a number for %s: the last weights are kept", name)
     if stop_in_time:
         results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
     return results

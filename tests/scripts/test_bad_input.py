@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 from conftest import ROOT, tiny_bert_config
+from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 pytestmark = pytest.mark.versions
@@ -116,6 +117,34 @@ def cut_weights(model: Path, folder: Path) -> None:
 def pickled_weights(model: Path, folder: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+
+
+def change_weights(change: Callable[[dict], dict]):
+    def make(model: Path, folder: Path) -> None:
+        weights = change(load_file(model / "model.safetensors"))
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+    return make
+
+
+def one_nan(weights: dict) -> dict:
+    weights["encoder.layer.0.output.dense.bias"][3] = float("nan")
+    return weights
+
+
+def other_names(weights: dict) -> dict:
+    return {name.replace("encoder", "trunk"): value for name, value in weights.items()}
+
+
+def an_adapter(model: Path, folder: Path) -> None:
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "roberta-base"}')
+
+
+def sentence_transformers(model: Path, folder: Path) -> None:
+    model.rename(folder / "inner")
+    model.mkdir()
+    (folder / "inner").rename(model / "0_Transformer")
+    (model / "modules.json").write_text('[{"path": "0_Transformer"}]')
 
 
 def no_tokenizer(model: Path, folder: Path) -> None:
@@ -241,7 +270,15 @@ CASES = [
     Case("unknown architecture", TUNE, other_folder(edit_json("config.json", model_type="zork")), ("model",)),
     Case("another shape", TUNE, other_folder(edit_json("config.json", hidden_size=64)), ("model",)),
     Case("smaller vocabulary", TUNE, other_folder(small_vocabulary), ("tokenizer", "7")),
+    Case("weights that are NaN", TUNE, other_folder(change_weights(one_nan)), ("model", "NaN", "layer.0.output.dense.bias")),
+    Case("weights of another architecture", TUNE, other_folder(change_weights(other_names)), ("model", "less than half", "trunk")),
+    Case("an adapter", TUNE, other_folder(an_adapter), ("adapter", "merge", "roberta-base")),
+    Case("sentence-transformers", TUNE, other_folder(sentence_transformers), ("0_Transformer",)),
+    Case("no such metric", TUNE, flags(metric_for_best_model="f1_marco"), ("metric_for_best_model", "f1_macro")),
+    Case("upload while training", TUNE, flags(push_to_hub="true"), ("push_to_hub", "hf upload")),
+    Case("a rate that diverges", TUNE, flags(learning_rate="1e20", warmup_steps=0, eval_strategy="no", load_best_model_at_end="false", save_strategy="no"), ("--learning_rate 1e+20", "diverged", "step")),
     # ---------------------------------------------------------------- further pretraining
+    Case("no such score", PRE, flags(metric_for_best_model="accuracy"), ("metric_for_best_model", "masked_accuracy")),
     Case("no text", PRE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
     Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
     Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),

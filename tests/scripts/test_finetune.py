@@ -13,6 +13,7 @@ from conftest import BASICS, ROOT, make_rows, tiny_bert_config
 from forking import run_command
 from one_step import one_step
 from torch import nn
+from transformers import AutoModel, AutoTokenizer
 
 import run_finetune
 from bertchain.arguments.common import EncoderArguments
@@ -359,6 +360,18 @@ def test_extra_metrics_by_path(tiny_bert, topic_files, tmp_path):
     results = run(tiny_bert, topic_files, tmp_path / "o", num_train_epochs=1, extra_metrics=[extra])
     rows = len(pd.read_csv(tmp_path / "o" / "predictions_validation.csv"))
     assert results["eval_hits"] == pytest.approx(10 * results["eval_accuracy"] * rows)
+
+
+def test_nobody_is_asked_whether_code_may_run(finetuned, monkeypatch):
+    """As the card says; a question would hang a notebook."""
+    out, asked = finetuned[0], []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+    assert len(AutoTokenizer.from_pretrained(out, trust_remote_code=False)) > 5
+    assert len(AutoTokenizer.from_pretrained(out / "encoder")) > 5
+    AutoModel.from_pretrained(out / "encoder", add_pooling_layer=False)
+    assert not asked
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert 'AutoTokenizer.from_pretrained("PATH OF THIS FOLDER", trust_remote_code=False)' in card
 
 
 @pytest.mark.usefixtures("asks_the_hub")

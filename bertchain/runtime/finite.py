@@ -1,0 +1,106 @@
+"""A Trainer that stops at the first loss, gradient or weight that is not a finite number."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer
+
+from bertchain.errors import InputError
+from bertchain.models.weights import not_finite
+from bertchain.runtime.checkpoints import complete_checkpoints
+
+MOST_SKIPPED = 25  # steps in a row: fp16 halves its scale of 65,536 at each, so none is left
+
+
+class FiniteTrainer(Trainer):
+    """Trainer that raises InputError where training has diverged, and writes no such weights.
+
+    What fp16 does with gradients beyond its range, to skip the step and to go on with a smaller
+    scale, is left alone, unless it skips all steps.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.bad_loss: Tensor | bool = False  # of a batch of this step; stays on its device
+        self.checked_step = self.skipped = 0
+        if self.compute_metrics is not None:
+            self.compute_metrics = self._checked(self.compute_metrics)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on a batch as the Trainer does, and remember whether its loss is finite."""
+        loss = super().training_step(*args, **kwargs)
+        self.bad_loss = self.bad_loss | ~torch.isfinite(loss.detach())
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kw: Any):
+        """The Trainer's, which is called after each step; nothing bad is logged or saved."""
+        self._check_step(grad_norm)
+        return super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kw)
+
+    def _check_step(self, grad_norm: Tensor | float | None) -> None:
+        if self.state.global_step == self.checked_step:  # the call at the end of an epoch
+            return
+        self.checked_step = self.state.global_step
+        bad_loss, self.bad_loss = bool(self.bad_loss), False
+        bad_norm = grad_norm is not None and not math.isfinite(float(grad_norm))
+        if not (bad_loss or bad_norm):
+            self.skipped = 0
+            return
+        if self.accelerator.optimizer_step_was_skipped:
+            self.skipped += 1
+            if self.skipped < MOST_SKIPPED:
+                return
+        raise self.diverged("the loss is" if bad_loss else "the gradients are")
+
+    def _save_checkpoint(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        self.check_weights()
+        super()._save_checkpoint(model, *args, **kwargs)
+
+    def check_weights(self) -> None:
+        """Check the weights before they are written; raises InputError."""
+        if not_finite(self.model):
+            raise self.diverged("weights are")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict as the Trainer does; raises InputError for outputs not finite."""
+        output = super().evaluation_loop(*args, **kwargs)
+        self._check_outputs(output.predictions)
+        for name, value in (output.metrics or {}).items():
+            if name.endswith("_loss") and not math.isfinite(value):
+                raise self.diverged(f"{name} is")
+        return output
+
+    def _checked(
+        self, compute: Callable[[EvalPrediction], dict[str, float]]
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        """Check predictions before metrics are computed of them, which would fail on NaN."""
+
+        def checked(prediction: EvalPrediction) -> dict[str, float]:
+            self._check_outputs(prediction.predictions)
+            return compute(prediction)
+
+        return checked
+
+    def _check_outputs(self, predictions: Any) -> None:
+        arrays = predictions if isinstance(predictions, tuple) else (predictions,)
+        if not all(a is None or np.isfinite(a).all() for a in arrays):
+            raise self.diverged("the model's outputs on the evaluated rows are")
+
+    def diverged(self, what: str) -> InputError:
+        """Make the error that names learning rate and step, and the checkpoint to go back to."""
+        step, rate = self.state.global_step, self.args.learning_rate
+        if step == 0:
+            return InputError(
+                f"{what} not finite (NaN or infinity) before the first step: the model itself "
+                "overflows; leave out --fp16, or take another checkpoint"
+            )
+        written = complete_checkpoints(self.args.output_dir)
+        kept = f"the last checkpoint is kept: {written[-1]}" if written else "no checkpoint is left"
+        return InputError(
+            f"--learning_rate {rate:g}: training diverged, {what} not finite (NaN or infinity) at "
+            f"step {step}; use a smaller rate ({kept})"
+        )
