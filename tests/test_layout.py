@@ -86,9 +86,9 @@ def test_no_folder_is_missing_in_the_order():
 
 
 def test_files_that_travel_with_a_checkpoint_import_each_other_alone():
-    for name in ("modeling", "pooling", "windows"):
+    for name in ("modeling", "encoding", "pooling", "windows"):
         found = imports_of(ROOT / "bertchain" / "models" / f"{name}.py")
-        assert {module.removeprefix("models.") for module in found} <= {"pooling", "windows"}
+        assert {module.removeprefix("models.") for module in found} <= {"encoding", "pooling", "windows"}
 
 
 def test_arguments_and_errors_import_nothing_heavy():

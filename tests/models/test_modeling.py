@@ -329,7 +329,7 @@ def test_a_saved_classifier_comes_back_with_every_weight(tmp_path, layer):
     before = logits_of(model, documents)
     model.save_pretrained(tmp_path)
     assert is_document_classifier(tmp_path)
-    assert {f.name for f in tmp_path.iterdir()} >= {"modeling.py", "pooling.py", "windows.py"}
+    assert {f.name for f in tmp_path.iterdir()} >= {"modeling.py", "encoding.py", "pooling.py", "windows.py"}
     again, missing = load_classifier(tmp_path)
     assert missing == [] and again.encoder.config._attn_implementation == "sdpa"
     torch.testing.assert_close(logits_of(again.eval(), documents), before, rtol=0, atol=0)
