@@ -75,7 +75,7 @@ def _has_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
     """Check that the model of `path` embeds every token; raises InputError if not."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
@@ -112,8 +112,8 @@ def resolve_windows(
         the settings, and the special tokens that the tokenizer adds.
 
     Raises:
-        InputError: for an architecture that is not supported, a window beyond the model's positions or without room for text, and for
-            flags that the truncation does not use.
+        InputError: for an architecture that is not supported, a window beyond the model's
+            positions or without room for text, and for flags that the truncation does not use.
     """
     config, known = read_config(path, **kwargs), {}
     if is_document_classifier(path):

@@ -6,12 +6,10 @@ This file travels with every saved classifier, like `modeling.py`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-
 
 POOLER_CALLED = ("squeezebert",)  # model types that call their pooler even if there is none
 GATHERED_EARLY = (  # model types whose last block may run on some tokens alone, see below

@@ -26,7 +26,6 @@ LAYER_IDS = {  # of modules outside the list of blocks, by the name of the attri
     "conv": 1,  # DeBERTa-v2's, added to the output of block 1
     **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm", "pooler"), HEAD),
     **dict.fromkeys(("ln", "emb_layer_norm_after", "contact_head"), HEAD),  # Megatron-BERT, ESM
-    "LayerNorm": 0,  # DeBERTa's, of the relative position embeddings
     **dict.fromkeys(("head", "layer_mix", "token_attention", "segment_attention"), HEAD),
 }
 
@@ -85,7 +84,7 @@ def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def block_lists(encoder: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """Find every list that holds parts of the blocks, by name: XLM has one for each kind of part."""
+    """Find every list that holds parts of the blocks, by name: XLM has one for each part."""
     main, blocks = find_blocks(encoder)
     around, dot, _ = main.rpartition(".")
     parent = encoder.get_submodule(around)
@@ -119,11 +118,12 @@ def layer_id_of(name: str, model: DocumentClassifier) -> int:
                 index = int(name.removeprefix(inside).split(".")[0])
                 return (index + 1) * num_blocks(model.encoder.config) // len(blocks)
         parts = parts[1:]
-    if parts[0] == "LayerNorm":  # RoBERTa-PreLayerNorm's, after the blocks
-        return HEAD
+    deberta = model.encoder.config.model_type.startswith("deberta")
     for part in parts:
         if part in LAYER_IDS:
             return LAYER_IDS[part]
+        if part == "LayerNorm":  # DeBERTa's, of relative positions; else after the blocks
+            return 0 if deberta else HEAD
     raise InputError(
         f"{model.encoder.config.model_type} is not supported: its parameter {name} is in no known "
         f"place (LAYER_IDS in bertchain/models/layers.py); use {ENCODERS}"

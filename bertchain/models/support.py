@@ -33,7 +33,7 @@ REFUSED = {  # model type -> why, and what to use
     "modernvbert": ("it reads images too", "ModernBERT"),
     "ultravbert": ("it reads images too", ENCODERS),
     "neomme": ("it reads images too", ENCODERS),
-    "xlnet": ("it is no masked language model and pads on the left", ENCODERS),
+    "xlnet": ("it is pretrained by permutation, not by masks", ENCODERS),
 }
 
 

@@ -21,8 +21,8 @@ from transformers import (
 from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.tokenization import check_vocabulary, load_tokenizer
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import is_document_classifier, quiet_loading, read_config
 from bertchain.models.encoding import keep_padding_out, last_bert_block
+from bertchain.models.loading import is_document_classifier, quiet_loading, read_config
 from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
 

@@ -11,14 +11,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import ROOT, bert_tokenizer
+from conftest import ROOT, bert_tokenizer, make_rows
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+import run_finetune
 from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.tokenization import Preprocessor, known_types_only
 from bertchain.errors import InputError
@@ -73,8 +75,9 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 def tiny_config(kind: str) -> PreTrainedConfig:
     fields: dict[str, Any] = IDS | {"vocab_size": len(tokenizer()), "mask_token_id": 4}
     for name in AutoConfig.for_model(kind).to_dict():
-        found = [size for pattern, size in SIZES.items() if re.fullmatch(pattern, name)]
-        fields |= {name: size for size in found[:1]}
+        sizes = [size for pattern, size in SIZES.items() if re.fullmatch(pattern, name)]
+        if sizes:
+            fields[name] = sizes[0]
     return AutoConfig.for_model(kind, **fields | OWN.get(kind, {}))
 
 
@@ -324,7 +327,9 @@ def test_all_scripts_refuse_in_the_same_line(kind, tmp_path, table):
         lambda path: Preprocessor.for_checkpoint(path, {}),  # run_finetune.py, run_probe.py
         load_encoder,
         lambda path: masked_lm.find_encoder(CheckpointArguments(model_name_or_path=path)),
-        lambda path: masked_lm.find_encoder(CheckpointArguments(None, config_name=path)),
+        lambda path: masked_lm.find_encoder(
+            CheckpointArguments(config_name=path, tokenizer_name=path)
+        ),
     ):
         with pytest.raises(InputError) as caught:
             ask(str(tmp_path))
@@ -363,3 +368,42 @@ def test_esm_with_rotary_positions_has_those_that_its_config_says():
     assert max_positions(config) == POSITIONS - 1
     config.position_embedding_type = "rotary"
     assert max_positions(config) == POSITIONS
+
+
+# ---------------------------------------------------------------- through run_finetune.py
+
+
+@pytest.mark.parametrize("kind", ["albert", "convbert", "longformer", "roformer"])
+def test_run_finetune_trains_and_predicts(kind, folder_of, tmp_path):
+    rows = pd.DataFrame(make_rows(12))
+    results = run_finetune.main(settings(folder_of(kind), rows, tmp_path))
+    assert results["eval_accuracy"] >= 0
+
+
+def test_a_tokenizer_may_know_more_token_types_than_the_model(tmp_path):
+    """RoBERTa weights with a BERT tokenizer: the model has one token type, the tokenizer two."""
+    config = tiny_config("roberta")
+    config.type_vocab_size = 1
+    model = tmp_path / "model"
+    transformers.RobertaModel(config).save_pretrained(model)
+    tokenizer().save_pretrained(model)
+    rows = pd.DataFrame(make_rows(12))
+    given = settings(str(model), rows, tmp_path)
+    given |= {"text_column_names": ["text", "id"], "text_pair": True}
+    assert run_finetune.main(given)["eval_accuracy"] >= 0
+    saved = DocumentClassifier.from_pretrained(tmp_path / "out").eval()
+    pair = tokenizer()("the cat", "runs", return_tensors="pt")
+    assert pair["token_type_ids"].any()
+    typed = saved(**pair).logits
+    assert torch.equal(typed, saved(pair["input_ids"], pair["attention_mask"]).logits)
+
+
+def settings(model: str, rows: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    rows.to_csv(folder / "train.csv", index=False)
+    return {
+        "model_name_or_path": model,
+        "train_file": str(folder / "train.csv"),
+        "output_dir": str(folder / "out"),
+        "num_train_epochs": 1,
+        "use_cpu": True,
+    }

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 from conftest import ROOT, tiny_bert_config
-from transformers import BertModel
+from transformers import BertModel, FNetConfig
 
 pytestmark = pytest.mark.versions
 
@@ -106,6 +106,11 @@ def no_mask_token(model: Path, folder: Path) -> None:
     settings = json.loads(path.read_text())
     del settings["mask_token"]
     path.write_text(json.dumps(settings))
+
+
+def without_mask(model: Path, folder: Path) -> None:
+    """FNet has no attention mask."""
+    FNetConfig().save_pretrained(model)
 
 
 def cut_weights(model: Path, folder: Path) -> None:
@@ -232,7 +237,9 @@ CASES = [
     Case("unknown architecture", TUNE, other_folder(edit_json("config.json", model_type="zork")), ("model",)),
     Case("another shape", TUNE, other_folder(edit_json("config.json", hidden_size=64)), ("model",)),
     Case("smaller vocabulary", TUNE, other_folder(small_vocabulary), ("tokenizer", "7")),
+    Case("an architecture that is not supported", TUNE, other_folder(without_mask), ("fnet", "attention mask", "use")),
     # ---------------------------------------------------------------- further pretraining
+    Case("an architecture not supported", PRE, other_folder(without_mask), ("fnet", "attention mask", "use")),
     Case("no text", PRE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
     Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
     Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),
@@ -242,6 +249,7 @@ CASES = [
     # ---------------------------------------------------------------- probing
     Case("no models", PROBE, flags(models=None), ("models",)),
     Case("no such checkpoint", PROBE, flags(models="a=no/such"), ("no/such",)),
+    Case("architecture not supported", PROBE, lambda f, m: {**table()(f, m), "models": other_folder(without_mask)(f, m)["model_name_or_path"]}, ("fnet", "attention mask", "use")),
     Case("a name twice", PROBE, lambda f, m: {**table()(f, m), "models": [f"a={m}", f"a={m}"]}, ("a", "twice")),
     Case("unknown pooling", PROBE, flags(token_pooling="median"), ("token_pooling", "mean")),
     Case("unknown probe", PROBE, flags(probes=["linear", "svm"]), ("probes", "knn")),

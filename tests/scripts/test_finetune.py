@@ -46,7 +46,8 @@ def test_a_run_learns_and_leaves_all_its_files(finetuned):
     expected = {
         "config.json", "model.safetensors", "tokenizer.json", "encoder", "README.md", "history.csv",
         "history.png", "optimizer_groups.csv", "predictions_validation.csv", "predictions_test.csv",
-        "all_results.json", "run_args.yaml", "modeling.py", "encoding.py", "pooling.py", "windows.py",
+        "all_results.json", "run_args.yaml", "modeling.py", "pooling.py", "windows.py",
+        "encoding.py",
     }  # fmt: skip
     found = {f.name for f in out.iterdir()}
     assert expected <= found
