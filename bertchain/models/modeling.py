@@ -281,8 +281,6 @@ class DocumentClassifier(PreTrainedModel):
             raise ValueError("this model classifies words: pass their token_positions")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if self.config.special_tokens and self.config.special_token_ids().pair_types is None:
-            token_type_ids = None  # a tokenizer's, for which the encoder has no embedding
         if input_ids.dim() == 2:
             input_ids, attention_mask, token_type_ids = self._as_documents(
                 input_ids, attention_mask, token_type_ids
@@ -400,22 +398,26 @@ class DocumentClassifier(PreTrainedModel):
     def _as_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Turn inputs [documents, length] into [documents, windows, length], cut where too long."""
-        spec = self.config.window_spec()
+        """Turn inputs [documents, length] into [documents, windows, length], cut where too long.
+
+        Token types of a tokenizer that the encoder does not take are left out.
+        """
+        spec, special = self.config.window_spec(), self.config.special_token_ids()
         if not attention_mask[:, 0].all():  # padded on the left: positions would be shifted
             order = attention_mask.argsort(dim=1, descending=True, stable=True)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
             if token_type_ids is not None:
                 token_type_ids = token_type_ids.gather(1, order)
         if input_ids.shape[1] <= spec.max_seq_length:
-            types = None if token_type_ids is None else token_type_ids.unsqueeze(1)
+            unknown = self.config.special_tokens and special.pair_types is None
+            left_out = token_type_ids is None or unknown
+            types = None if left_out else token_type_ids.unsqueeze(1)
             return input_ids.unsqueeze(1), attention_mask.unsqueeze(1), types
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError(
                 f"a text pair of {input_ids.shape[1]} tokens does not fit the window of "
                 f"{spec.max_seq_length}: pass truncation=True, max_length=... to the tokenizer"
             )
-        special = self.config.special_token_ids()
         documents = []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
             text = ids[mask].tolist()

@@ -5,6 +5,7 @@ ARCHITECTURES_TABLE=docs/architectures.md python -m pytest -n 0 tests/models/tes
 writes the table.
 """
 
+import copy
 import functools
 import os
 import re
@@ -111,6 +112,19 @@ def folder_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def encoder_of(folder_of):
+    """Encoders by kind, loaded once; each call gives a copy."""
+
+    @functools.cache
+    def load(kind: str) -> transformers.PreTrainedModel:
+        encoder, missing = load_encoder(folder_of(kind))
+        assert not missing
+        return encoder
+
+    return lambda kind: copy.deepcopy(load(kind))
+
+
+@pytest.fixture(scope="module")
 def table():
     """Rows by kind; written after the text of the page that ARCHITECTURES_TABLE names."""
     found: dict[str, str] = {}
@@ -159,10 +173,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("kind", SUPPORTED)
 @torch.no_grad()
-def test_a_text_alone_gives_the_same_as_in_a_batch(kind, folder_of):
+def test_a_text_alone_gives_the_same_as_in_a_batch(kind, encoder_of):
     """And the same as plain transformers without any mask; also where it is cut into windows."""
-    encoder, missing = load_encoder(folder_of(kind))
-    assert not missing
+    encoder = encoder_of(kind)
     blocks, documents = num_blocks(encoder.config), random_documents()
     for pooling, layers in (("cls", [blocks]), ("mean", [0, 1, blocks])):
         model = make_classifier(encoder, layers, pooling)
@@ -195,8 +208,8 @@ def plainly(model: DocumentClassifier, windows: list[list[int]]) -> torch.Tensor
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)
-def test_features_of_a_text_alone_are_those_in_a_batch(kind, folder_of, tmp_path):
-    store = FeatureStore(tmp_path, load_encoder(folder_of(kind))[0], 0)
+def test_features_of_a_text_alone_are_those_in_a_batch(kind, encoder_of, tmp_path):
+    store = FeatureStore(tmp_path, encoder_of(kind), 0)
     documents, poolings = random_documents(), ("cls", "mean")
     batch = torch.tensor(store.compute({"windows": documents}, poolings))
     assert batch.shape == (8, 3, 2, 32)
@@ -205,9 +218,9 @@ def test_features_of_a_text_alone_are_those_in_a_batch(kind, folder_of, tmp_path
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)
-def test_each_parameter_has_the_rate_of_the_place_where_it_runs(kind, folder_of):
+def test_each_parameter_has_the_rate_of_the_place_where_it_runs(kind, encoder_of):
     """Before block 1 as the embeddings, after the last block as the head."""
-    encoder, _ = load_encoder(folder_of(kind))
+    encoder = encoder_of(kind)
     model = make_classifier(encoder, [2], "mean")
     reinit_top_blocks(encoder, 0)
     freeze(model, "none")
@@ -240,8 +253,8 @@ def test_each_parameter_has_the_rate_of_the_place_where_it_runs(kind, folder_of)
 
 @pytest.mark.parametrize("kind", SUPPORTED)
 @torch.no_grad()
-def test_blocks_are_dropped_and_renewed_whole(kind, folder_of):
-    encoder, _ = load_encoder(folder_of(kind))
+def test_blocks_are_dropped_and_renewed_whole(kind, encoder_of):
+    encoder = encoder_of(kind)
     ids = torch.tensor(random_documents()[4])
     states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
     if kind != "albert":
@@ -284,8 +297,8 @@ def test_the_sparse_head_gives_the_dense_loss(kind, folder_of):
 
 @pytest.mark.parametrize("kind", SUPPORTED)
 @torch.no_grad()
-def test_positions_and_token_types_go_as_far_as_is_said(kind, folder_of, table):
-    encoder, _ = load_encoder(folder_of(kind))
+def test_positions_and_token_types_go_as_far_as_is_said(kind, encoder_of, table):
+    encoder = encoder_of(kind)
     config = encoder.config
     most, types = max_positions(config), count_token_types(config)
     ids = torch.randint(5, len(tokenizer()), (2, 2 * POSITIONS if most == float("inf") else most))
