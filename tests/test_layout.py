@@ -86,9 +86,10 @@ def test_no_folder_is_missing_in_the_order():
 
 
 def test_files_that_travel_with_a_checkpoint_import_each_other_alone():
-    for name in ("modeling", "pooling", "windows"):
+    travelling = {"encoding", "pooling", "windows"}
+    for name in ("modeling", *travelling):
         found = imports_of(ROOT / "bertchain" / "models" / f"{name}.py")
-        assert {module.removeprefix("models.") for module in found} <= {"pooling", "windows"}
+        assert {module.removeprefix("models.") for module in found} <= travelling
 
 
 def test_arguments_and_errors_import_nothing_heavy():

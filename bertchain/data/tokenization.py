@@ -3,18 +3,29 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bertchain.data import spans
 from bertchain.data.batching import DocumentCollator
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import is_document_classifier, max_positions, quiet_loading
+from bertchain.models.loading import (
+    is_document_classifier,
+    max_positions,
+    quiet_loading,
+    read_config,
+)
 from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.models.support import count_token_types
 from bertchain.models.windows import (
     IDS_ALONE,
     SpecialTokens,
@@ -64,7 +75,7 @@ def _has_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
     """Check that the model of `path` embeds every token; raises InputError if not."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, {path} has {rows}; "
@@ -101,16 +112,13 @@ def resolve_windows(
         the settings, and the special tokens that the tokenizer adds.
 
     Raises:
-        InputError: for a window beyond the model's positions or without room for text, and for
-            flags that the truncation does not use.
+        InputError: for an architecture that is not supported, a window beyond the model's
+            positions or without room for text, and for flags that the truncation does not use.
     """
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            classifier = DocumentClassifierConfig.from_pretrained(path)
-            config, known = classifier.encoder_config, dict(classifier.windows)
-        else:
-            config, known = AutoConfig.from_pretrained(path, **kwargs), {}
-    special = find_special_tokens(tokenizer)
+    config, known = read_config(path, **kwargs), {}
+    if is_document_classifier(path):
+        known = dict(DocumentClassifierConfig.from_pretrained(path).windows)
+    special = known_types_only(find_special_tokens(tokenizer), config)
     limit = max_positions(config)
     known.setdefault("max_seq_length", int(min(512, limit, tokenizer.model_max_length)))
     spec = WindowSpec(**known | given)
@@ -126,6 +134,16 @@ def resolve_windows(
     with as_input_error():
         window_spans(spec.max_seq_length + 1, spec, special.pair_count)  # is there room for text?
     return spec, special
+
+
+def known_types_only(special: SpecialTokens, config: PreTrainedConfig) -> SpecialTokens:
+    """Leave out a tokenizer's token types where the model has fewer (RoBERTa weights, say, with a
+    BERT tokenizer); the special tokens between two texts still part them."""
+    known = count_token_types(config)
+    if special.pair_types is None or max(special.pair_types) < known:
+        return special
+    logger.info("Token types of a pair are left out: %s takes %d", config.model_type, known)
+    return replace(special, pair_types=None)
 
 
 @dataclass(frozen=True)
@@ -164,6 +182,7 @@ class Preprocessor:
         Raises:
             InputError: as `load_tokenizer` and `resolve_windows`.
         """
+        read_config(path, **hub_kwargs)  # a tokenizer's error would hide what is not supported
         tokenizer = load_tokenizer(tokenizer_name or path, **hub_kwargs)
         if num_spans:  # no word may be cut off
             given = {"truncation": "hierarchical"} | given

@@ -21,12 +21,12 @@ from transformers.utils import logging as transformers_logging
 
 from bertchain.errors import as_input_error
 from bertchain.models.loading import (
-    DECODERS,
     is_document_classifier,
     load_classifier,
     quiet_loading,
 )
 from bertchain.models.modeling import num_blocks
+from bertchain.models.support import DECODERS
 from bertchain.models.windows import WindowSpec
 
 # Class, and what one loads it for. The last one is for decoders only.

@@ -14,15 +14,18 @@ from transformers import PreTrainedModel
 
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier, num_blocks
+from bertchain.models.support import ENCODERS
 
 HEAD = 10**6  # the layer id above all blocks
 
 LAYER_IDS = {  # of modules outside the list of blocks, by the name of the attribute
     **dict.fromkeys(("embeddings", "embeddings_project", "embedding_hidden_mapping_in"), 0),
     **dict.fromkeys(("embed_tokens", "wte", "wpe", "rel_embeddings", "relative_attention_bias"), 0),
-    "LayerNorm": 0,  # DeBERTa's, of the relative position embeddings
+    **dict.fromkeys(("embed_positions", "position_embeddings", "lang_embeddings"), 0),
+    **dict.fromkeys(("layer_norm_emb", "entity_embeddings"), 0),  # XLM, LUKE
     "conv": 1,  # DeBERTa-v2's, added to the output of block 1
     **dict.fromkeys(("final_norm", "norm", "ln_f", "final_layer_norm", "pooler"), HEAD),
+    **dict.fromkeys(("ln", "emb_layer_norm_after", "contact_head"), HEAD),  # Megatron-BERT, ESM
     **dict.fromkeys(("head", "layer_mix", "token_attention", "segment_attention"), HEAD),
 }
 
@@ -80,6 +83,18 @@ def find_blocks(encoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(encoder).__name__} has no list of {config.num_hidden_layers} blocks")
 
 
+def block_lists(encoder: PreTrainedModel) -> dict[str, nn.ModuleList]:
+    """Find every list that holds parts of the blocks, by name: XLM has one for each part."""
+    main, blocks = find_blocks(encoder)
+    around, dot, _ = main.rpartition(".")
+    parent = encoder.get_submodule(around)
+    return {
+        f"{around}{dot}{name}": part
+        for name, part in parent.named_children()
+        if isinstance(part, nn.ModuleList) and len(part) == len(blocks)
+    }
+
+
 def shares_blocks(encoder: PreTrainedModel) -> bool:
     """Return whether several layers run the same block (ALBERT)."""
     return len(find_blocks(encoder)[1]) < num_blocks(encoder.config)
@@ -91,23 +106,27 @@ def layer_id_of(name: str, model: DocumentClassifier) -> int:
     A block that several layers share has the id of the highest of them.
 
     Raises:
-        ValueError: for a parameter of an unknown module: none gets a rate by accident.
+        InputError: for a parameter of an unknown module: none gets a rate by accident.
     """
     parts = name.split(".")
     if parts[0] == "tasks":  # heads of a multi-task model
         return HEAD
     if parts[0] == "encoder":
-        prefix, blocks = find_blocks(model.encoder)
-        inside = f"encoder.{prefix}."
-        if name.startswith(inside):
-            index = int(name.removeprefix(inside).split(".")[0])
-            return (index + 1) * num_blocks(model.encoder.config) // len(blocks)
+        for prefix, blocks in block_lists(model.encoder).items():
+            inside = f"encoder.{prefix}."
+            if name.startswith(inside):
+                index = int(name.removeprefix(inside).split(".")[0])
+                return (index + 1) * num_blocks(model.encoder.config) // len(blocks)
         parts = parts[1:]
+    deberta = model.encoder.config.model_type.startswith("deberta")
     for part in parts:
         if part in LAYER_IDS:
             return LAYER_IDS[part]
-    raise ValueError(
-        f"parameter {name} is in no known place; add its module to LAYER_IDS in layers.py"
+        if part == "LayerNorm":  # DeBERTa's, of relative positions; else after the blocks
+            return 0 if deberta else HEAD
+    raise InputError(
+        f"{model.encoder.config.model_type} is not supported: its parameter {name} is in no known "
+        f"place (LAYER_IDS in bertchain/models/layers.py); use {ENCODERS}"
     )
 
 
@@ -130,7 +149,10 @@ def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:
     if not 1 <= top <= blocks:
         raise InputError(f"--drop_layers_above {top}: {config.model_type} has {blocks} blocks")
     if not shares_blocks(encoder):
-        del find_blocks(encoder)[1][top:]
+        for parts in block_lists(encoder).values():
+            del parts[top:]
+    if hasattr(encoder, "n_layers"):  # XLM counts by itself
+        encoder.n_layers = top
     for name, value in config.to_dict().items():  # a kind of attention for each layer, say
         if isinstance(value, list) and len(value) == blocks:
             setattr(config, name, value[:top])
@@ -147,11 +169,13 @@ def reinit_top_blocks(encoder: PreTrainedModel, count: int) -> None:
         InputError: for more blocks than there are, or shared ones.
     """
     blocks = num_blocks(encoder.config)
+    if count == 0:
+        return
     if shares_blocks(encoder) or count > blocks:
         reason = "shares its blocks" if shares_blocks(encoder) else f"has {blocks} blocks"
         raise InputError(f"--reinit_layers {count}: {encoder.config.model_type} {reason}")
-    new = [*find_blocks(encoder)[1][blocks - count :]]
-    if count and getattr(encoder, "pooler", None) is not None:
+    new = [part for parts in block_lists(encoder).values() for part in parts[blocks - count :]]
+    if getattr(encoder, "pooler", None) is not None:
         new.append(encoder.pooler)
     for block in new:
         for part in (*block.modules(), *block.parameters()):

@@ -7,25 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
+from bertchain.errors import as_input_error
 from bertchain.models.folders import check_model_folder
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
+from bertchain.models.support import check_supported, settle
 from bertchain.models.weights import load_pretrained, quiet_loading
 
-DECODERS = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*MODEL_FOR_MASKED_LM_MAPPING_NAMES}
 POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
     "roberta",
+    "roberta-prelayernorm",
     "xlm-roberta",
     "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "data2vec-text",
+    "xmod",
 )
+
+
+def read_config(path: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
+    """Read the encoder's config of any checkpoint; every script does so before it tokenizes.
+
+    Args:
+        kwargs: for `AutoConfig.from_pretrained`, such as `revision`, `trust_remote_code`.
+
+    Raises:
+        InputError: if it cannot be read, or the architecture is not supported.
+    """
+    with as_input_error(f"--model_name_or_path {path}"):
+        if is_document_classifier(path):
+            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
+        else:
+            config = AutoConfig.from_pretrained(path, **kwargs)
+    check_supported(config, path)
+    return settle(config)
 
 
 def load_encoder(
@@ -46,8 +66,8 @@ def load_encoder(
         the encoder and the names of the weights that the checkpoint lacked (they are random).
 
     Raises:
-        ValueError: for an encoder-decoder, for a checkpoint without the pooler asked for, and as
-            `weights.load_pretrained`.
+        InputError: for an architecture that is not supported.
+        ValueError: for a checkpoint without the pooler asked for, and as `weights.load_pretrained`.
     """
     check_model_folder(path)
     if is_document_classifier(path):
@@ -55,7 +75,7 @@ def load_encoder(
         missing = [name.removeprefix("encoder.") for name in missing]
         return require_pooler(strip_encoder(classifier.encoder, pooler), missing, pooler), missing
     with quiet_loading():
-        config = set_dropout(AutoConfig.from_pretrained(path, **kwargs), dropout)
+        config = set_dropout(read_config(path, **kwargs), dropout)
     encoder, missing = load_pretrained(AutoModel, path, config=config, **kwargs)
     encoder = require_pooler(strip_encoder(encoder, pooler), missing, pooler)
     return encoder, [name for name in missing if not name.startswith("pooler.")]
@@ -111,7 +131,8 @@ def load_classifier(
         the classifier and the names of missing weights (normally none).
     """
     config = DocumentClassifierConfig.from_pretrained(path)
-    set_dropout(config.encoder_config, dropout)
+    check_supported(config.encoder_config, path)
+    set_dropout(settle(config.encoder_config), dropout)
     return load_pretrained(DocumentClassifier, path, config=config)
 
 
@@ -137,4 +158,7 @@ def max_positions(config: PreTrainedConfig) -> int | float:
 def first_position(config: PreTrainedConfig) -> int:
     """Position id of a text's first token."""
     config = config.get_text_config()
-    return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+    rotary = getattr(config, "position_embedding_type", "absolute") == "rotary"  # some of ESM
+    if config.model_type not in POSITIONS_AFTER_PADDING or rotary:
+        return 0
+    return 2 if config.model_type == "mpnet" else config.pad_token_id + 1  # MPNet's is fixed

@@ -9,14 +9,13 @@ One path for every combination of poolings:
     windows pooled to one vector     [documents, features]
     head                             [documents, labels]
 
-This file, `pooling.py` and `windows.py` are copied into every saved folder, so that
+This file, `encoding.py`, `pooling.py` and `windows.py` are copied into every saved folder, so that
 `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` and `pipeline`
 work where this project is not installed. So they import only each other of this project.
 (Fields of the config and names of weights call a window a segment.)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .encoding import encode_layers, encoder_inputs, first_tokens_only, num_blocks, strip_encoder
 from .pooling import (
     LAYER_POOLINGS,
     TOKEN_POOLINGS,
@@ -122,111 +122,6 @@ def standardise(
     center, scale = logits.new_tensor(config.target_mean), logits.new_tensor(config.target_scale)
     labels = labels.to(logits.dtype).reshape(logits.shape)
     return (logits - center) / scale, (labels - center) / scale
-
-
-def strip_encoder(encoder: PreTrainedModel, keep_pooler: bool = False) -> PreTrainedModel:
-    """Remove what is not used, in place: a pooler, which would get no gradient, and the cache.
-
-    Raises:
-        ValueError: for an encoder-decoder.
-    """
-    if getattr(encoder.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{encoder.config.model_type} is an encoder-decoder; "
-            "give an encoder (BERT, RoBERTa ...) or a decoder"
-        )
-    if getattr(encoder, "pooler", None) is not None and not keep_pooler:
-        encoder.pooler = None
-    if getattr(encoder.config, "use_cache", False):
-        encoder.config.use_cache = False
-    return encoder
-
-
-def num_blocks(config: PreTrainedConfig) -> int:
-    """Number of blocks; layers are numbered from 0 (embeddings) to it."""
-    return config.get_text_config().num_hidden_layers
-
-
-def encode_layers(
-    encoder: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    token_type_ids: Tensor | None,
-    layers: list[int],
-) -> list[Tensor]:
-    """Run the encoder on windows and return some layers.
-
-    Args:
-        input_ids, attention_mask, token_type_ids: [windows, length].
-        layers: numbers, 0 = embeddings output, k = output of block k.
-
-    Returns:
-        [windows, length, hidden] for each of the layers.
-    """
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if token_type_ids is not None:
-        inputs["token_type_ids"] = token_type_ids
-    if layers == [num_blocks(encoder.config)]:  # keeps no other layer in memory
-        return [encoder(**inputs).last_hidden_state]
-    outputs = encoder(**inputs, output_hidden_states=True)
-    # transformers 5.0 lists ModernBERT's last block before the final norm, later versions after it
-    states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-    return [states[k] for k in layers]
-
-
-@contextmanager
-def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
-    """Make the encoder's last block return the first real token of each window alone.
-
-    After the attention of the last block nothing looks at other tokens, so where only [CLS] is read
-    its feed-forward half need not run on them: a tenth of the work of six blocks, at the same
-    result.
-
-    Args:
-        mask: [windows, length].
-
-    Yields:
-        whether the block does so. It does not if it is built otherwise, under activation
-        checkpointing (which runs blocks a second time) and under compilation.
-    """
-    block = last_bert_block(encoder)
-    if block is None or torch.compiler.is_compiling() or block.gradient_checkpointing:
-        yield False
-        return
-    first = mask.int().argmax(dim=1)  # [windows]
-
-    def gather(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
-        rows = torch.arange(len(first), device=first.device)
-        return outputs[0][rows, first].unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
-
-    handle = block.attention.register_forward_hook(gather)
-    try:
-        yield True
-    finally:
-        handle.remove()
-
-
-def last_bert_block(base: PreTrainedModel) -> nn.Module | None:
-    """Last block of an encoder that after its attention treats each token for itself; else None.
-
-    That is so for blocks built like BERT's: `attention` with its own residual and norm, then
-    `intermediate` and `output`.
-    """
-    blocks = getattr(getattr(base, "encoder", None), "layer", None)
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) != base.config.num_hidden_layers:
-        return None
-    last = blocks[-1]
-    names = ("attention.output", "intermediate", "output", "gradient_checkpointing")
-    like_bert = all(_has_module(last, name) for name in names) and not hasattr(last, "LayerNorm")
-    return last if like_bert else None
-
-
-def _has_module(module: nn.Module, path: str) -> bool:
-    for name in path.split("."):
-        if not hasattr(module, name):
-            return False
-        module = getattr(module, name)
-    return True
 
 
 # ---------------------------------------------------------------- model
@@ -478,8 +373,7 @@ class DocumentClassifier(PreTrainedModel):
     def _pool_tokens(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
         """Pool windows [real, length] to [real, features]."""
         if self.config.token_pooling == "pooler":
-            typed = {} if types is None else {"token_type_ids": types}
-            return self.encoder(input_ids=ids, attention_mask=mask, **typed).pooler_output
+            return self.encoder(**encoder_inputs(self.encoder, ids, mask, types)).pooler_output
         pooling = self.config.token_pooling
         if pooling == "cls" and self.config.layers == [num_blocks(self.encoder.config)]:
             with first_tokens_only(self.encoder, mask) as alone:
@@ -504,22 +398,26 @@ class DocumentClassifier(PreTrainedModel):
     def _as_documents(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Turn inputs [documents, length] into [documents, windows, length], cut where too long."""
-        spec = self.config.window_spec()
+        """Turn inputs [documents, length] into [documents, windows, length], cut where too long.
+
+        Token types of a tokenizer that the encoder does not take are left out.
+        """
+        spec, special = self.config.window_spec(), self.config.special_token_ids()
         if not attention_mask[:, 0].all():  # padded on the left: positions would be shifted
             order = attention_mask.argsort(dim=1, descending=True, stable=True)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
             if token_type_ids is not None:
                 token_type_ids = token_type_ids.gather(1, order)
         if input_ids.shape[1] <= spec.max_seq_length:
-            types = None if token_type_ids is None else token_type_ids.unsqueeze(1)
+            unknown = self.config.special_tokens and special.pair_types is None
+            left_out = token_type_ids is None or unknown
+            types = None if left_out else token_type_ids.unsqueeze(1)
             return input_ids.unsqueeze(1), attention_mask.unsqueeze(1), types
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError(
                 f"a text pair of {input_ids.shape[1]} tokens does not fit the window of "
                 f"{spec.max_seq_length}: pass truncation=True, max_length=... to the tokenizer"
             )
-        special = self.config.special_token_ids()
         documents = []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
             text = ids[mask].tolist()

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     EvalPrediction,
@@ -23,8 +22,8 @@ from transformers import (
 from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.tokenization import check_vocabulary, load_tokenizer
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import is_document_classifier
-from bertchain.models.modeling import last_bert_block
+from bertchain.models.encoding import keep_padding_out, last_bert_block
+from bertchain.models.loading import is_document_classifier, read_config
 from bertchain.models.weights import load_pretrained, some
 from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
@@ -41,9 +40,14 @@ def find_encoder(checkpoint: CheckpointArguments) -> str:
 
     Returns:
         a hub name or folder; from scratch that of the config.
+
+    Raises:
+        InputError: for an architecture that is not supported.
     """
     path = checkpoint.model_name_or_path or checkpoint.config_name
-    return str(Path(path) / "encoder") if is_document_classifier(path) else path
+    path = str(Path(path) / "encoder") if is_document_classifier(path) else path
+    read_config(path, **checkpoint.hub_kwargs)
+    return path
 
 
 def load_masking_tokenizer(path: str, checkpoint: CheckpointArguments) -> PreTrainedTokenizerBase:
@@ -94,7 +98,9 @@ def load_masked_lm(
         the model, and the names of the weights that start untrained.
     """
     with as_input_error(f"--model_name_or_path {path}"):
-        model, untrained = load_pretrained(AutoModelForMaskedLM, path, **hub_kwargs)
+        config = read_config(path, **hub_kwargs)
+        model, untrained = load_pretrained(AutoModelForMaskedLM, path, config=config, **hub_kwargs)
+    keep_padding_out(model)
     # Saved under the names they have here: a Trainer loads its checkpoints by these, and weights
     # that came under old names (LayerNorm.gamma of bert-base-uncased) would be lost without a word.
     model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
@@ -120,10 +126,11 @@ def masked_lm_from_scratch(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Make a model with random weights; its vocabulary and padding are the tokenizer's."""
     with as_input_error(f"--config_name {config_name}"):
-        config = AutoConfig.from_pretrained(config_name, **hub_kwargs)
+        config = read_config(config_name, **hub_kwargs)
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
         model = AutoModelForMaskedLM.from_config(config).float()
+    keep_padding_out(model)
     logger.warning(
         "Training from scratch by the config of %s: all %d million weights are random",
         config_name,

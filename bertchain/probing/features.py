@@ -36,6 +36,7 @@ CODE = (  # features made by other code are not used again
     "probing/features.py",
     "data/batching.py",
     "data/spans.py",
+    "models/encoding.py",
     "models/loading.py",
     "models/modeling.py",
     "models/pooling.py",

@@ -14,7 +14,6 @@ from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import InputError, as_input_error
 from bertchain.models.layers import drop_blocks_above, freeze, reinit_top_blocks, resolve_layers
 from bertchain.models.loading import (
-    DECODERS,
     is_document_classifier,
     load_classifier,
     load_encoder,
@@ -26,6 +25,7 @@ from bertchain.models.modeling import (
     DocumentClassifierConfig,
     num_blocks,
 )
+from bertchain.models.support import DECODERS
 from bertchain.models.weights import some
 
 logger = logging.getLogger(__name__)

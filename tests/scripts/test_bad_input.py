@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, tiny_bert_config
 from safetensors.torch import load_file, save_file
-from transformers import BertModel
+from transformers import BertModel, FNetConfig
 
 pytestmark = pytest.mark.versions
 
@@ -107,6 +107,11 @@ def no_mask_token(model: Path, folder: Path) -> None:
     settings = json.loads(path.read_text())
     del settings["mask_token"]
     path.write_text(json.dumps(settings))
+
+
+def without_mask(model: Path, folder: Path) -> None:
+    """FNet has no attention mask."""
+    FNetConfig().save_pretrained(model)
 
 
 def cut_weights(model: Path, folder: Path) -> None:
@@ -277,8 +282,10 @@ CASES = [
     Case("no such metric", TUNE, flags(metric_for_best_model="f1_marco"), ("metric_for_best_model", "f1_macro")),
     Case("upload while training", TUNE, flags(push_to_hub="true"), ("push_to_hub", "hf upload")),
     Case("a rate that diverges", TUNE, flags(learning_rate="1e20", warmup_steps=0, eval_strategy="no", load_best_model_at_end="false", save_strategy="no"), ("--learning_rate 1e+20", "diverged", "step")),
+    Case("an architecture that is not supported", TUNE, other_folder(without_mask), ("fnet", "attention mask", "use")),
     # ---------------------------------------------------------------- further pretraining
     Case("no such score", PRE, flags(metric_for_best_model="accuracy"), ("metric_for_best_model", "masked_accuracy")),
+    Case("an architecture not supported", PRE, other_folder(without_mask), ("fnet", "attention mask", "use")),
     Case("no text", PRE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
     Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
     Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),
@@ -288,6 +295,7 @@ CASES = [
     # ---------------------------------------------------------------- probing
     Case("no models", PROBE, flags(models=None), ("models",)),
     Case("no such checkpoint", PROBE, flags(models="a=no/such"), ("no/such",)),
+    Case("architecture not supported", PROBE, lambda f, m: {**table()(f, m), "models": other_folder(without_mask)(f, m)["model_name_or_path"]}, ("fnet", "attention mask", "use")),
     Case("a name twice", PROBE, lambda f, m: {**table()(f, m), "models": [f"a={m}", f"a={m}"]}, ("a", "twice")),
     Case("unknown pooling", PROBE, flags(token_pooling="median"), ("token_pooling", "mean")),
     Case("unknown probe", PROBE, flags(probes=["linear", "svm"]), ("probes", "knn")),
