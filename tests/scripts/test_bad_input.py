@@ -285,7 +285,7 @@ CASES = [
     Case("an architecture that is not supported", TUNE, other_folder(without_mask), ("fnet", "attention mask", "use")),
     # ---------------------------------------------------------------- further pretraining
     Case("no such score", PRE, flags(metric_for_best_model="accuracy"), ("metric_for_best_model", "masked_accuracy")),
-    Case("an architecture not supported", PRE, other_folder(without_mask), ("fnet", "attention mask", "use")),
+    Case("an architecture not supported", PRE, other_folder(without_mask, validation_split=0.3), ("fnet", "attention mask", "use")),
     Case("no text", PRE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
     Case("mask of everything", PRE, flags(mlm_probability=1.5), ("mlm_probability",)),
     Case("unknown unit", PRE, flags(mask_unit="letter"), ("mask_unit", "word")),
