@@ -13,11 +13,11 @@ from bertchain.directprobe.clustering import (
     centroids,
     cluster,
     hull_distances,
-    predict,
     spatial_similarity,
     spread,
 )
 from bertchain.directprobe.hulls import Contact, do_meet, hull_distance
+from bertchain.directprobe.prediction import predict
 
 __all__ = [
     "Clustering",

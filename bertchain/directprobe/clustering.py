@@ -1,4 +1,4 @@
-"""Clusters of DirectProbe (Zhou & Srikumar 2021), their distances, prediction by them.
+"""Clusters of DirectProbe (Zhou & Srikumar 2021), and their distances.
 
     found = cluster(features, labels)
     found.linear           # True: a linear classifier could tell all labels apart on these points
@@ -25,9 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.spatial.distance import cdist, pdist, squareform
+from scipy.spatial.distance import pdist, squareform
 
-from bertchain.directprobe.distances import largest_and_mean, nearest_distances
+from bertchain.directprobe.distances import largest_and_mean
 from bertchain.directprobe.groups import Groups, find_conflicts
 from bertchain.directprobe.hulls import hull_distance
 from bertchain.directprobe.merging import Problem
@@ -238,76 +238,3 @@ def spatial_similarity(one: np.ndarray, other: np.ndarray) -> float:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
-
-
-# ---------------------------------------------------------------- prediction
-
-
-def predict(
-    new: np.ndarray,
-    points: np.ndarray,
-    found: Clustering,
-    nearest: int = 10,
-    accuracy: float = 1e-3,
-) -> np.ndarray:
-    """Predict the label of the nearest hull.
-
-    Only the clusters with the `nearest` centroids are looked at. Bounds decide where they can; only
-    where they do not is the distance of a point to a hull computed.
-
-    Args:
-        new: [m, d].
-        points: [n, d] that were clustered.
-        accuracy: relative, of distances to hulls.
-
-    Returns:
-        [m] labels, as given to `cluster`.
-    """
-    new, x = np.asarray(new, dtype=np.float64), np.asarray(points, dtype=np.float64)
-    parts = [x[found.members(k)] for k in range(len(found.label_of))]
-    means = centroids(x, found.clusters)
-    to_means = cdist(new, means)
-    lower, upper = np.full(to_means.shape, np.inf), np.full(to_means.shape, np.inf)
-    chosen = np.argsort(to_means, axis=1, kind="stable")[:, :nearest]
-    for k, part in enumerate(parts):
-        rows = np.flatnonzero((chosen == k).any(axis=1))
-        if len(rows):
-            lower[rows, k] = _hull_beyond(new[rows], part, means[k])
-            upper[rows, k] = np.minimum(to_means[rows, k], nearest_distances(new[rows], part))
-    return np.array(
-        [
-            found.label_of[_nearest_hull(new[i], parts, lower[i], upper[i], accuracy)]
-            for i in range(len(new))
-        ]
-    )
-
-
-def _hull_beyond(new: np.ndarray, part: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Lower bounds of distances to a hull [m]: along the direction to its centroid."""
-    offsets = new - mean
-    length = np.sqrt((offsets**2).sum(axis=1))
-    furthest = ((part - mean) @ offsets.T).max(axis=0)  # [m]
-    return np.maximum(0.0, length - furthest / np.where(length > 0, length, 1.0))
-
-
-def _nearest_hull(
-    point: np.ndarray,
-    parts: list[np.ndarray],
-    lower: np.ndarray,
-    upper: np.ndarray,
-    accuracy: float,
-) -> int:
-    best = int(upper.argmin())
-    if (np.delete(lower, best) >= upper[best]).all():
-        return best
-    known = np.inf
-    for k in np.argsort(lower, kind="stable"):
-        if lower[k] >= known:
-            break
-        if not np.isfinite(upper[k]):
-            continue
-        contact = hull_distance(point[None], parts[k], accuracy)
-        distance = contact.miss if contact.gap > 0 else 0.0
-        if distance < known:
-            best, known = int(k), distance
-    return best
