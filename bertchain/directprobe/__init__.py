@@ -12,12 +12,14 @@ from bertchain.directprobe.clustering import (
     centroid_distances,
     centroids,
     cluster,
+    few_point_pairs,
     hull_distances,
-    predict,
+    label_conflicts,
     spatial_similarity,
     spread,
 )
 from bertchain.directprobe.hulls import Contact, do_meet, hull_distance
+from bertchain.directprobe.prediction import predict
 
 __all__ = [
     "Clustering",
@@ -26,8 +28,10 @@ __all__ = [
     "centroids",
     "cluster",
     "do_meet",
+    "few_point_pairs",
     "hull_distance",
     "hull_distances",
+    "label_conflicts",
     "predict",
     "spatial_similarity",
     "spread",

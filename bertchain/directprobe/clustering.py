@@ -1,7 +1,7 @@
-"""Clusters of DirectProbe (Zhou & Srikumar 2021), their distances, prediction by them.
+"""Clusters of DirectProbe (Zhou & Srikumar 2021), and their distances.
 
     found = cluster(features, labels)
-    found.linear           # True: a linear classifier could tell all labels apart on these points
+    found.linear           # True: the hulls of labels are disjoint, pair by pair
     found.clusters         # [n] which cluster each point is in
     found.label_of         # [clusters] the label of each cluster
 
@@ -25,9 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.spatial.distance import cdist, pdist, squareform
+from scipy.spatial.distance import pdist, squareform
 
-from bertchain.directprobe.distances import largest_and_mean, nearest_distances
+from bertchain.directprobe.distances import largest_and_mean
 from bertchain.directprobe.groups import Groups, find_conflicts
 from bertchain.directprobe.hulls import hull_distance
 from bertchain.directprobe.merging import Problem
@@ -60,7 +60,12 @@ class Clustering:
 
     @property
     def linear(self) -> bool:
-        """Whether every label is one cluster."""
+        """Whether every label is one cluster, that is: no two labels' hulls meet.
+
+        Proven is a hyperplane between each two labels, of these points. That does not mean that one
+        linear classifier of all labels is right everywhere, nor anything of other points: where
+        pairs have few points, labels that mean nothing look the same (see `warnings`).
+        """
         return len(self.label_of) == len(self.names)
 
     def members(self, number: int) -> np.ndarray:
@@ -88,7 +93,7 @@ def cluster(
     x, names, y = check_points(points, labels)
     z, tolerance = whiten(x)
     twins = count_mixed(x, y)
-    warned = _warnings(x, names, twins)
+    warned = _warnings(x, y, names, twins)
     conflicts = find_conflicts(z, y, len(names), tolerance)
     owner = np.array([np.flatnonzero(y == label)[0] for label in range(len(names))])[y]
     tried: list[bool] = []
@@ -157,14 +162,38 @@ def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
     return int((labels_at[place] > 1).sum())
 
 
-def _warnings(x: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
+def few_point_pairs(labels: Sequence | np.ndarray, dimensions: int) -> tuple[int, int]:
+    """Count pairs of labels that have fewer points than twice the dimensions.
+
+    Of so few points a hyperplane separates even shuffled labels (Cover 1965).
+
+    Returns:
+        these pairs, and all pairs.
+    """
+    sizes = np.unique(np.asarray(labels), return_counts=True)[1]
+    one, other = np.triu_indices(len(sizes), 1)
+    return int((sizes[one] + sizes[other] < 2 * dimensions).sum()), len(one)
+
+
+def label_conflicts(points: np.ndarray, labels: Sequence | np.ndarray) -> np.ndarray:
+    """Find the labels whose hulls meet [labels, labels] bool, as `cluster` does, without clusters.
+
+    Raises: see `cluster`.
+    """
+    x, names, y = check_points(points, labels)
+    z, tolerance = whiten(x)
+    return find_conflicts(z, y, len(names), tolerance)
+
+
+def _warnings(x: np.ndarray, y: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
     found = []
     if len(names) == 1:
         found.append("there is one label: there is nothing to tell apart")
-    if len(x) < 2 * x.shape[1]:
+    few, pairs = few_point_pairs(y, x.shape[1])
+    if few:
         found.append(
-            f"{len(x)} points in {x.shape[1]} dimensions: fewer than twice the dimensions, so that "
-            "even shuffled labels would look well separated"
+            f"{few} of {pairs} pairs of labels have fewer points than twice the {x.shape[1]} "
+            "dimensions: even shuffled labels would look separated"
         )
     if twins:
         found.append(
@@ -238,76 +267,3 @@ def spatial_similarity(one: np.ndarray, other: np.ndarray) -> float:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
-
-
-# ---------------------------------------------------------------- prediction
-
-
-def predict(
-    new: np.ndarray,
-    points: np.ndarray,
-    found: Clustering,
-    nearest: int = 10,
-    accuracy: float = 1e-3,
-) -> np.ndarray:
-    """Predict the label of the nearest hull.
-
-    Only the clusters with the `nearest` centroids are looked at. Bounds decide where they can; only
-    where they do not is the distance of a point to a hull computed.
-
-    Args:
-        new: [m, d].
-        points: [n, d] that were clustered.
-        accuracy: relative, of distances to hulls.
-
-    Returns:
-        [m] labels, as given to `cluster`.
-    """
-    new, x = np.asarray(new, dtype=np.float64), np.asarray(points, dtype=np.float64)
-    parts = [x[found.members(k)] for k in range(len(found.label_of))]
-    means = centroids(x, found.clusters)
-    to_means = cdist(new, means)
-    lower, upper = np.full(to_means.shape, np.inf), np.full(to_means.shape, np.inf)
-    chosen = np.argsort(to_means, axis=1, kind="stable")[:, :nearest]
-    for k, part in enumerate(parts):
-        rows = np.flatnonzero((chosen == k).any(axis=1))
-        if len(rows):
-            lower[rows, k] = _hull_beyond(new[rows], part, means[k])
-            upper[rows, k] = np.minimum(to_means[rows, k], nearest_distances(new[rows], part))
-    return np.array(
-        [
-            found.label_of[_nearest_hull(new[i], parts, lower[i], upper[i], accuracy)]
-            for i in range(len(new))
-        ]
-    )
-
-
-def _hull_beyond(new: np.ndarray, part: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Lower bounds of distances to a hull [m]: along the direction to its centroid."""
-    offsets = new - mean
-    length = np.sqrt((offsets**2).sum(axis=1))
-    furthest = ((part - mean) @ offsets.T).max(axis=0)  # [m]
-    return np.maximum(0.0, length - furthest / np.where(length > 0, length, 1.0))
-
-
-def _nearest_hull(
-    point: np.ndarray,
-    parts: list[np.ndarray],
-    lower: np.ndarray,
-    upper: np.ndarray,
-    accuracy: float,
-) -> int:
-    best = int(upper.argmin())
-    if (np.delete(lower, best) >= upper[best]).all():
-        return best
-    known = np.inf
-    for k in np.argsort(lower, kind="stable"):
-        if lower[k] >= known:
-            break
-        if not np.isfinite(upper[k]):
-            continue
-        contact = hull_distance(point[None], parts[k], accuracy)
-        distance = contact.miss if contact.gap > 0 else 0.0
-        if distance < known:
-            best, known = int(k), distance
-    return best

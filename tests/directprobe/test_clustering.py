@@ -8,7 +8,7 @@ from conftest import ROOT
 from forking import run_bare
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from slow_rule import meet_by_lp, slow_clusters
 
 from bertchain.directprobe import (
@@ -351,9 +351,46 @@ def test_prediction_is_the_label_of_the_nearest_hull():
     inside = distance < 1e-5
     assert (inside.sum(axis=1) > 1).sum() == 0  # hulls of different labels, or one label's
     expected = found.label_of[distance.argmin(axis=1)]
-    everywhere = predict(new, x, found, nearest=len(found.label_of))
+    everywhere = predict(new, x, found)
     assert (everywhere == expected).all()
     assert (predict(x, x, found) == y).all()
+
+
+def distance_by_nnls(point: np.ndarray, part: np.ndarray) -> float:
+    """Distance of a point to a hull: convex weights by least squares, their sum held at 1."""
+    weights, _ = nnls(np.vstack([(part - point).T, np.full(len(part), 1e3)]), np.r_[0, 0, 0, 1e3])
+    return float(np.linalg.norm(weights @ (part - point) / weights.sum()))
+
+
+def test_prediction_is_exact_where_the_nearest_hull_has_a_far_centroid():
+    """30 long clusters: the hull beside a point may have the furthest centroid of all."""
+    rng = np.random.default_rng(16)
+    rods = np.array([[k % 6, k // 6] for k in range(30)], dtype=float)
+    along = np.linspace(0, 60, 13) - 45 * rng.random((30, 1))  # each rod starts somewhere else
+    x = np.concatenate([np.c_[np.tile(rods[k], (13, 1)), along[k]] for k in range(30)])
+    x += 0.05 * rng.normal(size=x.shape)
+    y = np.repeat(np.arange(30), 13)
+    found = cluster(x, y)
+    assert found.linear
+    new = np.c_[rng.uniform(0, 5, 80), rng.uniform(0, 4, 80), rng.uniform(-40, 60, 80)]
+    hulls = [x[y == k] for k in range(30)]
+    distances = np.array([[distance_by_nnls(point, hull) for hull in hulls] for point in new])
+    assert (predict(new, x, found) == distances.argmin(axis=1)).all()
+    means = np.array([hull.mean(axis=0) for hull in hulls])
+    order = ((new[:, None] - means[None]) ** 2).sum(axis=2).argsort(axis=1)
+    beyond = (order[:, :10] != distances.argmin(axis=1)[:, None]).all(axis=1)
+    assert beyond.sum() > 10  # the ten nearest centroids would not do
+
+
+def test_prediction_is_exact_with_many_clusters_of_few_labels():
+    rng = np.random.default_rng(17)
+    x, y = rng.normal(size=(300, 3)), rng.integers(0, 4, 300)
+    found = cluster(x, y)
+    assert len(found.label_of) > 30
+    new = 1.5 * rng.normal(size=(100, 3))
+    hulls = [x[found.members(k)] for k in range(len(found.label_of))]
+    distances = np.array([[distance_by_nnls(point, hull) for hull in hulls] for point in new])
+    assert (predict(new, x, found) == found.label_of[distances.argmin(axis=1)]).all()
 
 
 def test_a_separable_task_is_predicted():
