@@ -94,7 +94,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     # 4. The models: one, or one for each fold and seed
     members = trained or run_folder.plan_members(task.folds, args.folds, seed, path)
     pseudo = pseudo_labels.read_pseudo_labels(args.folds, task)
-    manifest = run_folder.make_manifest(args.run_config, seed) if task.has_training_rows else None
+    manifest = None
+    if task.has_training_rows:
+        manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
     run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run)
     with run:  # locked
         ensemble.write_folds(run.folder, task)

@@ -197,6 +197,7 @@ CASES = [
     Case("fewer groups than folds", TUNE, table(changed(g="one"), num_folds=3, fold_strategy="group", group_column_name="g"), ("group",)),
     # ---------------------------------------------------------------- submission
     Case("submission of other ids", TUNE, sample(pd.DataFrame({"id": ["q"], "label": ["a"]})), ("id",)),
+    Case("submission of 0 for words", TUNE, sample(pd.DataFrame({"id": ROWS["id"], "target": 0})), ("target", "positive_label")),
     Case("submission without ids", TUNE, sample(pd.DataFrame({"x": [1], "y": [2]})), ("sample",)),
     # ---------------------------------------------------------------- words
     Case("a word beyond the sentence", TUNE, words({"id": "x", "tokens": ["a", "b"], "spans": [{"words": [[2]], "label": "X"}]}), ("row 10", "word 2", "0 to 1")),
