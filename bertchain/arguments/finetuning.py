@@ -14,7 +14,7 @@ from bertchain.arguments.common import (
     arg,
     refuse_other_order,
 )
-from bertchain.cli import refuse_data_parallel, refuse_fp16
+from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, exclude, one_of
 
 
@@ -524,6 +524,7 @@ def check_combinations(args: Arguments) -> None:
             "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
         )
     refuse_data_parallel(training.n_gpu)
+    check_processes(training.world_size)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     if not (folds.with_folds or folds.seeds or args.run.checkpoint_dir):

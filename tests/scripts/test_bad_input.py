@@ -194,6 +194,7 @@ CASES = [
     Case("no id column", TUNE, flags(id_column_name="key"), ("key",)),
     Case("class weights of no class", TUNE, flags(class_weights="z=2"), ("z",)),
     Case("too few rows of a class", TUNE, table(changed(label=["a"] * 11 + ["b"]), num_folds=3), ("'b'", "fold_strategy")),
+    Case("a fold without rows of a weighted class", TUNE, table(changed(f=[0, 0, 1] * 2 + [1] * 6), fold_column_name="f", class_weights="balanced"), ("fold 1", "class_weights", "'c'")),
     Case("fewer groups than folds", TUNE, table(changed(g="one"), num_folds=3, fold_strategy="group", group_column_name="g"), ("group",)),
     # ---------------------------------------------------------------- submission
     Case("submission of other ids", TUNE, sample(pd.DataFrame({"id": ["q"], "label": ["a"]})), ("id",)),
