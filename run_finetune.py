@@ -55,7 +55,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from bertchain import metrics
 from bertchain.competition import ensemble, pseudo_labels, run_folder, submission
-from bertchain.data import contamination, tasks, tokenization
+from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
 from bertchain.runtime import checkpoints, distributed, files
 from bertchain.training import initialization, losses, prediction, saving, trainer
@@ -84,18 +84,21 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     check_splits(task, trained, args)
     task = task.with_folds(args.folds, seed).with_validation(args.label.validation_split, seed)
     form = submission.read_sample(args.submission, args.text, task)
-    seen = contamination.find_seen(task.documents.get("test"), path, **source.hub_kwargs)
+    seen = check_rows(task, [member.checkpoint for member in trained] or [path], args)
 
     # 3. Documents -> windows that fit the encoder
     preprocessor = tokenization.Preprocessor.for_checkpoint(
         path, args.window.given, task.num_spans, source.tokenizer_name, **source.hub_kwargs
     )
-    task = task.with_documents(preprocessor.encode(task.documents))
+    task = task.encoded_by(preprocessor)
 
     # 4. The models: one, or one for each fold and seed
     members = trained or run_folder.plan_members(task.folds, args.folds, seed, path)
+    rows_of = plan_rows(task, members, args)
     pseudo = pseudo_labels.read_pseudo_labels(args.folds, task)
-    manifest = run_folder.make_manifest(args.run_config, seed) if task.has_training_rows else None
+    manifest = None
+    if task.has_training_rows:
+        manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
     run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run)
     with run:  # locked
         ensemble.write_folds(run.folder, task)
@@ -106,7 +109,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         if unfinished and task.has_training_rows and not cli.is_given("learning_rate", argv):
             initialization.suggest_rate(path, args)
         for number, member in enumerate(unfinished):
-            rows = task.for_fold(member.fold, args.run.subset, seed) | pseudo.get(member.fold, {})
+            rows = rows_of[member.fold] | pseudo.get(member.fold, {})
             stop_in_time = budget.callbacks(len(unfinished) - number, rows)
             results = fine_tune(member, rows, task, preprocessor, run, args, stop_in_time)
 
@@ -178,7 +181,7 @@ def fine_tune(
     # e. Write the model, its curves, its results
     if trains and distributed.is_main_process():
         alone = not run.has_several  # of many models the encoders are not kept
-        saving.write_member(fit, spec, folder, results, args.run_config, with_encoder=alone)
+        saving.write_member(fit, spec, folder, results, given, alone, rows["train"])
         run.remove_checkpoints(member)
     distributed.barrier()
     return results
@@ -252,6 +255,46 @@ def check_splits(
                 raise InputError(f"--{flag} needs --{split}_file")
     if task.has_training_rows:
         trainer.choose_metric(copy.copy(args.training), task.spec.problem_type, given)
+
+
+def check_rows(task: tasks.Task, paths: list[str], args: finetuning.Arguments) -> dict[str, Any]:
+    """Find documents that are scored and were seen before, and labels without rows; warn of them.
+
+    Args:
+        paths: the checkpoint to start from, or those to predict with.
+
+    Returns:
+        their numbers, for the results.
+    """
+    documents, hub_kwargs = task.documents, args.checkpoint.hub_kwargs
+    results = contamination.find_seen(documents.get("test"), paths[0], **hub_kwargs)
+    folded = task.folds is not None
+    results |= contamination.find_trained_on(documents, folded, paths, **hub_kwargs)
+    if task.has_training_rows:
+        results |= splits.count_absent_labels(task.labels_of(documents["train"]), task.spec)
+    return results
+
+
+def plan_rows(
+    task: tasks.Task, members: list[run_folder.Member], args: finetuning.Arguments
+) -> dict[int | None, dict[str, Dataset]]:
+    """Select the rows of each fold by split.
+
+    Raises:
+        InputError: before any model is trained, where the labels of one fold do not fit the flags.
+    """
+    subset, seed = args.run.subset, args.training.seed
+    folds = dict.fromkeys(member.fold for member in members)
+    rows_of = {fold: task.for_fold(fold, subset, seed) for fold in folds}
+    for fold, rows in rows_of.items():
+        if "train" not in rows:
+            continue
+        labels, where = task.labels_of(rows["train"]), "" if fold is None else f"fold {fold}: "
+        try:
+            losses.build_loss(args.losses, args.training, task.spec.fitted_to(labels), None, labels)
+        except InputError as error:
+            raise InputError(f"{where}{error}") from error
+    return rows_of
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ import yaml
 
 from bertchain.errors import InputError, as_input_error, nearest
 from bertchain.help import default_of, print_help
-from bertchain.runtime.distributed import close_process_group, is_main_process
+from bertchain.runtime.distributed import close_process_group, is_main_process, rank_and_size
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
+
+logger = logging.getLogger("bertchain")
 
 Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
 SECRETS = ("hub_token",)  # never written to disk
@@ -212,6 +214,21 @@ def refuse_data_parallel(num_gpus: int) -> None:
             f"{num_gpus} GPUs but one process; type: accelerate launch --num_processes {num_gpus} "
             f"{script} ..., or CUDA_VISIBLE_DEVICES=0 python {script} ..."
         )
+
+
+def check_processes(world_size: int) -> None:
+    """Log how many processes share the work.
+
+    Raises:
+        InputError: where a launcher has started several which know nothing of each other.
+    """
+    started = rank_and_size()[1]
+    if started > 1 and world_size == 1:
+        raise InputError(
+            f"{started} processes were started, but each would train a copy of its own: without a "
+            "GPU for each, give --use_cpu true"
+        )
+    logger.info("Processes: %d", world_size)
 
 
 def refuse_fp16(fp16: bool, on_cpu: bool) -> None:

@@ -5,7 +5,8 @@
 Each RUN is an output folder of run_finetune.py with predictions_oof.csv and predictions_test.csv;
 rows are joined by id. Weights are at least 0, add up to 1, and minimise the log loss (regression:
 the squared error) of the out-of-fold predictions. The gain is measured fold by fold, each with
-weights fitted on the other folds, so that it is not inflated.
+weights fitted on the other folds, so that it is not inflated. Runs with --fit_thresholds are
+blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend.
 
 Writes predictions_oof.csv, predictions_test.csv, submission.csv, report.md (scores of each run,
 their mean and the blend; weights; correlation of the predictions) and all_results.json.
@@ -13,6 +14,7 @@ their mean and the blend; weights; correlation of the predictions) and all_resul
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +24,13 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bertchain.cli import read_arguments, run_script
+from bertchain.cli import read_arguments, run_script, start_logging
+from bertchain.competition.ensemble import read_thresholds, write_thresholds
 from bertchain.competition.run_folder import read_members
 from bertchain.competition.submission import SampleSubmission
+from bertchain.competition.thresholds import fit_and_judge
 from bertchain.data.label_values import to_number
-from bertchain.data.labels import LabelSpec
+from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
 from bertchain.models.modeling import DocumentClassifierConfig
@@ -49,10 +53,12 @@ class Run:
 def main() -> None:
     """Fit the weights, and write the blend and its report."""
     options = read_options()
+    start_logging()
     folder = Path(options.output_dir)
     spec = read_spec(options.runs)
     table = read_written_table(Path(options.runs[0]) / "predictions_oof.csv")
     test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
+    sample = read_sample(options, spec, test_ids, table["label"])
     truth = encode(table, spec)
     runs = [read_run(path, spec, table, test_ids) for path in options.runs]
     folds = table["fold"].to_numpy()
@@ -71,19 +77,14 @@ def main() -> None:
     candidates = {run.name: run.oof for run in runs}
     candidates |= {"mean of all": oof.mean(axis=0), BLEND: nested}
     scores = {name: scores_of(p, labels) for name, p in candidates.items()}
+    cuts, gains = fit_thresholds(options.runs, nested, truth, folds)
+    scores[BLEND] |= gains
     ids, columns = table["id"].tolist(), {"fold": folds, "label": table["label"].tolist()}
-    write_predictions(folder / "predictions_oof.csv", spec, ids, nested, **columns)
-    write_predictions(folder / "predictions_test.csv", spec, test_ids, blended)
-    if options.sample_submission:
-        sample = SampleSubmission.read(
-            options.sample_submission,
-            spec,
-            options.id_column_name,
-            options.submission_values,
-            options.encoding,
-        )
-        sample.check_ids(test_ids)
-        filled = sample.fill(test_ids, blended, spec.decide(blended), spec)
+    write_predictions(folder / "predictions_oof.csv", spec, ids, nested, cuts, **columns)
+    write_predictions(folder / "predictions_test.csv", spec, test_ids, blended, cuts)
+    write_thresholds(folder, cuts)
+    if sample is not None:
+        filled = sample.fill(test_ids, blended, spec.decide(blended, cuts), spec)
         write_csv(folder / "submission.csv", filled)
     by_run = dict(zip([run.name for run in runs], weights.tolist(), strict=True))
     report = write_report(folder, scores, by_run, runs, spec)
@@ -101,6 +102,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--sample_submission")
     parser.add_argument("--submission_values", choices=("labels", "probabilities"))
+    parser.add_argument("--positive_label", help="As in run_finetune.py.")
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
     parser.add_argument("--encoding", default="utf-8", help="Of the sample.")
     options = parser.parse_args()
@@ -127,6 +129,24 @@ def read_spec(paths: list[str]) -> LabelSpec:
     if specs[0].problem_type == "regression" and len(specs[0].names) > 1:
         raise InputError("runs with several regression targets cannot be blended")
     return specs[0]
+
+
+def read_sample(
+    options: argparse.Namespace, spec: LabelSpec, test_ids: list[str], labels: pd.Series
+) -> SampleSubmission | None:
+    """Read the sample and check its ids; None: there is none."""
+    if not options.sample_submission:
+        return None
+    sample = SampleSubmission.read(
+        options.sample_submission,
+        spec,
+        options.id_column_name,
+        options.submission_values,
+        options.encoding,
+        options.positive_label,
+    )
+    sample.check_ids(test_ids)
+    return sample
 
 
 def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]) -> Run:
@@ -157,15 +177,62 @@ def encode(table: pd.DataFrame, spec: LabelSpec) -> np.ndarray:
     """Encode the column label of an out-of-fold table: [n, labels], 0 or 1, or numbers."""
     if spec.problem_type == "regression":
         return np.array([[to_number(value)] for value in table["label"]])
-    joint = spec.delimiter or "|"
-    rows = [
-        {text} if spec.problem_type == "single_label" else {*text.split(joint)}
-        for text in table["label"]
-    ]
+    if spec.problem_type == "single_label":
+        rows = [{text} for text in table["label"]]
+    else:
+        joint = spec.delimiter or "|"
+        known = {text: split_labels(text, spec.names, joint) for text in set(table["label"])}
+        rows = [known[text] for text in table["label"]]
     return np.array([[float(name in row) for name in spec.names] for row in rows])
 
 
-# ---------------------------------------------------------------- weights
+def split_labels(text: str, names: Sequence[str], joint: str) -> set[str]:
+    """Split joined labels, each of which may hold the delimiter itself.
+
+    Raises:
+        InputError: for text that is no row of labels, or may be of several.
+    """
+    found = [] if text else [()]
+    begun = [((), text, names)] if text else []  # labels so far, text left, names after the last
+    while begun:
+        taken, left, later = begun.pop()
+        for place, name in enumerate(later):
+            if left == name:
+                found.append((*taken, name))
+            elif left.startswith(name + joint):
+                rest = left[len(name + joint) :]
+                begun.append(((*taken, name), rest, later[place + 1 :]))
+    if len(found) != 1:
+        many = "several rows" if found else "no row"
+        raise InputError(
+            f"predictions_oof.csv: {text!r} may stand for {many} of the labels "
+            f"{', '.join(map(repr, names[:8]))}, joined by {joint!r}"
+        )
+    return set(found[0])
+
+
+# ---------------------------------------------------------------- weights and thresholds
+
+
+def fit_thresholds(
+    paths: list[str], predictions: np.ndarray, truth: np.ndarray, folds: np.ndarray
+) -> tuple[Thresholds | None, dict[str, float]]:
+    """Fit thresholds of the runs' kind on the out-of-fold blend [n, labels].
+
+    Returns:
+        the thresholds and their scores, see `fit_and_judge`; None, {} where no run has any.
+
+    Raises:
+        InputError: where the runs' kinds differ.
+    """
+    found = {path: read_thresholds(path) for path in paths}
+    kinds = {cuts.kind: path for path, cuts in found.items() if cuts is not None}
+    if len(kinds) > 1:
+        (one, first), (two, second), *_ = kinds.items()
+        raise InputError(f"{first} has thresholds of kind {one}, {second} of kind {two}")
+    if not kinds:
+        return None, {}
+    return fit_and_judge(next(iter(kinds)), predictions, truth, folds)
 
 
 def combine(weights: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -232,10 +299,12 @@ def write_report(
     singles = [scores[run.name][main_score] for run in runs]
     best = min(singles) if main_score in LESS_IS_BETTER else max(singles)
     gain = scores[BLEND][main_score] - best
+    fitted = {name: value for name, value in scores[BLEND].items() if name.startswith("oof_")}
     text = (
         f"# Blend\n\n{markdown_table(pd.DataFrame(rows))}\n"
         f"The blend differs from the best single run by {gain:+.4f} {main_score}.\n\n"
-        f"{markdown_table(correlation)}"
+        + (f"{markdown_table(pd.DataFrame([fitted]))}\n" if fitted else "")
+        + f"{markdown_table(correlation)}"
     )
     write_text(folder / "report.md", text)
     return text

@@ -15,7 +15,15 @@ from transformers import TrainingArguments
 import run_finetune
 from bertchain.arguments import finetuning
 from bertchain.arguments.common import LabelArguments, TextArguments, arg
-from bertchain.cli import changed, flags_of, is_given, parse, refuse_data_parallel, value_of
+from bertchain.cli import (
+    changed,
+    check_processes,
+    flags_of,
+    is_given,
+    parse,
+    refuse_data_parallel,
+    value_of,
+)
 from bertchain.competition.run_folder import RunFolder, plan_members
 from bertchain.competition.submission import SampleSubmission
 from bertchain.data.documents import to_documents
@@ -113,6 +121,15 @@ def test_checks_of_shared_arguments():
         LabelArguments(validation_split=1.0)
     with pytest.raises(InputError, match="accelerate launch --num_processes 2"):
         refuse_data_parallel(2)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="bertchain")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"2 processes were started, .* --use_cpu true"):
+        check_processes(1)
+    check_processes(2)
+    assert "Processes: 2" in caplog.text
 
 
 @pytest.mark.parametrize("script", ["run_itpt.py", "run_finetune.py", "run_probe.py"])

@@ -15,7 +15,7 @@ from bertchain.arguments.common import (
     refuse_other_order,
     refuse_push,
 )
-from bertchain.cli import refuse_data_parallel, refuse_fp16
+from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, exclude, one_of
 
 
@@ -406,6 +406,11 @@ class SubmissionArguments:
     submission_values: str | None = arg(
         None, "What submission.csv holds: labels or probabilities.", shown="what the sample holds"
     )
+    positive_label: str | None = arg(
+        None,
+        "Label that the only column of a sample stands for, by its probability or by 1, where its "
+        "name does not say so (as label, is_label, prob_label or p_label do).",
+    )
     fit_thresholds: str | None = arg(
         None,
         "Thresholds to fit on the out-of-fold predictions: global or per_label (F1), ordinal "
@@ -415,8 +420,9 @@ class SubmissionArguments:
     def __post_init__(self) -> None:
         one_of("submission_values", self.submission_values, ("labels", "probabilities"))
         one_of("fit_thresholds", self.fit_thresholds, ("global", "per_label", "ordinal"))
-        if self.submission_values and not self.sample_submission:
-            raise InputError("--submission_values needs --sample_submission")
+        for name in ("submission_values", "positive_label"):
+            if getattr(self, name) and not self.sample_submission:
+                raise InputError(f"--{name} needs --sample_submission")
 
 
 GROUPS = (
@@ -519,6 +525,7 @@ def check_combinations(args: Arguments) -> None:
             "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
         )
     refuse_data_parallel(training.n_gpu)
+    check_processes(training.world_size)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     refuse_push(training)

@@ -10,7 +10,7 @@ from bertchain.arguments.common import (
     refuse_other_order,
     refuse_push,
 )
-from bertchain.cli import refuse_data_parallel, refuse_fp16
+from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, one_of, share
 
 
@@ -223,6 +223,7 @@ def check_combinations(args: Arguments) -> None:
     """
     training = args.training
     refuse_data_parallel(training.n_gpu)
+    check_processes(training.world_size)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     refuse_push(training)

@@ -53,8 +53,8 @@ def out_of_fold(
         own, probabilities = read_predictions(
             folder / member.name / "predictions_validation.csv", spec
         )
-        rows = np.array([place[name] for name in own])
-        if (folds[rows] != member.fold).any() or len(rows) != (folds == member.fold).sum():
+        rows = np.array([place.get(name, -1) for name in own])
+        if {*rows.tolist()} != {*np.flatnonzero(folds == member.fold).tolist()}:
             raise InputError(
                 f"{folder / member.name}: its predictions are of other rows than fold "
                 f"{member.fold}; choose another --output_dir"
@@ -66,34 +66,39 @@ def out_of_fold(
 
 
 def averaged(
-    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
-) -> tuple[list[str], np.ndarray]:
+    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec, ids: Sequence[str]
+) -> np.ndarray:
     """Average predictions_<split>.csv over members.
 
+    Args:
+        ids: of the n rows of the split, in their order.
+
     Returns:
-        ids; probabilities [n, labels].
+        probabilities [n, labels].
 
     Raises:
-        InputError: where the members' rows differ.
+        InputError: where a member's predictions are of other rows.
     """
-    total, ids = None, []
+    total = np.zeros((len(ids), len(spec.names)))
     for member in members:
         path = folder / member.name / f"predictions_{split}.csv"
         own, probabilities = read_predictions(path, spec)
-        if total is None:
-            total, ids = np.zeros_like(probabilities), own
-        if own != ids:
-            raise InputError(f"{path}: its rows differ from those of the other models")
+        if own != list(ids):
+            raise InputError(
+                f"{path}: its predictions are of other rows than the {split} set; choose another "
+                "--output_dir"
+            )
         total += probabilities
-    return ids, total / len(members)
+    return total / len(members)
 
 
 def by_fold(
-    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec
-) -> Iterator[tuple[int, list[str], np.ndarray]]:
-    """Yield for each fold its number, ids and probabilities [n, labels], averaged over seeds."""
+    folder: Path, members: Sequence[Member], split: str, spec: LabelSpec, ids: Sequence[str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield for each fold its number and probabilities [n, labels], averaged over seeds."""
     for fold in sorted({member.fold for member in members}):
-        yield fold, *averaged(folder, [m for m in members if m.fold == fold], split, spec)
+        own = [member for member in members if member.fold == fold]
+        yield fold, averaged(folder, own, split, spec, ids)
 
 
 # ---------------------------------------------------------------- what a run writes
@@ -147,7 +152,7 @@ def write_combined(
             rows = task.documents[split]
             results |= write_average(folder, members, split, rows, spec, thresholds, scores_of)
     if task.folds is not None and "test" in task.documents:
-        write_by_fold(folder, members, spec)
+        write_by_fold(folder, members, spec, task.documents["test"]["id"][:])
     return results
 
 
@@ -195,7 +200,8 @@ def write_average(
     scores_of: ScoreFunction,
 ) -> dict[str, float]:
     """Write predictions_<split>.csv, the mean over members. Returns scores, {} without labels."""
-    ids, probabilities = averaged(folder, members, split, spec)
+    ids = rows["id"][:]
+    probabilities = averaged(folder, members, split, spec, ids)
     write_predictions(folder / f"predictions_{split}.csv", spec, ids, probabilities, thresholds)
     if "labels" not in rows.column_names:
         return {}
@@ -242,11 +248,13 @@ def write_members(folder: Path, members: Sequence[Member]) -> dict[str, float]:
     return spread
 
 
-def write_by_fold(folder: Path, members: Sequence[Member], spec: LabelSpec) -> None:
+def write_by_fold(
+    folder: Path, members: Sequence[Member], spec: LabelSpec, ids: Sequence[str]
+) -> None:
     """Write predictions_test_by_fold.csv, which --pseudo_label_file of another run takes."""
     tables = [
         spec.prediction_table(ids, probabilities, fold=[fold] * len(ids))
-        for fold, ids, probabilities in by_fold(folder, members, "test", spec)
+        for fold, probabilities in by_fold(folder, members, "test", spec, ids)
     ]
     write_csv(folder / "predictions_test_by_fold.csv", pd.concat(tables))
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bertchain.arguments.finetuning import FoldArguments, RunArguments
+from bertchain.data.tables import Table
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "manifest.json"
 EARLIER_FILE = "plan.json"  # its name in earlier versions
+ROWS_AT_ONCE = 10_000
 
 
 # ---------------------------------------------------------------- members
@@ -236,6 +238,7 @@ FREE = {
     "logging_strategy",
     "output_dir",
     "per_device_eval_batch_size",
+    "positive_label",
     "report_to",
     "resume_from_checkpoint",
     "run_name",
@@ -245,15 +248,18 @@ FREE = {
     "time_budget",
 }
 # Arguments whose content counts, not their path.
-FILES = ("train_file", "test_file", "pseudo_label_file")
+FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
 
 
-def make_manifest(run_config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Build the manifest of a run: what makes its models, so that only these are resumed.
+def make_manifest(
+    run_config: dict[str, Any], seed: int, tables: dict[str, Table] | None = None
+) -> dict[str, Any]:
+    """Build the manifest of a run: what makes its models and what they predict.
 
     Args:
         run_config: all arguments by name.
+        tables: by split; of a --dataset_name their rows are hashed, as the files of others are.
 
     Returns:
         arguments that change a model; files: hash by argument; seed.
@@ -268,6 +274,8 @@ def make_manifest(run_config: dict[str, Any], seed: int) -> dict[str, Any]:
             files[name] = hash_files(p for p in Path(folder).iterdir() if p.is_file())
     if not os.path.isdir(model):
         arguments["model_name_or_path"] = model
+    if run_config.get("dataset_name") and tables:
+        files["dataset_name"] = hash_tables(tables)
     return {"arguments": json.loads(json.dumps(arguments)), "files": files, "seed": seed}
 
 
@@ -279,6 +287,16 @@ def hash_files(paths: Iterable[Path]) -> str:
             continue
         with path.open("rb") as file:
             digest.update(_sha256(file))
+    return digest.hexdigest()
+
+
+def hash_tables(tables: dict[str, Table]) -> str:
+    """SHA-256 of the rows of all splits: where their copy lies, and how old it is, do not count."""
+    digest = hashlib.sha256()
+    for split, (rows, _) in sorted(tables.items()):
+        digest.update(split.encode())
+        for piece in rows.with_format("arrow").iter(ROWS_AT_ONCE):
+            digest.update(json.dumps(piece.to_pylist(), default=str).encode())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from bertchain.runtime.files import atomic_write
 logger = logging.getLogger(__name__)
 
 
-HASH_FILE = "corpus_hashes.npy"
+HASH_FILE = "corpus_hashes.npy"  # of the text of further pretraining
+TRAINED_FILE = "trained_on.npy"  # of the labelled rows that a classifier was trained on
+HASH_COLUMN = "hash"
 ROWS_AT_ONCE = 10_000  # documents in memory
 
 
@@ -51,25 +53,28 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter(map(hash_text, texts), dtype=np.uint64)
 
 
-def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray) -> None:
+def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray, name: str = HASH_FILE) -> None:
     """Save the different hashes of all documents, sorted, in a checkpoint's folder."""
-    with atomic_write(Path(folder) / HASH_FILE) as temporary, temporary.open("wb") as file:
+    with atomic_write(Path(folder) / name) as temporary, temporary.open("wb") as file:
         np.save(file, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
 
 
-def read_fingerprint(path: str | os.PathLike, **hub: object) -> np.ndarray | None:
+def read_fingerprint(
+    path: str | os.PathLike, name: str = HASH_FILE, **hub: object
+) -> np.ndarray | None:
     """Read the hashes beside a checkpoint in a folder or on the hub; None where there are none.
 
     Args:
+        name: HASH_FILE or TRAINED_FILE.
         hub: `revision`, and whatever else `from_pretrained` takes.
     """
     if os.path.isdir(path):
-        local = Path(path) / HASH_FILE
+        local = Path(path) / name
         return np.load(local, allow_pickle=False) if local.is_file() else None
     try:
         found = cached_file(
             str(path),
-            HASH_FILE,
+            name,
             revision=hub.get("revision"),
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
@@ -106,6 +111,58 @@ def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, 
             path,
         )
     return {"test_documents_in_pretraining": seen, "transductive": seen > 0}
+
+
+def trained_rows(paths: Iterable[str], **hub: object) -> np.ndarray:
+    """Read the hashes of the rows that classifiers were trained on; empty where none are known."""
+    found = [read_fingerprint(path, TRAINED_FILE, **hub) for path in paths]
+    known = [hashes for hashes in found if hashes is not None]
+    return np.unique(np.concatenate(known)) if known else np.empty(0, dtype=np.uint64)
+
+
+def find_trained_on(
+    documents: dict[str, Dataset], with_folds: bool, paths: Sequence[str], **hub: object
+) -> dict[str, int]:
+    """Count the documents to be scored whose words are those of a row that is trained on.
+
+    Args:
+        documents: by split. Those of train are trained on in this run; with folds each is also
+            scored, by a model that does not train on it.
+        paths: the checkpoints to start from, or to predict with, and what they were trained on.
+
+    Returns:
+        for the results: validation_, oof_ and test_documents_trained_on, as far as these are there.
+        Empty where nothing is trained on, or nothing is known of it.
+    """
+    before = trained_rows(paths, **hub)
+    own = hash_pieces(documents["train"]) if "train" in documents else before[:0]
+    every = np.union1d(before, own)
+    if not len(every):
+        return {}
+    known = {name: every for name in ("validation", "test") if name in documents}
+    known |= {"oof": before} if with_folds else {}
+    results, said = {}, []
+    for name, hashes in known.items():
+        rows = own if name == "oof" else hash_pieces(documents[name])
+        found = results[f"{name}_documents_trained_on"] = int(np.isin(rows, hashes).sum())
+        said += [f"{found} of {len(rows)} {name} documents"] if found else []
+    if said:
+        logger.warning(
+            "%s have the words of rows that are trained on, in this run or before by %s: their "
+            "scores are too good",
+            ", ".join(said),
+            paths[0],
+        )
+    return results
+
+
+def hash_pieces(documents: Dataset) -> np.ndarray:
+    """Hash each document: uint64 [documents]; not all text is in memory at once."""
+    total = len(documents)
+    starts = range(0, total, ROWS_AT_ONCE)
+    pieces = [documents.select(range(i, min(i + ROWS_AT_ONCE, total))) for i in starts]
+    hashes = [hash_texts(all_text(piece)) for piece in pieces]
+    return np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
 
 
 def count_seen(texts: Iterable[str], hashes: np.ndarray) -> int:

@@ -125,6 +125,28 @@ def choose_subset(
     return train.select(chosen)
 
 
+def count_absent_labels(labels: Sequence[Any], spec: LabelSpec) -> dict[str, int]:
+    """Count the labels without a training row, which are never predicted; warn of them.
+
+    Returns:
+        for the results: labels_without_training_rows; {} where there are none.
+    """
+    if spec.problem_type == "regression" or not len(labels):
+        return {}
+    numbers = spec.label_matrix(labels).sum(axis=0)
+    absent = [name for name, number in zip(spec.names, numbers, strict=True) if number == 0]
+    if not absent:
+        return {}
+    logger.warning(
+        "%d of %d labels have no training row and are not learnt: %s (--max_train_samples reads "
+        "the first rows; --train_fraction takes a share of each label)",
+        len(absent),
+        len(spec.names),
+        ", ".join(absent[:8]),
+    )
+    return {"labels_without_training_rows": len(absent)}
+
+
 # ---------------------------------------------------------------- folds
 
 

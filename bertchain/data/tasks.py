@@ -12,10 +12,12 @@ from datasets import Dataset
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.arguments.finetuning import FoldArguments
 from bertchain.data import spans
+from bertchain.data.contamination import HASH_COLUMN, hash_pieces
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
 from bertchain.data.tables import Table, read_splits
+from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.loading import is_document_classifier
 from bertchain.models.modeling import DocumentClassifierConfig
@@ -51,6 +53,14 @@ class Task:
     def with_documents(self, documents: dict[str, Dataset]) -> "Task":
         """Replace the documents, by split."""
         return replace(self, documents=documents)
+
+    def encoded_by(self, preprocessor: Preprocessor) -> "Task":
+        """Cut the documents into windows; training rows keep the hash of their text, for later."""
+        documents = preprocessor.encode(self.documents)
+        if self.has_training_rows:
+            hashes = hash_pieces(self.documents["train"])
+            documents["train"] = documents["train"].add_column(HASH_COLUMN, hashes)
+        return self.with_documents(documents)
 
     def only(self, splits: Iterable[str]) -> "Task":
         """Keep these splits alone, as far as they are there."""

@@ -1,13 +1,22 @@
 """Write a classifier's folder: weights with their code, tokenizer, encoder alone, model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from bertchain.arguments.finetuning import GROUPS
 from bertchain.cli import changed
-from bertchain.data.contamination import read_fingerprint, write_fingerprint
+from bertchain.data.contamination import (
+    HASH_COLUMN,
+    TRAINED_FILE,
+    read_fingerprint,
+    trained_rows,
+    write_fingerprint,
+)
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
@@ -24,21 +33,34 @@ def write_member(
     results: dict[str, Any],
     run_config: dict[str, Any],
     with_encoder: bool,
+    trained_on: Dataset,
 ) -> None:
     """Write a trained model, its curves and its results.
 
     The results come last: a member with all_results.json is done. Only the main process calls this.
 
-    Args: as for `write_model`.
+    Args: as for `write_model`, and
+        trained_on: its training rows, with the hash of each; its checkpoint's are added.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)
+    write_trained_on(folder, trained_on[HASH_COLUMN][:], run_config)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
     write_json(folder / "all_results.json", results | {"seed": trainer.args.seed})
+
+
+def write_trained_on(folder: Path, hashes: Sequence[int], run_config: dict[str, Any]) -> None:
+    """Save what a classifier and its encoder were trained on, now and by the checkpoint before."""
+    path, revision = run_config["model_name_or_path"], run_config["model_revision"]
+    before = trained_rows([path], revision=revision)
+    every = np.union1d(before, np.array(hashes, dtype=np.uint64))
+    for where in (folder, folder / "encoder"):
+        if where.is_dir():
+            write_fingerprint(where, every, TRAINED_FILE)
 
 
 def write_model(

@@ -125,6 +125,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     training, path = args.training, args.checkpoint.model_name_or_path
     cli.start_logging()
     cli.refuse_data_parallel(training.n_gpu)
+    cli.check_processes(training.world_size)
     cli.refuse_fp16(training.fp16, training.device.type == "cpu")
     common.refuse_other_order(training)
     member = run_folder.Member("", None, training.seed, path)

@@ -74,6 +74,21 @@ def test_predictions_of_other_rows_are_refused(run, task):
         ensemble.combine(run, task, SubmissionArguments(), [])
 
 
+def test_predictions_of_other_ids_are_refused(run, task):
+    """Rows whose number is right, but not their ids: labels would be compared by position."""
+    path = run.folder / "seed-1-fold-0" / "predictions_validation.csv"
+    before = path.read_bytes()
+    write_predictions(path, SPEC, ["a", "z"], two_columns([0.5, 0.5]))
+    with pytest.raises(InputError, match="its predictions are of other rows than fold 0"):
+        ensemble.combine(run, task, SubmissionArguments(), [])
+    path.write_bytes(before)
+    other = task.documents | {"test": Dataset.from_dict({"id": ["u", "t"], "labels": [0, 1]})}
+    with pytest.raises(
+        InputError, match=r"predictions_test\.csv: its predictions are of other rows"
+    ):
+        ensemble.combine(run, task.with_documents(other), SubmissionArguments(), [])
+
+
 def test_only_the_main_process_writes_and_all_reach_every_broadcast(run, task, monkeypatch):
     reached = {"0": 0, "1": 0}
 

@@ -6,17 +6,21 @@ import os
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 
 from bertchain.arguments.finetuning import FoldArguments, RunArguments
 from bertchain.competition.run_folder import (
     Member,
     RunFolder,
+    check_manifest,
     make_manifest,
     member_seed,
     plan_members,
     read_members,
+    write_manifest,
 )
 from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import Table
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import WHOLE
@@ -52,8 +56,6 @@ def test_which_members_a_run_has():
 
 
 def test_rows_of_a_fold():
-    from datasets import Dataset
-
     rows = Dataset.from_dict({"id": list("abcd"), "labels": [0, 1, 0, 1]})
     spec = LabelSpec("single_label", ("n", "y"), ("label",))
     task = Task(spec, {"train": rows, "test": rows}, {}, folds=FOLDS)
@@ -78,6 +80,32 @@ def test_the_folder_is_locked_and_a_manifest_that_differs_is_refused(tmp_path):
             RunFolder(tmp_path, members, other, RunArguments()),
         ):
             pass
+
+
+def test_the_content_of_every_file_that_is_read_is_in_the_manifest(tmp_path):
+    names = ("train_file", "validation_file", "test_file", "pseudo_label_file")
+    for name in names:
+        (tmp_path / name).write_text("text,label\na,b\n")
+    given = {"model_name_or_path": "bert"} | {name: str(tmp_path / name) for name in names}
+    before = make_manifest(given, 42)
+    (tmp_path / "fold-0").mkdir()
+    (tmp_path / "fold-0" / "all_results.json").write_text("{}")
+    write_manifest(tmp_path, before, [])
+    check_manifest(tmp_path, make_manifest(given, 42))
+    for name in names:
+        (tmp_path / name).write_text("text,label\nb,a\n")
+        with pytest.raises(InputError, match=f"--{name} holds something else now"):
+            check_manifest(tmp_path, make_manifest(given, 42))
+        (tmp_path / name).write_text("text,label\na,b\n")
+
+
+def test_rows_of_a_named_data_set_are_in_the_manifest(tmp_path):
+    def manifest(*labels):
+        rows = Dataset.from_dict({"text": ["a", "b"], "label": list(labels)})
+        given = {"model_name_or_path": "bert", "dataset_name": "some/set"}
+        return make_manifest(given, 42, {"train": Table(rows, "some/set (train)")})
+
+    assert manifest(0, 1) == manifest(0, 1) != manifest(1, 0)
 
 
 def test_checkpoints_go_to_a_scratch_folder_named_by_the_manifest(tmp_path):

@@ -54,6 +54,61 @@ def test_one_column_for_two_classes(tmp_path):
     assert table["target"].tolist() == [0.1, 0.6, 0.7]
 
 
+FAKE = LabelSpec("single_label", ("fake", "real"), ("label",))
+P2 = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]]
+
+
+@pytest.mark.parametrize(
+    "column", ["fake", "is_fake", "prob_fake", "p_fake", "Is_Fake", "FAKE_prob"]
+)
+def test_a_column_named_after_a_label_gets_that_label(tmp_path, column, caplog):
+    caplog.set_level("INFO")
+    _, table = fill(tmp_path, {"id": IDS, column: 0.5}, FAKE, P2)
+    assert table[column].tolist() == [0.9, 0.4, 0.3]
+    assert f"column '{column}' gets the probability of 'fake'" in caplog.text
+    _, table = fill(tmp_path, {"id": IDS, column: 0}, FAKE, P2)
+    assert table[column].tolist() == [1, 0, 0]
+    assert "gets the decision, 1 for 'fake', else 0" in caplog.text
+
+
+def test_a_column_that_may_stand_for_either_label_is_not_guessed(tmp_path):
+    for cell, message in ((0.5, "'fake' or 'real'"), (0, "holds 0, which is none of the labels")):
+        with pytest.raises(InputError, match=f"{message}.*--positive_label"):
+            fill(tmp_path, {"id": IDS, "target": cell}, FAKE, P2)
+    for positive, p, decided in (
+        ("fake", [0.9, 0.4, 0.3], [1, 0, 0]),
+        ("real", [0.1, 0.6, 0.7], [0, 1, 1]),
+    ):
+        given = {"positive": positive}
+        assert fill(tmp_path, {"id": IDS, "y": 0.5}, FAKE, P2, **given)[1]["y"].tolist() == p
+        assert fill(tmp_path, {"id": IDS, "y": 0}, FAKE, P2, **given)[1]["y"].tolist() == decided
+    _, table = fill(tmp_path, {"id": IDS, "y": 0}, FAKE, P2, values="labels")
+    assert table["y"].tolist() == ["fake", "real", "real"]
+    for cell in ("x", "", "real"):  # no number: names
+        _, table = fill(tmp_path, {"id": IDS, "y": cell}, FAKE, P2)
+        assert table["y"].tolist() == ["fake", "real", "real"]
+    for sample, positive, message in (
+        ({"id": IDS, "y": 0.5}, "true", "none of the labels fake, real"),
+        ({"id": IDS, "fake": 0.5}, "real", "column 'fake' of .* says fake"),
+        ({"id": IDS, "fake": 0.5, "real": 0.5}, "real", "one column to fill"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fill(tmp_path, sample, FAKE, P2, positive=positive)
+
+
+def test_codes_of_classes_keep_their_spelling(tmp_path):
+    codes = LabelSpec("single_label", ("1", "2", "3"), ("label",))
+    _, table = fill(tmp_path, {"id": IDS, "y": ["2.0"] * 3}, codes, P3)
+    assert table["y"].tolist() == ["1.0", "2.0", "3.0"]  # as the sample
+    labels = ["1.0", "3.0", "2.0"]
+    _, table = fill(tmp_path, {"id": IDS, "y": ""}, codes, P3, labels=labels)
+    assert table["y"].tolist() == ["1.0", "2.0", "3.0"]  # as the label file
+    _, table = fill(tmp_path, {"id": IDS, "y": "2"}, codes, P3, labels=labels)
+    assert table["y"].tolist() == ["1", "2", "3"]  # the sample counts
+    _, table = fill(tmp_path, {"id": IDS, "dog": ["0.0"] * 3}, MULTI, P2)
+    assert [str(cell) for cell in table["dog"]] == ["0.0", "1.0", "1.0"]
+
+
 def test_several_labels(tmp_path):
     p = [[0.9, 0.6], [0.2, 0.7], [0.1, 0.2]]
     _, table = fill(tmp_path, {"id": IDS, "dog": 0, "cat": 0}, MULTI, p)

@@ -7,16 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, make_rows
+from conftest import ROOT, make_rows, tiny_bert_config
 from forking import run_command, stand_in_path
 
 import run_finetune
-from bertchain.training.prediction import read_written_table
+from bertchain.competition import ensemble
+from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.training.prediction import read_written_table, write_predictions
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
 
-from bertchain.data.labels import LabelSpec
+from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 
 SINGLE = LabelSpec("single_label", ("a", "b"), ())
@@ -96,6 +98,73 @@ def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=message):
             blend.main()
     assert not (tmp_path / "b").exists()
+
+
+def written_run(folder, spec, labels, oof, test, cuts=None):
+    """A run of two folds as run_finetune.py leaves it, without its weights."""
+    member = folder / "fold-0"
+    member.mkdir(parents=True)
+    encoder = tiny_bert_config(100)
+    config = DocumentClassifierConfig(encoder_config=encoder, **spec.config_fields())
+    config.save_pretrained(member)
+    (member / "all_results.json").write_text("{}")
+    manifest = {"members": [{"name": "fold-0", "fold": 0, "seed": 1}]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "run_args.yaml").write_text("label_delimiter: null")
+    ids, folds = [f"r{i}" for i in range(len(oof))], [2 * i // len(oof) for i in range(len(oof))]
+    columns = {"fold": folds, **spec.label_columns(labels)}
+    write_predictions(folder / "predictions_oof.csv", spec, ids, oof, cuts, **columns)
+    tests = [f"t{i}" for i in range(len(test))]
+    write_predictions(folder / "predictions_test.csv", spec, tests, test, cuts)
+    ensemble.write_thresholds(folder, cuts)
+
+
+def blend_two(tmp_path, monkeypatch, spec, cuts, sample, labels, oof, test):
+    """Blend two such runs, the second a little off; returns the submission and all_results.json."""
+    written_run(tmp_path / "a", spec, labels, oof, test, cuts)
+    written_run(tmp_path / "b", spec, labels, oof * 0.98, test * 0.98, cuts)
+    pd.DataFrame(sample).to_csv(tmp_path / "sample.csv", index=False)
+    words = [str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path / "o")]
+    words += ["--sample_submission", str(tmp_path / "sample.csv")]
+    monkeypatch.setattr(sys, "argv", ["blend.py", *words])
+    blend.main()
+    results = json.loads((tmp_path / "o" / "all_results.json").read_text())
+    assert json.loads((tmp_path / "o" / "thresholds.json").read_text())["kind"] == cuts.kind
+    return pd.read_csv(tmp_path / "o" / "submission.csv"), results
+
+
+def test_a_blend_decides_by_thresholds_that_are_fitted_anew(tmp_path, monkeypatch):
+    """All probabilities are below 0.5, so without thresholds no document had a label."""
+    spec = LabelSpec("multi_label", ("a|b", "c"), ("tags",))  # a label may hold the delimiter
+    labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0]] * 6)
+    oof = 0.05 + 0.3 * labels + 0.01 * np.arange(24)[:, None] / 24
+    sample = {"id": ["t0", "t1", "t2", "t3"], "tags": "c"}
+    cuts = Thresholds("per_label", (0.2, 0.2))
+    given = {"labels": labels.astype(float), "oof": oof, "test": oof[:4]}
+    table, results = blend_two(tmp_path, monkeypatch, spec, cuts, sample, **given)
+    assert table["tags"].fillna("").tolist() == ["a|b", "c", "a|b|c", ""]
+    assert results["scores"][blend.BLEND]["oof_f1_macro_nested"] == 1.0
+    assert "oof_f1_macro_nested" in (tmp_path / "o" / "report.md").read_text()
+
+
+def test_a_blend_of_grades_is_graded(tmp_path, monkeypatch):
+    grades = np.array([[1.0], [2.0], [4.0]] * 8)
+    values = grades + 0.3
+    sample = {"id": ["t2", "t0", "t1"], "y": 1}
+    cuts = Thresholds("ordinal", (1.5, 3.0), (1.0, 2.0, 4.0))
+    given = {"labels": grades, "oof": values, "test": values[:3]}
+    table, results = blend_two(tmp_path, monkeypatch, NUMBER, cuts, sample, **given)
+    assert table["y"].tolist() == [4, 1, 2]
+    assert results["scores"][blend.BLEND]["oof_qwk_nested"] == 1.0
+
+
+def test_joined_labels_are_split_by_the_labels_there_are():
+    names = ("a", "a|b", "c")
+    assert blend.split_labels("a|b|c", names, "|") == {"a|b", "c"}
+    assert blend.split_labels("", names, "|") == set()
+    for text, message in (("b", "no row"), ("a|b|b", "several rows")):
+        with pytest.raises(InputError, match=message):
+            blend.split_labels(text, ("a", "a|b", "b", "b|b") if "|" in text else names, "|")
 
 
 # ---------------------------------------------------------------- the recipe

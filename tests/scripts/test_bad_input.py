@@ -237,9 +237,11 @@ CASES = [
     Case("no id column", TUNE, flags(id_column_name="key"), ("key",)),
     Case("class weights of no class", TUNE, flags(class_weights="z=2"), ("z",)),
     Case("too few rows of a class", TUNE, table(changed(label=["a"] * 11 + ["b"]), num_folds=3), ("'b'", "fold_strategy")),
+    Case("a fold without rows of a weighted class", TUNE, table(changed(f=[0, 0, 1] * 2 + [1] * 6), fold_column_name="f", class_weights="balanced"), ("fold 1", "class_weights", "'c'")),
     Case("fewer groups than folds", TUNE, table(changed(g="one"), num_folds=3, fold_strategy="group", group_column_name="g"), ("group",)),
     # ---------------------------------------------------------------- submission
     Case("submission of other ids", TUNE, sample(pd.DataFrame({"id": ["q"], "label": ["a"]})), ("id",)),
+    Case("submission of 0 for words", TUNE, sample(pd.DataFrame({"id": ROWS["id"], "target": 0})), ("target", "positive_label")),
     Case("submission without ids", TUNE, sample(pd.DataFrame({"x": [1], "y": [2]})), ("sample",)),
     # ---------------------------------------------------------------- words
     Case("a word beyond the sentence", TUNE, words({"id": "x", "tokens": ["a", "b"], "spans": [{"words": [[2]], "label": "X"}]}), ("row 10", "word 2", "0 to 1")),

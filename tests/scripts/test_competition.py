@@ -16,6 +16,7 @@ from forking import run_command, start_command
 from safetensors.torch import load_file, save_file
 
 import run_finetune
+from bertchain.data import contamination
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import StopInTime, TimeBudget
 from bertchain.training import prediction
@@ -318,6 +319,45 @@ def test_grades_for_an_ordinal_target(tiny_bert, tmp_path):
     assert set(submission["grade"]) <= {1, 2, 4}
     assert list(submission["grade"]) == list(table["grade"])
     assert (table["prediction"] != table["grade"]).any()  # the value itself is there, too
+
+
+def test_rows_that_a_classifier_was_trained_on_are_counted(
+    tiny_bert, topic_files, folded, tmp_path, caplog
+):
+    """Folds that go on from it, and what it predicts: it has seen the rows."""
+    out, results = folded
+    texts = pd.read_csv(topic_files["train"])["text"]
+    fold = read(out / "folds.csv")["fold"]
+    seen = texts.isin(texts[fold != 0]).sum()  # by the model of fold 0, equal texts included
+    assert results["oof_documents_trained_on"] == 0
+    given = {"num_folds": 2, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    given |= {"load_best_model_at_end": False}
+    results = run(str(out / "fold-0"), topic_files, tmp_path / "o", **given)
+    assert results["oof_documents_trained_on"] == seen >= 100
+    assert f"{seen} of 150 oof documents" in caplog.text
+    for member in ("fold-0", "fold-1"):  # what it has seen since is added
+        hashes = contamination.trained_rows([str(tmp_path / "o" / member)])
+        own = texts[read(tmp_path / "o" / "folds.csv")["fold"] != int(member[-1])]
+        every = contamination.hash_texts([*texts[fold != 0], *own])
+        assert hashes.tolist() == sorted(set(every.tolist()))
+    predicts = {"model_name_or_path": str(out), "test_file": topic_files["train"]}
+    predicts |= {"output_dir": str(tmp_path / "p"), "id_column_name": "id", "use_cpu": True}
+    assert run_finetune.main(predicts)["test_documents_trained_on"] == 150  # by one or another
+
+
+def test_training_rows_that_are_scored_are_counted(tiny_bert, topic_files, tmp_path, caplog):
+    files = topic_files | {"test": topic_files["train"]}
+    short = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    short |= {"load_best_model_at_end": False, "validation_file": topic_files["train"]}
+    results = run(tiny_bert, files, tmp_path / "o", max_train_samples=2, **short)
+    assert results["labels_without_training_rows"] == 1  # animals, moods, but no places
+    assert "1 of 3 labels have no training row and are not learnt: places" in caplog.text
+    texts = pd.read_csv(topic_files["train"])["text"]
+    seen = texts.isin(texts[:2]).sum()
+    assert results["validation_documents_trained_on"] == seen
+    assert results["test_documents_trained_on"] == seen > 0
+    assert f"{seen} of 150 validation documents, {seen} of 150 test documents" in caplog.text
+    assert caplog.text.count("their scores are too good") == 1
 
 
 def test_pseudo_labels_come_from_models_that_did_not_see_the_fold(
