@@ -71,9 +71,10 @@ def load_pretrained(
             )
             missing = info["missing_keys"]
             if lacks_encoder(model, missing):
+                other = min(info["unexpected_keys"], default="none")
                 raise ValueError(
                     f"holds less than half of the weights of {type(model).__name__}: its names, "
-                    f"such as {min(weights, default='none')}, are not those of this architecture"
+                    f"such as {other}, are not those of this architecture"
                 )
     initialise_missing(model, missing)
     check_finite(model)
