@@ -271,6 +271,22 @@ def refuse_other_order(training: Any) -> None:
         )
 
 
+def refuse_missing_reporters(training: Any) -> None:
+    """Refuse a --report_to that is not known or not installed.
+
+    Raises:
+        InputError: naming it.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        said = str(error).splitlines()[0]
+        raise InputError(f"--report_to {' '.join(training.report_to)}: {said}") from error
+
+
 def unescape(text: str) -> str:
     """Replace the characters \\t and \\n, as a shell passes them, by a tab and a line break."""
     return text.replace("\\t", "\t").replace("\\n", "\n")

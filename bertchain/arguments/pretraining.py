@@ -7,6 +7,7 @@ from bertchain.arguments.common import (
     EncoderArguments,
     TextArguments,
     arg,
+    refuse_missing_reporters,
     refuse_other_order,
 )
 from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
@@ -222,6 +223,7 @@ def check_combinations(args: Arguments) -> None:
     training = args.training
     refuse_data_parallel(training.n_gpu)
     check_processes(training.world_size)
+    refuse_missing_reporters(training)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
