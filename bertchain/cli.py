@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bertchain")
 
 Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
+FOLLOWED = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "logging_steps")
 SECRETS = ("hub_token",)  # never written to disk
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -54,7 +55,7 @@ def parse(
         InputError: for an unknown or malformed argument.
     """
     parser = make_parser(dataclass_types)
-    parser.set_defaults(**(defaults or {}))
+    parser.set_defaults(**following(defaults or {}, argv))
     namespace, unknown = parser.parse_known_args(as_flags(argv))
     values = vars(namespace)
     if unknown:
@@ -67,6 +68,26 @@ def parse(
     check_output_dir(values.get("output_dir"))
     run_config = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
     return *objects, run_config
+
+
+def following(defaults: dict[str, Any], argv: Given) -> dict[str, Any]:
+    """Let the defaults of saving follow how it is evaluated, and the other way round.
+
+    Checkpoints are chosen by evaluation, so the two must happen at the same steps: a user who says
+    one need not say the other.
+    """
+    given = {name: value_of(name, argv) for name in FOLLOWED}
+    found = dict(defaults)
+    if "save_strategy" not in defaults:
+        return found
+    for one, other in (("eval_strategy", "save_strategy"), ("save_strategy", "eval_strategy")):
+        if given[one] not in (None, "no", "best") and given[other] is None:
+            found[other] = given[one]
+    strategy = given["eval_strategy"] or found["eval_strategy"]
+    steps = given["eval_steps"] or given["logging_steps"] or found.get("logging_steps")
+    if strategy == "steps" and given["save_steps"] is None and steps is not None:
+        found["save_steps"] = float(steps)  # --logging_steps is what --eval_steps is by default
+    return found
 
 
 def make_parser(dataclass_types: Sequence[type]) -> "HfArgumentParser":

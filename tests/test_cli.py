@@ -19,6 +19,7 @@ from bertchain.cli import (
     changed,
     check_processes,
     flags_of,
+    following,
     is_given,
     parse,
     refuse_data_parallel,
@@ -121,6 +122,19 @@ def test_checks_of_shared_arguments():
         LabelArguments(validation_split=1.0)
     with pytest.raises(InputError, match="accelerate launch --num_processes 2"):
         refuse_data_parallel(2)
+
+
+def test_saving_follows_evaluation_and_the_other_way_round():
+    ours = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    steps = {"eval_strategy": "steps", "save_strategy": "steps"}
+    for flag in ("eval_strategy", "save_strategy"):
+        assert steps.items() <= (following(ours, {flag: "steps"}) | {flag: "steps"}).items()
+        assert following(ours, {flag: "no"}) == ours
+    assert following(ours, steps) == ours and following({}, {"eval_strategy": "steps"}) == {}
+    given = {"output_dir": "o", "eval_strategy": "steps", "eval_steps": 7, "use_cpu": True}
+    best = ours | {"load_best_model_at_end": True}
+    training, _ = parse((TrainingArguments,), given, best)
+    assert training.save_strategy == "steps" and training.save_steps == 7
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, caplog):

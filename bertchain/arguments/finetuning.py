@@ -12,6 +12,7 @@ from bertchain.arguments.common import (
     TextArguments,
     WindowArguments,
     arg,
+    refuse_missing_reporters,
     refuse_other_order,
     refuse_push,
 )
@@ -526,6 +527,7 @@ def check_combinations(args: Arguments) -> None:
         )
     refuse_data_parallel(training.n_gpu)
     check_processes(training.world_size)
+    refuse_missing_reporters(training)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     refuse_push(training)

@@ -7,6 +7,7 @@ from bertchain.arguments.common import (
     EncoderArguments,
     TextArguments,
     arg,
+    refuse_missing_reporters,
     refuse_other_order,
     refuse_push,
 )
@@ -224,6 +225,7 @@ def check_combinations(args: Arguments) -> None:
     training = args.training
     refuse_data_parallel(training.n_gpu)
     check_processes(training.world_size)
+    refuse_missing_reporters(training)
     refuse_fp16(training.fp16, training.device.type == "cpu")
     refuse_other_order(training)
     refuse_push(training)

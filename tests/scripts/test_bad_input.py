@@ -256,6 +256,7 @@ CASES = [
     Case("negative length", TUNE, flags(max_seq_length=-1), ("max_seq_length",)),
     Case("beyond the positions", TUNE, flags(max_seq_length=100_000), ("max_seq_length",)),
     Case("layers it has not", TUNE, flags(layers="9"), ("layers", "9")),
+    Case("a reporter that is not there", TUNE, flags(report_to="wandb"), ("report_to", "wandb")),
     Case("one fold", TUNE, flags(num_folds=1), ("num_folds",)),
     Case("a split of everything", TUNE, flags(validation_split=1.5), ("validation_split",)),
     Case("a contradiction", TUNE, flags(huber_delta=1), ("huber_delta", "single_label")),
