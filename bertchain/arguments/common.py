@@ -280,7 +280,6 @@ def refuse_other_order(training: Any) -> None:
         )
 
 
-<<<<<<< HEAD
 def refuse_push(training: Any) -> None:
     """Refuse to upload while training: that is another model than the best, without its card.
 
@@ -293,7 +292,8 @@ def refuse_push(training: Any) -> None:
             "--push_to_hub would upload another model than the best, without its card; leave it "
             f"out, and then: hf upload {name} {training.output_dir}"
         )
-=======
+
+
 def refuse_missing_reporters(training: Any) -> None:
     """Refuse a --report_to that is not known or not installed.
 
@@ -308,7 +308,6 @@ def refuse_missing_reporters(training: Any) -> None:
     except (RuntimeError, ValueError, ImportError) as error:
         said = str(error).splitlines()[0]
         raise InputError(f"--report_to {' '.join(training.report_to)}: {said}") from error
->>>>>>> 9fca4e9d8a96828230d34240f1f884654afa0714
 
 
 def unescape(text: str) -> str:
