@@ -137,7 +137,8 @@ def test_a_head_that_does_not_read_the_hidden_state_is_said():
 # ---------------------------------------------------------------- packed rows
 
 # Others take no mask of who sees whom, or no positions; they are refused by what they compute.
-PACKABLE = ["bert", "roberta", "distilbert", "electra", "albert", "xlm-roberta", "modernbert"]
+PACKABLE = ["bert", "roberta", "distilbert", "electra", "albert", "mpnet", "xlm-roberta"]
+PACKABLE += ["modernbert"]
 
 
 def windows(seed=0, lengths=(9, 4, 6)):
