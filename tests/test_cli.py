@@ -287,7 +287,7 @@ def used_by_tables(folder) -> dict[str, str]:
     assert len(held_out) == share * len(rows)
     for values in ("labels", "probabilities"):
         path = folder / f"{values}.csv"
-        path.write_text("id,label\n0,0" + (".5" if values == "probabilities" else ""))
+        path.write_text("id,is_y\n0,0" + (".5" if values == "probabilities" else ""))
         assert SampleSubmission.read(str(path), spec, "id").values == values
     names = [{",": "comma", "\t": "tab"}.get(delimiter, delimiter) for delimiter in DELIMITERS]
     return {
