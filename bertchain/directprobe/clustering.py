@@ -1,7 +1,7 @@
 """Clusters of DirectProbe (Zhou & Srikumar 2021), and their distances.
 
     found = cluster(features, labels)
-    found.linear           # True: the hulls of labels are disjoint, pair by pair
+    found.linear           # True: a linear classifier could tell all labels apart on these points
     found.clusters         # [n] which cluster each point is in
     found.label_of         # [clusters] the label of each cluster
 
@@ -60,12 +60,7 @@ class Clustering:
 
     @property
     def linear(self) -> bool:
-        """Whether every label is one cluster, that is: no two labels' hulls meet.
-
-        Proven is a hyperplane between each two labels, of these points. That does not mean that one
-        linear classifier of all labels is right everywhere, nor anything of other points: where
-        pairs have few points, labels that mean nothing look the same (see `warnings`).
-        """
+        """Whether every label is one cluster."""
         return len(self.label_of) == len(self.names)
 
     def members(self, number: int) -> np.ndarray:
@@ -93,7 +88,7 @@ def cluster(
     x, names, y = check_points(points, labels)
     z, tolerance = whiten(x)
     twins = count_mixed(x, y)
-    warned = _warnings(x, y, names, twins)
+    warned = _warnings(x, names, twins)
     conflicts = find_conflicts(z, y, len(names), tolerance)
     owner = np.array([np.flatnonzero(y == label)[0] for label in range(len(names))])[y]
     tried: list[bool] = []
@@ -162,38 +157,14 @@ def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
     return int((labels_at[place] > 1).sum())
 
 
-def few_point_pairs(labels: Sequence | np.ndarray, dimensions: int) -> tuple[int, int]:
-    """Count pairs of labels that have fewer points than twice the dimensions.
-
-    Of so few points a hyperplane separates even shuffled labels (Cover 1965).
-
-    Returns:
-        these pairs, and all pairs.
-    """
-    sizes = np.unique(np.asarray(labels), return_counts=True)[1]
-    one, other = np.triu_indices(len(sizes), 1)
-    return int((sizes[one] + sizes[other] < 2 * dimensions).sum()), len(one)
-
-
-def label_conflicts(points: np.ndarray, labels: Sequence | np.ndarray) -> np.ndarray:
-    """Find the labels whose hulls meet [labels, labels] bool, as `cluster` does, without clusters.
-
-    Raises: see `cluster`.
-    """
-    x, names, y = check_points(points, labels)
-    z, tolerance = whiten(x)
-    return find_conflicts(z, y, len(names), tolerance)
-
-
-def _warnings(x: np.ndarray, y: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
+def _warnings(x: np.ndarray, names: np.ndarray, twins: int) -> list[str]:
     found = []
     if len(names) == 1:
         found.append("there is one label: there is nothing to tell apart")
-    few, pairs = few_point_pairs(y, x.shape[1])
-    if few:
+    if len(x) < 2 * x.shape[1]:
         found.append(
-            f"{few} of {pairs} pairs of labels have fewer points than twice the {x.shape[1]} "
-            "dimensions: even shuffled labels would look separated"
+            f"{len(x)} points in {x.shape[1]} dimensions: fewer than twice the dimensions, so that "
+            "even shuffled labels would look well separated"
         )
     if twins:
         found.append(

@@ -1,11 +1,10 @@
 """Linear probes of many layers, poolings and values of C as one solve, for a GPU.
 
 A single fit keeps a GPU idle; all of them side by side are a few large matrix products. The
-objectives are those of `solvers`, and so are what converged means, float64, and the stages along
-principal axes; but these fits all start from zero.
+objectives are those of `solvers`. The tolerance is tighter: warm starts come to a weak
+regularisation from nearby, these fits come from zero.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,21 +15,18 @@ from torch import Tensor
 
 from bertchain.probing.solvers import (
     C_VALUES,
-    LEAST_CURVATURE,
-    LEAST_GRADIENT,
     MAX_ITERATIONS,
-    STAGES,
     Fit,
     SigmoidPredictor,
     SoftmaxPredictor,
     Standardiser,
     ValuePredictor,
-    class_targets,
 )
 
+PRECISE = 1e-5  # largest entry of the gradient of the mean loss
 HISTORY = 10  # pairs of steps and changes of the gradient that L-BFGS remembers
 SUFFICIENT = 1e-4  # share of the promised decrease that a step has to keep (Armijo)
-ROUNDING = 1e-14  # of a loss: less than that float64 does not tell apart
+ROUNDING = 1e-6  # of a loss: less than that float32 does not tell apart
 MEMORY = 4 * 2**30  # bytes of features and logits in one solve
 
 
@@ -65,15 +61,13 @@ def fit_many(
     rows, width = features[0].shape
     targets, wrap = _targets(labels, num_labels, problem_type)
     outputs = targets.shape[1]
-    each = (
-        8 * rows * (2 * width + 4 * outputs * len(c_values))
-    )  # logits, errors and room to form them
+    each = 4 * rows * (width + 4 * outputs * len(c_values))  # logits, errors and room to form them
     at_once = max(1, int(MEMORY // each))
     ordered, paths = sorted(c_values), []
     for first in range(0, len(features), at_once):
         few = features[first : first + at_once]
-        x = torch.stack([torch.from_numpy(Standardiser(own)(own)) for own in few])
-        found = SOLVERS[problem_type](x.to(device).double(), targets.to(device), ordered)
+        x = torch.stack([torch.from_numpy(Standardiser(own)(own)) for own in few]).to(device)
+        found = SOLVERS[problem_type](x, targets.to(device), ordered)
         for weights, bias, converged in zip(*(t.cpu() for t in found), strict=True):
             whole = zip(ordered, weights.numpy(), bias.numpy(), converged.tolist(), strict=True)
             paths.append([Fit(c, ok, wrap(w, b)) for c, w, b, ok in whole])
@@ -90,11 +84,18 @@ def _targets(
         values = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
         return values, ValuePredictor
     if problem_type == "multi_label":
-        return torch.from_numpy(labels.astype(np.float64)), SigmoidPredictor
-    seen, one_hot = class_targets(labels)
+        return torch.from_numpy(labels.astype(np.float32)), SigmoidPredictor
+    seen, classes = np.unique(labels, return_inverse=True)
+    if len(seen) < 2:
+        raise ValueError(f"training rows hold one class alone, {seen[0]}")
+    one_hot = np.eye(len(seen), dtype=np.float32)[classes]
+    if len(seen) == 2:  # as in scikit-learn: one column of log odds, with its own penalty
+        one_hot = one_hot[:, 1:]
 
     def wrap(weights: np.ndarray, bias: np.ndarray) -> SoftmaxPredictor:
-        return SoftmaxPredictor.of_outputs(weights, bias, seen, num_labels)
+        if weights.shape[1] == 1:
+            weights, bias = np.pad(weights, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+        return SoftmaxPredictor(weights.T, bias, seen.astype(int), num_labels)
 
     return torch.from_numpy(one_hot), wrap
 
@@ -121,8 +122,9 @@ def solve_classes(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solu
 
 def solve_ridge(x: Tensor, targets: Tensor, c_values: Sequence[float]) -> Solution:
     """Ridge regression in closed form: one eigendecomposition serves every C. Args: as above."""
-    middle_x, middle_y = x.mean(1, keepdim=True), targets.mean(0)
-    centred, y = x - middle_x, targets - middle_y
+    x = x.double()
+    middle_x, middle_y = x.mean(1, keepdim=True), targets.double().mean(0)
+    centred, y = x - middle_x, targets.double() - middle_y
     values, vectors = torch.linalg.eigh(centred.mT @ centred)  # [p, d], [p, d, d]
     along = vectors.mT @ (centred.mT @ y)  # [p, d, outputs]
     penalty = 1.0 / torch.tensor(c_values, dtype=torch.float64, device=x.device)
@@ -156,121 +158,79 @@ def _binary_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Objective:
-    """Mean loss + |w|^2 / (2 C n) of points [p, c, (d + 1) * outputs]: solutions over `scales`."""
+    """Mean loss + |w|^2 / (2 C n), and its gradient [p, c, (d + 1) * outputs]."""
 
     def __init__(self, x: Tensor, targets: Tensor, c_values: Tensor, losses: Callable):
         self.x, self.targets, self.losses = x, targets, losses
         self.penalty = 1.0 / (c_values * x.shape[1])  # [c]
-        shape = len(x), len(c_values), x.shape[2] + 1, targets.shape[1]
-        self.scales = torch.ones(shape, dtype=x.dtype, device=x.device)
 
-    def of(self, keep: Tensor) -> "_Objective":
-        """The same for some values of C, [c] bool."""
-        few = copy.copy(self)
-        few.penalty, few.scales = self.penalty[keep], self.scales[:, keep]
-        return few
-
-    def _errors(self, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of rows [p, n, c] and errors [p, n, c, outputs] of solutions."""
-        problems, c_values, width, outputs = own.shape
-        side_by_side = own[:, :, :-1].permute(0, 2, 1, 3).reshape(problems, width - 1, -1)
-        logits = (self.x @ side_by_side).view(problems, -1, c_values, outputs)
-        return self.losses(logits + own[:, None, :, -1], self.targets)
-
-    def rescale(self, solution: Tensor, variances: Tensor) -> None:
-        """Scale by 1 / sqrt(curvature) at a solution [p, c, d + 1, outputs], as `solvers` does.
-
-        Args:
-            variances: along each axis [p, d].
-        """
-        p = self._errors(solution)[1] + self.targets[:, None]
-        curvature = (p * (1 - p)).mean(1).clamp_min(LEAST_CURVATURE)[:, :, None]  # [p, c, 1, o]
-        along = variances[:, None, :, None] * curvature + self.penalty[:, None, None]
-        self.scales = torch.cat([along, curvature], 2).rsqrt()
-
-    def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values [p, c], gradients of points, and norms of the gradients of solutions [p, c]."""
-        own = flat.view(self.scales.shape) * self.scales
-        problems, c_values, _, outputs = own.shape
-        weights, rows = own[:, :, :-1], self.x.shape[1]
-        losses, errors = self._errors(own)
-        value = losses.mean(1) + 0.5 * self.penalty * weights.square().sum((2, 3))
+    def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        problems, c_values, _ = flat.shape
+        rows, width = self.x.shape[1:]
+        outputs = self.targets.shape[1]
+        own = flat.view(problems, c_values, width + 1, outputs)
+        weights, bias = own[:, :, :width], own[:, :, width]
+        side_by_side = weights.permute(0, 2, 1, 3).reshape(problems, width, c_values * outputs)
+        logits = (self.x @ side_by_side).view(problems, rows, c_values, outputs)
+        losses, errors = self.losses(logits + bias[:, None], self.targets)
+        value = losses.double().mean(1)
+        value += 0.5 * self.penalty * weights.double().square().sum((2, 3))
         errors = errors.reshape(problems, rows, c_values * outputs) / rows
-        back = self.x.mT @ errors
+        back = (self.x.mT @ errors).view(problems, width, c_values, outputs).permute(0, 2, 1, 3)
         gradient = torch.empty_like(own)
-        gradient[:, :, :-1] = back.view(problems, -1, c_values, outputs).permute(0, 2, 1, 3)
-        gradient[:, :, :-1] += self.penalty[:, None, None] * weights
-        gradient[:, :, -1] = errors.sum(1).view(problems, c_values, outputs)
-        norm = gradient.flatten(2).norm(dim=-1)
-        return value, (gradient * self.scales).view_as(flat), norm
+        gradient[:, :, :width] = back + self.penalty[:, None, None].float() * weights
+        gradient[:, :, width] = errors.sum(1).view(problems, c_values, outputs)
+        return value, gradient.view_as(flat)
 
 
 def _minimise(x: Tensor, targets: Tensor, c_values: Sequence[float], losses: Callable) -> Solution:
-    """Minimise each problem at each C from zero, in the stages of `solvers`."""
-    _, rows, width = x.shape
-    values, axes = torch.linalg.eigh(x.mT @ x / rows)  # [p, d], [p, d, d]
-    every = torch.tensor(c_values, dtype=torch.float64, device=x.device)
-    objective = _Objective(x @ axes, targets, every, losses)
-    solution = torch.zeros_like(objective.scales)
-    size = objective(solution.flatten(2))[2].clamp_min(LEAST_GRADIENT)  # [p, c]
-    left = MAX_ITERATIONS
-    for share in STAGES:
-        objective.rescale(solution, values.clamp_min(0.0))
-        solution, converged, used = _descend(objective, solution, share * size, left)
-        left -= used
-    return Solution(axes[:, None] @ solution[:, :, :width], solution[:, :, width], converged)
+    """Minimise each problem at each C by its own L-BFGS, from zero.
 
-
-def _descend(
-    objective: _Objective, solution: Tensor, limit: Tensor, iterations: int
-) -> tuple[Tensor, Tensor, int]:
-    """Minimise each problem at each C by its own L-BFGS, until its gradient is within the limit.
-
-    A C is left out as soon as all problems have reached it there: strong regularisation does within
+    A C is left out as soon as all problems have converged at it: strong regularisation does within
     a few iterations, and the products get smaller.
-
-    Args:
-        solution: to start from [p, c, d + 1, outputs].
-        limit: of the gradient's norm [p, c].
-
-    Returns:
-        solutions; which reached the limit [p, c]; the iterations that were used.
     """
-    point, memory = (solution / objective.scales).flatten(2), _Memory()
-    solved, reached = point.clone(), torch.zeros_like(limit, dtype=torch.bool)
-    scales, live = objective.scales, torch.arange(limit.shape[1], device=limit.device)
-    value, gradient, norm = objective(point)
-    for used in range(iterations + 1):
-        done = norm <= limit[:, live]  # [p, live]
-        solved[:, live], reached[:, live] = point, done
+    problems, _, width = x.shape
+    outputs, count = targets.shape[1], len(c_values)
+    every = torch.tensor(c_values, dtype=torch.float64, device=x.device)
+    solved = torch.zeros(problems, count, (width + 1) * outputs, device=x.device)
+    converged = torch.zeros(problems, count, dtype=torch.bool, device=x.device)
+    live = torch.arange(count, device=x.device)  # c_values still at work
+    point, memory = solved.clone(), _Memory()
+    objective = _Objective(x, targets, every, losses)
+    value, gradient = objective(point)
+    for _ in range(MAX_ITERATIONS):
+        done = gradient.abs().amax(-1) <= PRECISE  # [p, live]
+        solved[:, live], converged[:, live] = point, done
         keep = ~done.all(0)
-        if not keep.any() or used == iterations:
+        if not keep.any():
             break
         if not keep.all():
-            live, memory, objective = live[keep], memory.of(keep), objective.of(keep)
+            live, memory = live[keep], memory.of(keep)
             point, value, gradient, done = (t[:, keep] for t in (point, value, gradient, done))
+            objective = _Objective(x, targets, every[live], losses)
         direction = memory.direction(gradient).masked_fill_(done[..., None], 0.0)
-        after, new_value, new_gradient, norm = _search(objective, point, value, gradient, direction)
+        after, new_value, new_gradient = _search(objective, point, value, gradient, direction)
         memory.add(after - point, new_gradient - gradient)
         point, value, gradient = after, new_value, new_gradient
-    return solved.view_as(scales) * scales, reached, used
+    own = solved.view(problems, count, width + 1, outputs)
+    return Solution(own[:, :, :width], own[:, :, width], converged)
 
 
 def _search(
     objective: _Objective, point: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """A step for each problem: whole, else halved until the loss falls as far as it should."""
-    slope = (gradient * direction).sum(-1)  # [p, live], not above 0
+    slope = (gradient * direction).sum(-1).double()  # [p, live], not above 0
     step = torch.ones_like(slope)
     for _ in range(30):
-        after = point + step[..., None] * direction
-        new_value, new_gradient, norm = objective(after)
+        after = point + step[..., None].float() * direction
+        new_value, new_gradient = objective(after)
         room = SUFFICIENT * step * slope + ROUNDING * value.abs()
         short = ~(new_value <= value + room)  # a NaN is too far as well
         if not short.any():
             break
         step = torch.where(short, step / 2, step)
-    return after, new_value, new_gradient, norm
+    return after, new_value, new_gradient
 
 
 class _Memory:

@@ -2,33 +2,21 @@
 
 Matrices in, fitted predictors out. Each fit takes values of C from strong to weak regularisation
 and starts from the solution before.
-
-Converged means one thing, here and in `batched_probes`: the Euclidean norm of the gradient is at
-most CONVERGED times what it is where all weights and biases are zero. "Fewer iterations than the
-maximum" is not that, and a loose tolerance measures where the optimizer stopped: with weak
-regularisation accuracies would differ by hundredths. All is computed in float64, along the
-principal axes of the features, scaled by the curvature there: correlated features would else take
-thousands of steps.
 """
 
-import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit, log_expit, log_softmax
+from scipy.special import expit, log_expit
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
 C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation, from strong to weak
 MAX_ITERATIONS = 2000
-CONVERGED = 1e-6  # norm of the gradient, relative to that at zero
-LEAST_GRADIENT = 1e-6  # at zero: features that say nothing have none to compare with
-STAGES = (1e-2, 1e-4, CONVERGED)  # at each the curvature is measured again
-LEAST_CURVATURE = 1e-5  # of a class that is certain everywhere
-
-# scores [n, outputs] and targets -> the sum of losses, and errors [n, outputs]
-Losses = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
+TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss
 
 
 @dataclass
@@ -56,42 +44,25 @@ class Standardiser:
 def fit_multinomial(
     x: np.ndarray, y: np.ndarray, num_labels: int, c_values: Sequence[float]
 ) -> list[Fit]:
-    """Multinomial logistic regression by L-BFGS, warm-started.
+    """Multinomial logistic regression by scikit-learn's L-BFGS, warm-started.
 
-    Objective: sum of log losses + |W|^2 / (2 C), as scikit-learn's; of two classes also as there:
-    one column of log odds.
+    Objective: sum of log losses + |W|^2 / (2 C).
 
     Args:
         x: standardised features [n, d].
         y: class numbers [n].
         num_labels: also counts classes that no row has.
         c_values: from strong to weak.
-
-    Raises:
-        ValueError: where rows hold one class alone.
     """
-    seen, targets = class_targets(y)
-    losses = _binary_losses if targets.shape[1] == 1 else _class_losses
-    return [
-        Fit(C, converged, SoftmaxPredictor.of_outputs(weights, bias, seen, num_labels))
-        for C, weights, bias, converged in _solve(x, targets, c_values, losses)
-    ]
-
-
-def class_targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Make 0/1 targets of class numbers [n].
-
-    Returns:
-        the classes that occur; and [n, classes], or of two classes [n, 1]: the second's.
-
-    Raises:
-        ValueError: where there is one class alone.
-    """
-    seen, classes = np.unique(y, return_inverse=True)
-    if len(seen) < 2:
-        raise ValueError(f"training rows hold one class alone, {seen[0]}")
-    one_hot = np.eye(len(seen))[classes.reshape(-1)]
-    return seen.astype(int), one_hot[:, 1:] if len(seen) == 2 else one_hot
+    model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
+    fits = []
+    for C in c_values:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # told by Fit.converged
+            model.set_params(C=C).fit(x, y)
+        predict = SoftmaxPredictor.of(model, num_labels)
+        fits.append(Fit(C, bool(model.n_iter_.max() < MAX_ITERATIONS), predict))
+    return fits
 
 
 class SoftmaxPredictor:
@@ -109,15 +80,6 @@ class SoftmaxPredictor:
             weights = np.concatenate([np.zeros_like(weights), weights])
             bias = np.concatenate([np.zeros_like(bias), bias])
         return cls(weights, bias, model.classes_.astype(int), num_labels)
-
-    @classmethod
-    def of_outputs(
-        cls, weights: np.ndarray, bias: np.ndarray, seen: np.ndarray, num_labels: int
-    ) -> "SoftmaxPredictor":
-        """Of weights [d, outputs]; one output alone holds log odds of the second class seen."""
-        if weights.shape[1] == 1:
-            weights, bias = np.pad(weights, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
-        return cls(weights.T, bias, seen, num_labels)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         logits = (x @ self.weights.T + self.bias).astype(np.float64)
@@ -138,116 +100,32 @@ def fit_one_versus_rest(
     Args:
         y: 0/1 [n, num_labels]. Others: see `fit_multinomial`.
     """
-    solved = _solve(x, np.asarray(y, dtype=np.float64), c_values, _binary_losses)
-    return [Fit(C, ok, SigmoidPredictor(weights, bias)) for C, weights, bias, ok in solved]
-
-
-# ---------------------------------------------------------------- L-BFGS along principal axes
-
-
-def _class_losses(scores: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    logs = log_softmax(scores, axis=1)
-    return -float((logs * targets).sum()), np.exp(logs) - targets
-
-
-def _binary_losses(scores: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    loss = -float((log_expit(scores) - (1 - targets) * scores).sum())
-    return loss, expit(scores) - targets
-
-
-class _Objective:
-    """Mean loss + |w|^2 / (2 C n) of a solution [axes + 1, outputs], its last row the bias."""
-
-    def __init__(self, x: np.ndarray, targets: np.ndarray, C: float, losses: Losses):
-        self.x, self.targets, self.losses = x, targets, losses
-        self.penalty = 1.0 / (C * len(x))
-
-    def errors(self, solution: np.ndarray) -> tuple[float, np.ndarray]:
-        return self.losses(self.x @ solution[:-1] + solution[-1], self.targets)
-
-    def __call__(self, solution: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, errors = self.errors(solution)
-        back = np.concatenate([self.x.T @ errors, errors.sum(axis=0)[None]]) / len(self.x)
-        back[:-1] += self.penalty * solution[:-1]
-        return loss / len(self.x) + 0.5 * self.penalty * float((solution[:-1] ** 2).sum()), back
-
-    def scales(self, solution: np.ndarray, variances: np.ndarray) -> np.ndarray:
-        """Scale by 1 / sqrt(curvature) of each axis and output here [axes + 1, outputs]."""
-        p = self.errors(solution)[1] + self.targets
-        curvature = np.maximum((p * (1 - p)).mean(axis=0), LEAST_CURVATURE)  # [outputs]
-        along = variances[:, None] * curvature + self.penalty
-        return 1.0 / np.sqrt(np.concatenate([along, curvature[None]]))
-
-
-def _principal_axes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Directions [d, axes] in which rows [n, d] vary, and their mean squares along each [axes]."""
-    if len(x) < x.shape[1]:
-        _, sizes, axes = np.linalg.svd(x, full_matrices=False)
-        return axes.T, sizes**2 / len(x)
-    values, axes = np.linalg.eigh(x.T @ x / len(x))
-    return axes, np.maximum(values, 0.0)
-
-
-def _solve(
-    x: np.ndarray, targets: np.ndarray, c_values: Sequence[float], losses: Losses
-) -> list[tuple[float, np.ndarray, np.ndarray, bool]]:
-    """Minimise the objective at each C, each from the solution before.
-
-    Returns:
-        C, weights [d, outputs], bias [outputs] and whether it converged, for each C.
-    """
-    x = np.asarray(x, dtype=np.float64)
-    axes, variances = _principal_axes(x)
-    rotated = x @ axes
-    solution = np.zeros((len(variances) + 1, targets.shape[1]))
-    _, at_zero = _Objective(rotated, targets, 1.0, losses)(solution)
-    size, found = max(float(np.linalg.norm(at_zero)), LEAST_GRADIENT), []
+    n, d = x.shape
+    y = y.astype(np.float32)
+    shape = (d + 1, num_labels)  # last row: bias, not regularised
+    start = np.zeros(shape)
+    fits = []
     for C in c_values:
-        objective = _Objective(rotated, targets, C, losses)
-        solution, converged = _descend(objective, solution, variances, size)
-        found.append((C, axes @ solution[:-1], solution[-1], converged))
-    return found
+        penalty = 1.0 / (C * n)
 
+        def objective(flat: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
+            solution = flat.reshape(shape).astype(np.float32)
+            weights, bias = solution[:-1], solution[-1]
+            z = x @ weights + bias  # [n, labels]
+            loss = -(log_expit(z) - (1 - y) * z).sum(dtype=np.float64) / n
+            error = (expit(z) - y) / n
+            gradient = np.concatenate([x.T @ error + penalty * weights, error.sum(axis=0)[None]])
+            loss += 0.5 * penalty * float((weights.astype(np.float64) ** 2).sum())
+            return loss, gradient.astype(np.float64).reshape(-1)
 
-def _descend(
-    objective: _Objective, solution: np.ndarray, variances: np.ndarray, size: float
-) -> tuple[np.ndarray, bool]:
-    """Minimise in stages.
-
-    Args:
-        solution: to start from [axes + 1, outputs].
-        size: of the gradient at zero.
-
-    Returns:
-        the solution, and whether it converged.
-    """
-    tries = [0]
-    for share in STAGES:
-        scales, reached = objective.scales(solution, variances), []
-
-        def scaled(
-            flat: np.ndarray,
-            scales: np.ndarray = scales,
-            limit: float = share * size,
-            reached: list = reached,
-        ) -> tuple[float, np.ndarray]:
-            tries[0] += 1
-            point = flat.reshape(scales.shape) * scales
-            value, gradient = objective(point)
-            if np.linalg.norm(gradient) <= limit:
-                reached.append(point)
-                raise StopIteration  # this point will do, whatever step was being tried
-            return value, (gradient * scales).reshape(-1)
-
-        left = max(MAX_ITERATIONS - tries[0], 1)
-        options = {"maxiter": left, "maxfun": 2 * left, "gtol": 0.0, "ftol": 0.0, "maxcor": 20}
-        with contextlib.suppress(StopIteration):
-            start = (solution / scales).reshape(-1)
-            solved = minimize(scaled, start, jac=True, method="L-BFGS-B", options=options)
-        if not reached:
-            return solved.x.reshape(scales.shape) * scales, False
-        solution = reached[0]
-    return solution, True
+        options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0}
+        solved = minimize(
+            objective, start.reshape(-1), jac=True, method="L-BFGS-B", options=options
+        )
+        start = solved.x.reshape(shape)
+        converged = bool(np.abs(solved.jac).max() <= TOLERANCE)
+        fits.append(Fit(C, converged, SigmoidPredictor(start[:-1], start[-1])))
+    return fits
 
 
 class ValuePredictor:

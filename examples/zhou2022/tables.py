@@ -3,8 +3,7 @@
     python examples/zhou2022/tables.py study
 
 Writes study.md, cross_task.png and epochs.png into the folder. Each claim of the paper comes with
-the rule by which it is judged and the figures behind it. Similarities are those of the paper: of
-distances between hulls.
+the rule by which it is judged and the figures behind it.
 """
 
 import itertools
@@ -81,11 +80,8 @@ def by_layer(folder: Path, task: str) -> pd.DataFrame:
             "labels": clusters["labels"],
             "clusters": clusters["clusters"],
             "linear": clusters["linear"],
-            "shuffled": clusters.get("linear, shuffled labels"),
             "distance of labels": clusters["mean distance of labels"],
-            "distance of clusters": clusters["mean distance of clusters"],
             "similarity with before": geometry["similarity with the first"],
-            "of centroids": geometry["similarity with the first, centroids"],
             "centroids moved by": geometry["centroids moved by"],
             "train and test": geometry["train and new, similarity"],
             "change": geometry["train and new, change"],
@@ -114,7 +110,7 @@ def cross_task(folder: Path, task: str) -> pd.DataFrame:
 
 
 def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
-    """Correlate the distances of hulls of labels that two tasks share (Pearson, over label pairs).
+    """Correlate the distances between labels that two tasks share (Pearson, over pairs of labels).
 
     Before: both in the encoder as it was; after: each in the encoder fine-tuned on its own task.
     """
@@ -122,7 +118,7 @@ def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
     for task in tasks:
         pairs = pd.read_csv(folder / task / "layers" / "label_pairs.csv", keep_default_na=False)
         last = pairs[pairs["layer"] == pairs["layer"].max()]
-        distance = pd.to_numeric(last["distance of hulls"], errors="coerce")
+        distance = pd.to_numeric(last["distance of centroids"], errors="coerce")
         ends = [
             tuple(sorted(ends)) for ends in zip(last["label"], last["other label"], strict=True)
         ]
@@ -204,15 +200,14 @@ def claims_of_layers(layers: pd.DataFrame) -> list[dict[str, str]]:
             "{:+.3f}",
         ),
         judge(
-            "It makes the last layer simpler: no more clusters than before (judged likewise)",
-            grew("clusters")[wide["shuffled, after"] != "yes"],
+            "It makes the last layer simpler: no more clusters than before",
+            grew("clusters"),
             lambda change: change <= 0,
             "{:+.0f}",
         ),
         judge(
-            "Afterwards the hulls of labels are disjoint: a cluster a label (judged only where "
-            "those of shuffled labels meet)",
-            (wide["clusters, after"] - wide["labels, before"])[wide["shuffled, after"] != "yes"],
+            "Afterwards the labels are linearly separable: a cluster a label",
+            wide["clusters, after"] - wide["labels, before"],
             lambda more: more == 0,
             "{:.0f} more",
         ),
@@ -236,8 +231,7 @@ def claims_of_layers(layers: pd.DataFrame) -> list[dict[str, str]]:
             "{:.3f}",
         ),
         judge(
-            "Train and test come apart: similarity of their arrangements falls beyond its interval "
-            "over labels",
+            "Train and test come apart: similarity of their arrangements falls beyond its interval",
             wide["change, after"] + wide["± 95 %, after"],
             lambda upper: upper < 0,
             "at most {:+.3f}",

@@ -7,9 +7,8 @@ from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 from test_probes import planted
 
-from bertchain.probing import batched_probes, solvers
+from bertchain.probing import batched_probes
 from bertchain.probing.batched_probes import fit_many
-from bertchain.probing.probes import ProbeLabels, fit_linear_probe
 from bertchain.probing.solvers import C_VALUES, FITS, Standardiser
 
 SEEDS = (0, 1, 2)  # of feature matrices; the labels are those of the first
@@ -113,60 +112,6 @@ def test_an_unconverged_probe_says_so(monkeypatch):
     monkeypatch.setattr(batched_probes, "MAX_ITERATIONS", 5)
     for path in fit_many(matrices(), y, 4, "single_label", (10.0,)):
         assert not path[0].converged
-
-
-def correlated(classes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Columns that share a few factors, as layers of an encoder do; labels from weak directions."""
-    rng = np.random.default_rng(classes)
-    loadings = rng.normal(size=(6, 40))
-    x = 3 * rng.normal(size=(2500, 6)) @ loadings + 0.3 * rng.normal(size=(2500, 40))
-    weights = rng.normal(size=(40, classes))
-    y = (x @ weights * 0.3 + rng.gumbel(size=(2500, classes))).argmax(axis=1)
-    cuts = {"train": slice(0, 400), "validation": slice(400, 1400), "test": slice(1400, 2500)}
-    x = x.astype(np.float32)
-    return {s: x[c] for s, c in cuts.items()}, {s: y[c] for s, c in cuts.items()}
-
-
-@pytest.mark.parametrize("classes", [2, 4, 6, 8])
-def test_both_solvers_reach_one_optimum_on_correlated_features(classes):
-    """At weak regularisation as well: objectives, chosen C and scores are those of the optimum."""
-    features, y = correlated(classes)
-    standardise = Standardiser(features["train"])
-    x = {split: standardise(rows).astype(np.float64) for split, rows in features.items()}
-    rows, exact, accuracy = np.arange(400), {}, {}
-    for C in C_VALUES:
-        model = LogisticRegression(C=C, max_iter=50_000, tol=1e-9).fit(x["train"], y["train"])
-        p = model.predict_log_proba(x["train"])[rows, y["train"]]
-        exact[C] = -p.sum() + 0.5 / C * (model.coef_**2).sum()
-        accuracy[C] = {s: model.score(x[s], y[s]) for s in ("validation", "test")}
-    best = max(C_VALUES, key=lambda C: accuracy[C]["validation"])
-    labels = ProbeLabels(y, classes, "single_label")
-    paths = {
-        "cores": FITS["single_label"](x["train"], y["train"], classes, C_VALUES),
-        "batched": fit_many([features["train"]], y["train"], classes, "single_label")[0],
-    }
-    for path in paths.values():
-        for fit in path:
-            assert fit.converged
-            assert class_loss(fit, x["train"], y["train"]) == pytest.approx(exact[fit.C], rel=1e-6)
-        chosen = fit_linear_probe(features, labels, path=path)
-        assert chosen.setting["C"] == best
-        for split in ("validation", "test"):
-            score = (chosen.predictions[split].argmax(axis=1) == y[split]).mean()
-            assert score == pytest.approx(accuracy[best][split], abs=0.002)
-
-
-@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
-def test_converged_means_a_small_gradient_in_both(kind, monkeypatch):
-    """Of few steps neither solver says that it converged, whatever stopped it."""
-    features, y = correlated(4)
-    own = y["train"] if kind == "single_label" else np.eye(4)[y["train"]]
-    x = Standardiser(features["train"])(features["train"])
-    for module in (solvers, batched_probes):
-        monkeypatch.setattr(module, "MAX_ITERATIONS", 12)
-    (one,) = FITS[kind](x, own, 4, [10.0])
-    ((other,),) = fit_many([features["train"]], own, 4, kind, (10.0,))
-    assert not one.converged and not other.converged
 
 
 @pytest.mark.gpu
