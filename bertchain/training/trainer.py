@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
@@ -209,7 +210,7 @@ def check_scores(trainer: Trainer) -> None:
             the checkpoint is unknown or not defined for them.
     """
     rows, chosen = trainer.eval_dataset, trainer.args.metric_for_best_model
-    evaluated = rows is not None and trainer.args.eval_strategy != "no"
+    evaluated = isinstance(rows, Dataset) and trainer.args.eval_strategy != "no"  # of one task
     if not evaluated or chosen is None or "labels" not in rows.column_names:
         return
     labels, config = rows["labels"][:], trainer.model.config

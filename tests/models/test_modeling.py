@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, tiny_encoder
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertModel, pipeline
 
-from bertchain.models import modeling
+from bertchain.models import encoding
 from bertchain.models.layers import resolve_layers
 from bertchain.models.loading import (
     is_document_classifier,
@@ -393,7 +393,7 @@ def test_the_last_block_may_leave_out_what_nobody_reads(kind, monkeypatch):
                 lambda m, i, o, w=widths: w.append(o.shape[1])
             )
         if not early:
-            monkeypatch.setattr(modeling, "last_bert_block", lambda encoder: None)
+            monkeypatch.setattr(encoding, "last_bert_block", lambda encoder: None)
         output = model(ids, mask, labels=torch.tensor([0, 1, 2]))
         output.loss.backward()
         results.append((output.logits, {n: p.grad for n, p in model.named_parameters()}, widths))
