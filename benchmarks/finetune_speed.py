@@ -185,7 +185,7 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
 def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
     """Build the Trainer of run_finetune.py; returns it and the rows to predict."""
     import run_finetune
-    from bertchain.arguments.finetuning import ModelArguments, RegulariserArguments
+    from bertchain.arguments.training import ModelArguments, RegulariserArguments
     from bertchain.data.batching import longest_first
     from bertchain.data.tokenization import Preprocessor
     from bertchain.models.layers import layer_rates

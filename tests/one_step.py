@@ -7,7 +7,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import run_finetune
-from bertchain.arguments.finetuning import RegulariserArguments
+from bertchain.arguments.training import RegulariserArguments
 from bertchain.data.batching import DocumentCollator
 from bertchain.models.layers import layer_rates
 from bertchain.models.modeling import PROBLEM_TYPES

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from bertchain.arguments.finetuning import SubmissionArguments
+from bertchain.arguments.competition import SubmissionArguments
 from bertchain.competition.run_folder import Member, RunFolder
 from bertchain.competition.thresholds import KINDS, fit_and_judge, score
 from bertchain.data.labels import LabelSpec, Thresholds

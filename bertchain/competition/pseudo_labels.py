@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from bertchain.arguments.finetuning import FoldArguments
+from bertchain.arguments.competition import FoldArguments
 from bertchain.data.contamination import HASH_COLUMN
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tasks import Task

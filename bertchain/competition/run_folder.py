@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bertchain.arguments.finetuning import FoldArguments, RunArguments
+from bertchain.arguments.competition import FoldArguments
+from bertchain.arguments.finetuning import RunArguments
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints

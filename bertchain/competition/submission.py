@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bertchain.arguments.common import TextArguments
-from bertchain.arguments.finetuning import SubmissionArguments
+from bertchain.arguments.competition import SubmissionArguments
 from bertchain.competition.thresholds import check_kind
 from bertchain.data.documents import to_id
 from bertchain.data.label_values import to_name, to_number

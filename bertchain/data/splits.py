@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from bertchain.arguments.finetuning import FoldArguments
+from bertchain.arguments.competition import FoldArguments
 from bertchain.data.contamination import hash_texts
 from bertchain.data.documents import all_text
 from bertchain.data.labels import LabelSpec

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
-from bertchain.arguments.finetuning import FoldArguments
+from bertchain.arguments.competition import FoldArguments
 from bertchain.data import spans
 from bertchain.data.contamination import HASH_COLUMN, hash_pieces
 from bertchain.data.documents import all_text, label_documents

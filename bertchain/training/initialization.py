@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, Trainer
 
-from bertchain.arguments.finetuning import AdapterArguments, Arguments, ModelArguments
+from bertchain.arguments.finetuning import Arguments
+from bertchain.arguments.training import AdapterArguments, ModelArguments
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tokenization import Preprocessor, check_vocabulary
 from bertchain.errors import InputError, as_input_error

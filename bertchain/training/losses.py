@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainingArguments
 
-from bertchain.arguments.finetuning import LossArguments
+from bertchain.arguments.training import LossArguments
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, standardise

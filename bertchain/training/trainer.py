@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from bertchain.arguments.finetuning import RegulariserArguments
+from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
 from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
 from bertchain.data.labels import LabelSpec

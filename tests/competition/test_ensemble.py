@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from bertchain.arguments.finetuning import FoldArguments, RunArguments, SubmissionArguments
+from bertchain.arguments.competition import FoldArguments, SubmissionArguments
+from bertchain.arguments.finetuning import RunArguments
 from bertchain.competition import ensemble, run_folder
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tasks import Task

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from bertchain.arguments.finetuning import FoldArguments, RunArguments
+from bertchain.arguments.competition import FoldArguments
+from bertchain.arguments.finetuning import RunArguments
 from bertchain.competition.run_folder import (
     Member,
     RunFolder,

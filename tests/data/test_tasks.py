@@ -10,7 +10,7 @@ from datasets import Dataset
 from tiny_models import classifier
 
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
-from bertchain.arguments.finetuning import FoldArguments
+from bertchain.arguments.competition import FoldArguments
 from bertchain.data.tasks import Task, load_task
 from bertchain.errors import InputError
 

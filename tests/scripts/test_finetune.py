@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import run_finetune
 from bertchain.arguments.common import EncoderArguments
-from bertchain.arguments.finetuning import ModelArguments
+from bertchain.arguments.training import ModelArguments
 from bertchain.errors import InputError
 from bertchain.models.layers import layer_id_of
 from bertchain.models.loading import load_classifier
