@@ -176,7 +176,7 @@ def packed(rows):
 
 
 def skip_if_refused(kind, model):
-    """transformers 5.0 packs neither ModernBERT nor MPNet, and the script says so; later ones do."""
+    """transformers 5.0 packs neither ModernBERT nor MPNet, and the script says so; later do."""
     try:
         check_packing(model, windows()[:2], packing_collator(model))
     except InputError:
