@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, one_of, share
 from bertchain.models.folders import check_model_folder
 
@@ -265,6 +266,20 @@ class SpanArguments:
         "list of {words: [[3, 4]], label: PER}; for a pair, two lists of word numbers.",
     )
     tokens_column_name: str = arg("tokens", "Column with the words of a document, a list.")
+
+
+def check_training(training: Any) -> None:
+    """Check transformers.TrainingArguments for what no training script here can do.
+
+    Raises:
+        InputError: as the functions that it calls.
+    """
+    refuse_data_parallel(training.n_gpu)
+    check_processes(training.world_size)
+    refuse_missing_reporters(training)
+    refuse_fp16(training.fp16, training.device.type == "cpu")
+    refuse_other_order(training)
+    refuse_push(training)
 
 
 def refuse_other_order(training: Any) -> None:

@@ -12,9 +12,7 @@ from bertchain.arguments.common import (
     TextArguments,
     WindowArguments,
     arg,
-    refuse_missing_reporters,
-    refuse_other_order,
-    refuse_push,
+    check_training,
 )
 from bertchain.arguments.competition import FoldArguments, SubmissionArguments
 from bertchain.arguments.training import (
@@ -24,7 +22,6 @@ from bertchain.arguments.training import (
     RateArguments,
     RegulariserArguments,
 )
-from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, exclude
 
 
@@ -198,12 +195,7 @@ def check_combinations(args: Arguments) -> None:
         raise InputError(
             "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
         )
-    refuse_data_parallel(training.n_gpu)
-    check_processes(training.world_size)
-    refuse_missing_reporters(training)
-    refuse_fp16(training.fp16, training.device.type == "cpu")
-    refuse_other_order(training)
-    refuse_push(training)
+    check_training(training)
     if not (folds.with_folds or folds.seeds or args.run.checkpoint_dir):
         from bertchain.runtime.checkpoints import find_checkpoint  # imports transformers
 

@@ -7,11 +7,8 @@ from bertchain.arguments.common import (
     EncoderArguments,
     TextArguments,
     arg,
-    refuse_missing_reporters,
-    refuse_other_order,
-    refuse_push,
+    check_training,
 )
-from bertchain.cli import check_processes, refuse_data_parallel, refuse_fp16
 from bertchain.errors import InputError, at_least, one_of, share
 
 
@@ -223,12 +220,7 @@ def check_combinations(args: Arguments) -> None:
         InputError: naming the arguments, where one needs another or excludes it.
     """
     training = args.training
-    refuse_data_parallel(training.n_gpu)
-    check_processes(training.world_size)
-    refuse_missing_reporters(training)
-    refuse_fp16(training.fp16, training.device.type == "cpu")
-    refuse_other_order(training)
-    refuse_push(training)
+    check_training(training)
     if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
     if not args.corpus.streaming:

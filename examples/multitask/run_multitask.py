@@ -124,10 +124,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     args = Arguments(*cli.parse((*GROUPS, TrainingArguments), argv, defaults))
     training, path = args.training, args.checkpoint.model_name_or_path
     cli.start_logging()
-    cli.refuse_data_parallel(training.n_gpu)
-    cli.check_processes(training.world_size)
-    cli.refuse_fp16(training.fp16, training.device.type == "cpu")
-    common.refuse_other_order(training)
+    common.check_training(training)
     member = run_folder.Member("", None, training.seed, path)
     options = finetuning.RunArguments(keep_checkpoints=args.run.keep_checkpoints)
     run = run_folder.RunFolder(training.output_dir, [member], None, options)
