@@ -61,6 +61,8 @@ def read_table(
         InputError: for a missing, empty, undecodable or malformed file.
     """
     file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{path} is a folder; name a file, or by --dataset_name a saved data set")
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     if file.stat().st_size == 0:
@@ -238,9 +240,16 @@ def require_columns(
     """
     names = getattr(table, "column_names", table)
     for column in columns:
-        if column not in names:
-            there = ", ".join(names)
-            raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
+        if column in names:
+            continue
+        blank = [name for name in names if name.strip() == column]
+        if blank:
+            raise InputError(
+                f"{source}: no column {column!r} ({argument}), but {blank[0]!r}: take the blanks "
+                "off the header, or name the column with them"
+            )
+        there = ", ".join(names)
+        raise InputError(f"{source}: no column {column!r} ({argument}); there are: {there}")
 
 
 def require_cells(

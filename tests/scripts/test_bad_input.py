@@ -199,7 +199,7 @@ CSV = ROWS.to_csv(index=False)
 CASES = [
     # ---------------------------------------------------------------- files
     Case("no such file", TUNE, flags(train_file="nowhere.csv"), ("nowhere.csv",)),
-    Case("a folder for a file", TUNE, lambda f, m: {"train_file": str(f)}, ("no such file",)),
+    Case("a folder for a file", TUNE, lambda f, m: {"train_file": str(f)}, ("is a folder", "--dataset_name")),
     Case("unknown ending", TUNE, raw(CSV, "train.xlsx"), ("train.xlsx", ".csv")),
     Case("empty file", TUNE, raw(""), ("train.csv", "empty")),
     Case("header only", TUNE, raw("id,text,label\n"), ("train.csv", "no rows")),
@@ -216,6 +216,7 @@ CASES = [
     Case("bytes for text", TUNE, as_parquet(changed(text=[b"\xff\xfe"] * 12)), ("row 1", "'text'", "bytes")),
     Case("mixed types in a column", TUNE, raw("".join(json.dumps({"text": "a cat", "label": value}) + "\n" for value in ("a", 1.5, {"c": 1})), "train.jsonl"), ("row", "label")),
     Case("no text column", TUNE, flags(text_column_names="body"), ("body", "text")),
+    Case("blanks after the commas of a header", TUNE, raw(CSV.replace("id,text,label", "id, text, label")), ("train.csv", "' label'", "blanks")),
     Case("a lone surrogate", TUNE, raw('{"text": "\\ud800 cat", "label": "a"}\n' * 4, "train.jsonl"), ("surrogate",)),
     # ---------------------------------------------------------------- rows and labels
     Case("no label column", TUNE, flags(label_column_name="class"), ("class", "label")),
