@@ -1,6 +1,6 @@
 """Measure memory and time of the scripts on many short rows, and on one very long document.
 
-    python benchmarks/many_rows.py --tokenizer "$(python examples/find_minilm.py)"
+    python benchmarks/many_rows.py --tokenizer "$(python examples/find_encoder.py minilm)"
 
 The model is a BERT of two blocks and 32 dimensions, so that most of the time is what the scripts do
 around it (reading, tokenizing, folds, batches, tables). Each measurement is a process of its own;

@@ -13,7 +13,7 @@ out=${1:-quickstart}
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 
 if [ -z "${MODEL:-}" ]; then
-  MODEL=$(python "$here/examples/find_minilm.py")
+  MODEL=$(python "$here/examples/find_encoder.py" minilm)
   export HF_HUB_OFFLINE=1 # nothing here needs the network
 fi
 

