@@ -5,7 +5,7 @@
 
 What runs follows from the files: a training file trains (and holds out --validation_split of it
 unless there is a --validation_file), a test file predicts. With a folder this script wrote as
---model_name_or_path and a test file alone, it only predicts.
+--model_name_or_path and a test file alone, it only predicts, to the folder `predicted` by default.
 
 With --num_folds 5 it trains a model for each fold, writes predictions of each row by a model that
 did not see it, averages those of the test file, and fills a --sample_submission. The same command
@@ -70,7 +70,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    defaults = DEFAULTS | trainer.device_precision(argv)
+    defaults = DEFAULTS | trainer.device_precision(argv) | finetuning.default_folder(argv)
     args = finetuning.Arguments(*cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults))
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
     cli.start_logging()
@@ -99,7 +99,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     manifest = None
     if task.has_training_rows:
         manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
-    run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run)
+    asked = args.training.resume_from_checkpoint
+    run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run, asked)
     with run:  # locked
         ensemble.write_folds(run.folder, task)
 

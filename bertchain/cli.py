@@ -198,6 +198,8 @@ def check_output_dir(folder: str | None) -> None:
     """
     if folder is None:
         return
+    if not folder:
+        raise InputError("--output_dir is empty: name a folder")
     place = Path(folder).absolute()
     there = next(path for path in (place, *place.parents) if path.exists())
     if not there.is_dir():

@@ -28,6 +28,7 @@ from bertchain.models.modeling import (
 )
 from bertchain.models.support import DECODERS
 from bertchain.models.weights import some
+from bertchain.runtime.files import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def merge_lora(lora: Any, trainer: Trainer, folder: Path, options: AdapterArgume
     if lora is None:
         return
     if options.save_adapter and trainer.is_world_process_zero():
-        lora.save_pretrained(folder / "adapter")
+        with atomic_files(folder / "adapter") as temporary:  # False: the start is not read again
+            lora.save_pretrained(temporary, save_embedding_layers=False)
     lora.merge_and_unload()
 
 

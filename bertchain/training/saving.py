@@ -22,7 +22,8 @@ from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
-from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_files, hash_files, write_csv, write_json, write_text
+from bertchain.runtime.outputs import RESULTS
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
 
 
@@ -50,7 +51,8 @@ def write_member(
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
-    write_json(folder / "all_results.json", results | {"seed": trainer.args.seed})
+    files = {path.name: hash_files([path]) for path in sorted(folder.glob("predictions_*.csv"))}
+    write_json(folder / RESULTS, results | {"seed": trainer.args.seed, "files": files})
 
 
 def write_trained_on(folder: Path, hashes: Sequence[int], run_config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from bertchain.data.batching import DocumentCollator, GroupedByLength
 from bertchain.data.tasks import Task, load_task
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier
+from bertchain.runtime import outputs
 
 Tasks = dict[str, Task]
 Sources = tuple[DataArguments, TextArguments, LabelArguments]
@@ -66,6 +67,17 @@ def parse_tasks(tasks: str) -> dict[str, Sources]:
     if len(parsed) < 2:
         raise InputError("--tasks needs two tasks; for one there is run_finetune.py")
     return parsed
+
+
+def check_output(tasks: str, checkpoint: str, training: Any) -> None:
+    """Refuse an output folder that holds another run, or does not lie beside the inputs.
+
+    Raises:
+        InputError: naming what lies there.
+    """
+    files = [path for data, *_ in parse_tasks(tasks).values() for path in data.files.values()]
+    outputs.check_apart(training.output_dir, tasks=files, model_name_or_path=checkpoint)
+    outputs.check_unused(training.output_dir, training.resume_from_checkpoint)
 
 
 def find_seen(tasks: Tasks, path: str, **hub_kwargs: Any) -> dict[str, object]:

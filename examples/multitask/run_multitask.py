@@ -127,8 +127,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     common.check_training(training)
     member = run_folder.Member("", None, training.seed, path)
     options = finetuning.RunArguments(keep_checkpoints=args.run.keep_checkpoints)
-    run = run_folder.RunFolder(training.output_dir, [member], None, options)
-    resume_from = run.resume_from(member, training.resume_from_checkpoint)
+    multitask.check_output(args.run.tasks, path, training)
+    asked = training.resume_from_checkpoint
+    run = run_folder.RunFolder(training.output_dir, [member], None, options, asked)
+    resume_from = run.resume_from(member, asked)
     set_seed(training.seed)
 
     # 2. Labelled documents of each task
