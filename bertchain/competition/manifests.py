@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bertchain.errors import InputError
-from bertchain.runtime.files import hash_files
+from bertchain.runtime.files import hash_file
 from bertchain.runtime.outputs import RESULTS
 
 logger = logging.getLogger(__name__)
 
 NAMES = re.compile(r"seed-\d+|fold-\d+|seed-\d+-fold-\d+")  # that `plan_members` gives
+TABLES = ("predictions_validation.csv", "predictions_test.csv")
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
@@ -76,8 +77,9 @@ def is_done(folder: Path) -> bool:
         return False
     try:
         hashes = json.loads(file.read_text(encoding="utf-8")).get("files", {})
-        changed = [name for name in hashes if hash_files([folder / name]) != hashes[name]]
-    except (ValueError, AttributeError, TypeError):
+        known = [name for name in TABLES if name in hashes]
+        changed = [name for name in known if hash_file(folder / name) != hashes[name]]
+    except (OSError, ValueError, AttributeError, TypeError):
         changed = [RESULTS]
     if changed:
         logger.warning("%s is not as its training wrote it: trained again", folder / changed[0])

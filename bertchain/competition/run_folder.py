@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from bertchain.errors import InputError
 from bertchain.runtime import outputs
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process
-from bertchain.runtime.files import hash_files, write_json, write_yaml
+from bertchain.runtime.files import hash_file, write_json, write_yaml
 from bertchain.runtime.records import versions
 
 logger = logging.getLogger(__name__)
@@ -286,6 +286,16 @@ def make_manifest(
     if run_config.get("dataset_name") and tables:
         files["dataset_name"] = hash_tables(tables)
     return {"arguments": json.loads(json.dumps(arguments)), "files": files, "seed": seed}
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the files' contents, in the order of their paths; missing files are left out."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        if not path.is_file():
+            continue
+        digest.update(bytes.fromhex(hash_file(path)))
+    return digest.hexdigest()
 
 
 def hash_tables(tables: dict[str, Table]) -> str:

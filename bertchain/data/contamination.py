@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
 from bertchain.data.words import plain_words
+from bertchain.errors import as_input_error
 from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def read_fingerprint(
     """
     if os.path.isdir(path):
         local = Path(path) / name
-        return np.load(local, allow_pickle=False) if local.is_file() else None
+        return _load(local) if local.is_file() else None
     try:
         found = cached_file(
             str(path),
@@ -82,7 +83,15 @@ def read_fingerprint(
         )
     except (OSError, ValueError):  # no such model: loading it says so
         return None
-    return None if found is None else np.load(found, allow_pickle=False)
+    return None if found is None else _load(Path(found))
+
+
+def _load(file: Path) -> np.ndarray:
+    with as_input_error(str(file), Exception):  # np.load and zipfile raise of many types
+        hashes = np.load(file, allow_pickle=False)
+        if getattr(hashes, "dtype", None) != np.uint64 or hashes.ndim != 1:
+            raise ValueError("holds no hashes of documents; is it damaged?")
+    return hashes
 
 
 def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, object]:

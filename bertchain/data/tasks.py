@@ -19,8 +19,7 @@ from bertchain.data.splits import choose_subset, hold_out_validation, resolve_fo
 from bertchain.data.tables import Table, read_splits
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
-from bertchain.models.loading import is_document_classifier
-from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.models.loading import is_document_classifier, read_classifier_config
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +165,7 @@ def _resolve_labels(
         train = tables["train"]
         spec = LabelSpec.infer(train.rows, train.source, columns, label.problem_type, delimiter)
     elif checkpoint is not None and is_document_classifier(checkpoint):
-        config = DocumentClassifierConfig.from_pretrained(checkpoint)
+        config = read_classifier_config(checkpoint)
         spec = LabelSpec.from_config(config, columns, delimiter)
     else:
         raise InputError(

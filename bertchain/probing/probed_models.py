@@ -65,7 +65,10 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
             f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
             "--keep_checkpoints --save_strategy epoch"
         )
-    start = read_arguments(str(Path(run) / "run_args.yaml"))["model_name_or_path"]
+    file = str(Path(run) / "run_args.yaml")
+    start = read_arguments(file).get("model_name_or_path")
+    if not isinstance(start, str):
+        raise InputError(f"{file} names no model_name_or_path; was it written by run_finetune.py?")
     return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
 
 
@@ -133,7 +136,7 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
         path, args.window.given, task.num_spans, **hub_kwargs
     )
     windows = preprocessor.encode(task.documents, f"{name}, ")
-    with as_input_error(f"--models {name}={path}"):
+    with as_input_error(f"--models {name}={path}", Exception):
         encoder, missing = load_encoder(path, **hub_kwargs)
     if missing:
         logger.warning("Not in %s, random: %s", path, some(missing))

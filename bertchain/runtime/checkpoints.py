@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from bertchain.errors import InputError
 from bertchain.runtime.distributed import barrier, broadcast, close_process_group, rank_and_size
 from bertchain.runtime.files import write_text
-from bertchain.runtime.outputs import UNFINISHED, checkpoints_in
+from bertchain.runtime.outputs import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,16 @@ class SaveAndExitOnSigterm(TrainerCallback):
         if self.previous is not None:
             signal.signal(signal.SIGTERM, self.previous)
             self.previous = None
+
+
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """List the checkpoint-<step> folders, complete or not, by step."""
+    named = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-", 1)[1].isdigit()]
+    return sorted(named, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
 
 
 def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ def open_to_all(path: Path) -> None:
     path.chmod(0o666 & ~umask)
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file in UTF-8, atomically."""
     with atomic_write(path) as temporary:
@@ -130,21 +139,3 @@ def write_csv(path: str | os.PathLike, table: pd.DataFrame) -> None:
     """Write a table without its index, atomically."""
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of the files' contents, in the order of their paths; missing files are left out."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            digest.update(_sha256(file))
-    return digest.hexdigest()
-
-
-def _sha256(file: Any) -> bytes:
-    digest = hashlib.sha256()
-    for piece in iter(lambda: file.read(1 << 20), b""):
-        digest.update(piece)
-    return digest.digest()

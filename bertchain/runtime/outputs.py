@@ -10,7 +10,6 @@ Imports nothing heavy.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,16 +82,18 @@ def check_unused(folder: str | os.PathLike, asked: str | None = None) -> None:
     Raises:
         InputError: naming what lies there.
     """
+    from bertchain.runtime.checkpoints import checkpoints_in  # imports transformers
+
     folder = Path(folder)
     others = {p for p in folder.glob("checkpoint-*") if p.is_dir()} - {*checkpoints_in(folder)}
     if others:
         raise InputError(
-            f"{min(others)}: the Trainer would delete it with the checkpoints that it does not keep; "
+            f"{min(others)}: the Trainer would delete it with checkpoints that it does not keep; "
             "rename it, or choose another --output_dir"
         )
     if asked is not None and asked.lower() in ("last", "true"):
         return
-    if asked is not None and Path(asked).resolve().parent == folder.resolve():
+    if asked is not None and os.path.realpath(asked) == os.path.realpath(folder / Path(asked).name):
         return
     members = next((name for name in MANIFESTS if (folder / name).is_file()), None)
     if members is not None:
@@ -122,12 +123,12 @@ def check_apart(folder: str | os.PathLike, **inputs: str | Sequence[str] | None)
     Raises:
         InputError: naming the input that it is, holds or lies in.
     """
-    own = Path(folder).resolve()
+    own = Path(os.path.realpath(folder))
     for name, given in inputs.items():
         for path in given if isinstance(given, list | tuple) else [given]:
             if not isinstance(path, str | os.PathLike):
                 continue
-            other = Path(path).resolve()
+            other = Path(os.path.realpath(path))
             if own == other:
                 how = "is"
             elif own in other.parents:
@@ -142,21 +143,12 @@ def check_apart(folder: str | os.PathLike, **inputs: str | Sequence[str] | None)
             )
 
 
-# ---------------------------------------------------------------- what lies in it
-
-
-def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
-    """List the checkpoint-<step> folders, complete or not, by step."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if re.fullmatch(r"\d+", p.name[11:])]
-    return sorted(found, key=lambda path: int(path.name[11:]))
-
-
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Delete what killed runs left half written: temporary files, and checkpoints cut off.
 
     The main process calls this, for a folder that it has locked.
     """
-    from bertchain.runtime.checkpoints import is_cut_off  # imports transformers
+    from bertchain.runtime.checkpoints import checkpoints_in, is_cut_off  # imports transformers
 
     for path in [*Path(folder).glob(f"{WRITING}*"), *filter(is_cut_off, checkpoints_in(folder))]:
         if path.is_dir() and not path.is_symlink():

@@ -22,7 +22,7 @@ from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
-from bertchain.runtime.files import atomic_files, hash_files, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_files, hash_file, write_csv, write_json, write_text
 from bertchain.runtime.outputs import RESULTS
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
 
@@ -51,7 +51,7 @@ def write_member(
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
-    files = {path.name: hash_files([path]) for path in sorted(folder.glob("predictions_*.csv"))}
+    files = {path.name: hash_file(path) for path in sorted(folder.glob("predictions_*.csv"))}
     write_json(folder / RESULTS, results | {"seed": trainer.args.seed, "files": files})
 
 

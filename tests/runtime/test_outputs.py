@@ -5,7 +5,7 @@ import os
 import pytest
 
 from bertchain.errors import InputError
-from bertchain.runtime.checkpoints import WHOLE, find_checkpoint
+from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint
 from bertchain.runtime.files import atomic_files, atomic_write
 from bertchain.runtime.outputs import (
     RESULTS,
@@ -13,7 +13,6 @@ from bertchain.runtime.outputs import (
     WRITING,
     check_apart,
     check_unused,
-    checkpoints_in,
     claim,
 )
 

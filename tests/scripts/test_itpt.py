@@ -211,7 +211,8 @@ def test_corpora_from_the_yaml_of_all_arguments_and_sets_by_name(
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(arguments))
     results = run_itpt.main([str(tmp_path / "run.yaml")])
     assert results["read"] == 180
-    again = run_itpt.main([str(tmp_path / "out" / "run_args.yaml"), "--max_train_samples", "20"])
+    again = [str(tmp_path / "out" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
+    again = run_itpt.main([*again, "--max_train_samples", "20"])
     assert again["read"] == 40
     by_name, _ = run("n", train_file=[], dataset_name=str(sets), text_column_names=["body"])
     named = {"dataset_config_name": "default", "streaming": True}
