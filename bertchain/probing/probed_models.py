@@ -11,7 +11,7 @@ from torch import nn
 
 from bertchain.arguments.probing import Arguments, ModelsArguments
 from bertchain.cli import read_arguments
-from bertchain.data.contamination import find_seen
+from bertchain.data.contamination import find_probed, find_seen
 from bertchain.data.tasks import Task
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError, as_input_error
@@ -170,7 +170,8 @@ def _describe(encoder: nn.Module) -> dict[str, Any]:
 
 
 def describe(model: ProbedModel, task: Task, **hub_kwargs: Any) -> dict[str, Any]:
-    """Describe a model, what its checkpoint holds, and whether it saw the test documents."""
+    """Describe a model, what its checkpoint holds, and which documents it has seen before."""
     holds = {"holds": describe_checkpoint(model.path, **hub_kwargs)}
     seen = find_seen(task.documents.get("test"), model.path, **hub_kwargs)
+    seen |= find_probed(task.documents, model.path, **hub_kwargs)
     return model.description | holds | seen

@@ -1,18 +1,16 @@
 """Write a classifier's folder: weights with their code, tokenizer, encoder alone, model card."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from bertchain.arguments.finetuning import GROUPS
 from bertchain.cli import changed
 from bertchain.data.contamination import (
-    HASH_COLUMN,
     TRAINED_FILE,
+    hashes_of,
     read_fingerprint,
     trained_rows,
     write_fingerprint,
@@ -34,19 +32,18 @@ def write_member(
     results: dict[str, Any],
     run_config: dict[str, Any],
     with_encoder: bool,
-    trained_on: Dataset,
 ) -> None:
     """Write a trained model, its curves and its results.
 
     The results come last: a member with all_results.json is done. Only the main process calls this.
 
     Args: as for `write_model`, and
-        trained_on: its training rows, with the hash of each; its checkpoint's are added.
+        trainer: its training rows have the hash of each.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)
-    write_trained_on(folder, trained_on[HASH_COLUMN][:], run_config)
+    write_trained_on(folder, hashes_of(trainer.train_dataset), run_config)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
@@ -55,11 +52,11 @@ def write_member(
     write_json(folder / RESULTS, results | {"seed": trainer.args.seed, "files": files})
 
 
-def write_trained_on(folder: Path, hashes: Sequence[int], run_config: dict[str, Any]) -> None:
+def write_trained_on(folder: Path, hashes: np.ndarray, run_config: dict[str, Any]) -> None:
     """Save what a classifier and its encoder were trained on, now and by the checkpoint before."""
     path, revision = run_config["model_name_or_path"], run_config["model_revision"]
     before = trained_rows([path], revision=revision)
-    every = np.union1d(before, np.array(hashes, dtype=np.uint64))
+    every = np.union1d(before, hashes)
     for where in (folder, folder / "encoder"):
         if where.is_dir():
             write_fingerprint(where, every, TRAINED_FILE)

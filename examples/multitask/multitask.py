@@ -81,10 +81,15 @@ def check_output(tasks: str, checkpoint: str, training: Any) -> None:
 
 
 def find_seen(tasks: Tasks, path: str, **hub_kwargs: Any) -> dict[str, object]:
-    """Find test documents that were in the text of further pretraining, for the results."""
+    """Find documents that were pretrained on, or trained on here or before, for the results.
+
+    The encoder is trained on the rows of all tasks.
+    """
     results = {}
     for name, task in tasks.items():
         seen = contamination.find_seen(task.documents.get("test"), path, **hub_kwargs)
+        others = [*rows_of({n: t for n, t in tasks.items() if n != name}, "train").values()]
+        seen |= contamination.find_trained_on(task.documents, False, [path], others, **hub_kwargs)
         results |= {f"{name}_{key}": value for key, value in seen.items()}
     return results
 

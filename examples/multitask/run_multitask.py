@@ -315,15 +315,19 @@ def write_models(
     tokenizer, model = fit.processing_class, fit.accelerator.unwrap_model(fit.model)
     path, revision = run_config["model_name_or_path"], run_config["model_revision"]
     hashes = contamination.read_fingerprint(path, revision=revision)
+    rows = multitask.rows_of(tasks, "train").values()
+    trained_on = np.concatenate([contamination.hashes_of(own) for own in rows])
     with files.atomic_files(folder) as temporary:
         model.encoder.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if hashes is not None:
             contamination.write_fingerprint(temporary, hashes)
+    saving.write_trained_on(folder, trained_on, run_config)
     for name, task in tasks.items():
         own = {k.replace(f"_{name}_", "_", 1): v for k, v in results.items() if f"_{name}_" in k}
         whole = model.whole(name)
         saving.write_model(whole, tokenizer, task.spec, folder / name, own, run_config)
+        saving.write_trained_on(folder / name, trained_on, run_config)
         content = own | {"versions": records.versions()}
         files.write_json(folder / name / "all_results.json", content)
     history = records.evaluation_history(fit.state.log_history)

@@ -323,9 +323,13 @@ def test_grades_for_an_ordinal_target(tiny_bert, tmp_path):
 
 
 def test_rows_that_a_classifier_was_trained_on_are_counted(
-    tiny_bert, topic_files, folded, tmp_path, caplog
+    tiny_bert, topic_files, folded, tmp_path, caplog, monkeypatch
 ):
     """Folds that go on from it, and what it predicts: it has seen the rows."""
+    hashed, hash_text = [], contamination.hash_text
+    monkeypatch.setattr(
+        contamination, "hash_text", lambda text: hashed.append(text) or hash_text(text)
+    )
     out, results = folded
     texts = pd.read_csv(topic_files["train"])["text"]
     fold = read(out / "folds.csv")["fold"]
@@ -336,6 +340,7 @@ def test_rows_that_a_classifier_was_trained_on_are_counted(
     results = run(str(out / "fold-0"), topic_files, tmp_path / "o", **given)
     assert results["oof_documents_trained_on"] == seen >= 100
     assert f"{seen} of 150 oof documents" in caplog.text
+    assert len(hashed) == 150 + 45  # each text once
     for member in ("fold-0", "fold-1"):  # what it has seen since is added
         hashes = contamination.trained_rows([str(tmp_path / "o" / member)])
         own = texts[read(tmp_path / "o" / "folds.csv")["fold"] != int(member[-1])]
@@ -367,7 +372,12 @@ def test_pseudo_labels_come_from_models_that_did_not_see_the_fold(
     out, _ = folded
     files = topic_files | {"test": topic_files["test_labels"]}
     pseudo = {"pseudo_label_file": str(out / "predictions_test_by_fold.csv"), "num_folds": 3}
-    run(tiny_bert, files, tmp_path / "p", pseudo_label_weight=0.5, folds=["1"], **pseudo)
+    given = pseudo | {"pseudo_label_weight": 0.5, "folds": ["1"]}
+    results = run(tiny_bert, files, tmp_path / "p", **given)
+    texts = pd.read_csv(files["test"])["text"]
+    assert results["test_documents_trained_on"] == 45  # what they are scored with is no other text
+    trained = contamination.trained_rows([str(tmp_path / "p" / "fold-1")])
+    assert contamination.count_seen(contamination.hash_texts(texts), trained) == 45
     saved = json.loads((tmp_path / "p" / "fold-1" / "all_results.json").read_text())
     assert saved["train_rows"] == 100 and saved["pseudo_labelled_rows"] == 45
     with pytest.raises(InputError, match=r"folds\.csv: not the folds of this run"):
