@@ -157,6 +157,7 @@ def fine_tune(
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
         folder=folder,
+        seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
         model=model,
         args=trainer.member_arguments(args.training, spec, given, member.seed, scratch, trains),
         train_dataset=pseudo_labels.join(rows, spec) if trains else None,

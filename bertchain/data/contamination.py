@@ -89,6 +89,12 @@ def read_fingerprint(
     return None if found is None else _load(Path(found))
 
 
+def read_fingerprints(path: str | os.PathLike, **hub: object) -> dict[str, np.ndarray]:
+    """Read all hashes beside a checkpoint, by file name, so far as there are any."""
+    found = {name: read_fingerprint(path, name, **hub) for name in (HASH_FILE, TRAINED_FILE)}
+    return {name: hashes for name, hashes in found.items() if hashes is not None}
+
+
 def _load(file: Path) -> np.ndarray:
     with as_input_error(str(file), Exception):  # np.load and zipfile raise of many types
         hashes = np.load(file, allow_pickle=False)

@@ -14,12 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments, RunArguments
 from bertchain.cli import changed
-from bertchain.data.contamination import (
-    HASH_FILE,
-    TRAINED_FILE,
-    read_fingerprint,
-    write_fingerprint,
-)
+from bertchain.data.contamination import HASH_FILE, read_fingerprints, write_fingerprint
 from bertchain.errors import InputError
 from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
@@ -173,9 +168,7 @@ def all_seen(
         a function of the hashes by file name, because a stream knows its documents only when they
         were read. Rows that a classifier was trained on before stay known.
     """
-    names = (HASH_FILE, TRAINED_FILE)
-    found = {name: read_fingerprint(path, name, **hub_kwargs) for name in names}
-    before = {name: hashes for name, hashes in found.items() if hashes is not None}
+    before = read_fingerprints(path, **hub_kwargs)
 
     def gather() -> dict[str, np.ndarray]:
         now = [documents.hashes()]

@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import shutil
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import BASICS, ROOT, make_rows
@@ -12,6 +14,12 @@ from conftest import BASICS, ROOT, make_rows
 import run_finetune
 import run_itpt
 import run_probe
+from bertchain.data.contamination import (
+    HASH_FILE,
+    TRAINED_FILE,
+    read_fingerprints,
+    write_fingerprint,
+)
 from bertchain.errors import InputError
 
 FAST = BASICS | {"num_train_epochs": 1, "save_strategy": "no", "load_best_model_at_end": False}
@@ -136,6 +144,30 @@ def test_a_run_that_was_killed_before_a_whole_checkpoint_begins_anew(
         left = {p.name for p in out.iterdir()}
         assert "all_results.json" in left
         assert not {"checkpoint-4", ".writing-x.csv", ".unfinished"} & left
+
+
+def test_what_lies_in_the_start_folder_is_read_before_training(
+    tiny_bert, topic_files, tmp_path, monkeypatch
+):
+    pytest.importorskip("peft")
+    start, out, train = tmp_path / "start", tmp_path / "o", run_finetune.trainer.train
+    shutil.copytree(tiny_bert, start)
+    for name, number in ((HASH_FILE, 7), (TRAINED_FILE, 8)):
+        write_fingerprint(start, np.array([number]), name)
+
+    def delete_and_train(*args):
+        shutil.rmtree(start)
+        return train(*args)
+
+    monkeypatch.setattr(run_finetune.trainer, "train", delete_and_train)
+    given = {"model_name_or_path": str(start), "train_file": topic_files["train"]}
+    given |= {"output_dir": str(out), "lora_r": 2, "save_adapter": True}
+    run_finetune.main(FAST | given)
+    for folder in (out, out / "encoder"):
+        seen = read_fingerprints(folder)
+        assert seen[HASH_FILE].tolist() == [7] and 8 in seen[TRAINED_FILE]
+        assert len(seen[TRAINED_FILE]) > 100
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_weights_can_be_read_by_those_whom_the_umask_lets(tiny_bert, topic_files, tmp_path):
