@@ -5,7 +5,7 @@
 
 What runs follows from the files: a training file trains (and holds out --validation_split of it
 unless there is a --validation_file), a test file predicts. With a folder this script wrote as
---model_name_or_path and a test file alone, it only predicts.
+--model_name_or_path and a test file alone, it only predicts, to the folder `predicted` by default.
 
 With --num_folds 5 it trains a model for each fold, writes predictions of each row by a model that
 did not see it, averages those of the test file, and fills a --sample_submission. The same command
@@ -70,7 +70,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         all metrics, as in all_results.json.
     """
     # 1. Arguments
-    defaults = DEFAULTS | trainer.device_precision(argv)
+    defaults = DEFAULTS | trainer.device_precision(argv) | finetuning.default_folder(argv)
     args = finetuning.Arguments(*cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults))
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
     cli.start_logging()
@@ -84,7 +84,6 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     check_splits(task, trained, args)
     task = task.with_folds(args.folds, seed).with_validation(args.label.validation_split, seed)
     form = submission.read_sample(args.submission, args.text, task)
-    seen = check_rows(task, [member.checkpoint for member in trained] or [path], args)
 
     # 3. Documents -> windows that fit the encoder
     preprocessor = tokenization.Preprocessor.for_checkpoint(
@@ -96,10 +95,12 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     members = trained or run_folder.plan_members(task.folds, args.folds, seed, path)
     rows_of = plan_rows(task, members, args)
     pseudo = pseudo_labels.read_pseudo_labels(args.folds, task)
+    seen = check_rows(task, members, [rows["pseudo"] for rows in pseudo.values()], args)
     manifest = None
     if task.has_training_rows:
         manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
-    run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run)
+    asked = args.training.resume_from_checkpoint
+    run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run, asked)
     with run:  # locked
         ensemble.write_folds(run.folder, task)
 
@@ -156,6 +157,7 @@ def fine_tune(
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
         folder=folder,
+        seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
         model=model,
         args=trainer.member_arguments(args.training, spec, given, member.seed, scratch, trains),
         train_dataset=pseudo_labels.join(rows, spec) if trains else None,
@@ -181,7 +183,7 @@ def fine_tune(
     # e. Write the model, its curves, its results
     if trains and distributed.is_main_process():
         alone = not run.has_several  # of many models the encoders are not kept
-        saving.write_member(fit, spec, folder, results, given, alone, rows["train"])
+        saving.write_member(fit, spec, folder, results, given, alone)
         run.remove_checkpoints(member)
     distributed.barrier()
     return results
@@ -257,19 +259,26 @@ def check_splits(
         trainer.choose_metric(copy.copy(args.training), task.spec.problem_type, given)
 
 
-def check_rows(task: tasks.Task, paths: list[str], args: finetuning.Arguments) -> dict[str, Any]:
+def check_rows(
+    task: tasks.Task,
+    members: list[run_folder.Member],
+    pseudo: list[Dataset],
+    args: finetuning.Arguments,
+) -> dict[str, Any]:
     """Find documents that are scored and were seen before, and labels without rows; warn of them.
 
     Args:
-        paths: the checkpoint to start from, or those to predict with.
+        members: the models to train or to predict with.
+        pseudo: rows with pseudo-labels, which are trained on as well.
 
     Returns:
         their numbers, for the results.
     """
     documents, hub_kwargs = task.documents, args.checkpoint.hub_kwargs
+    paths = [*dict.fromkeys(member.checkpoint for member in members)]
     results = contamination.find_seen(documents.get("test"), paths[0], **hub_kwargs)
     folded = task.folds is not None
-    results |= contamination.find_trained_on(documents, folded, paths, **hub_kwargs)
+    results |= contamination.find_trained_on(documents, folded, paths, pseudo, **hub_kwargs)
     if task.has_training_rows:
         results |= splits.count_absent_labels(task.labels_of(documents["train"]), task.spec)
     return results

@@ -47,7 +47,7 @@ from transformers import TrainingArguments, set_seed
 
 from bertchain.data import batching
 from bertchain.pretraining import corpora, masked_lm, packing, trainer, vocabulary
-from bertchain.runtime import checkpoints, files, locks
+from bertchain.runtime import checkpoints, files, outputs
 
 
 def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     results = documents.counts(rows, held_out) | {"untrained_weights": len(untrained)}
     results |= {"new_tokens": len(new_tokens), "transductive": args.corpus.include_test_text}
 
-    with locks.lock(training.output_dir):
+    with outputs.claim(training.output_dir, training.resume_from_checkpoint):
         # 5. Trainer
         fit = MaskedLMTrainer(
             packing=args.packing,

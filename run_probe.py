@@ -45,7 +45,7 @@ from bertchain.probing import (
     scoreboard,
     torch_probes,
 )
-from bertchain.runtime import distributed, locks
+from bertchain.runtime import distributed, outputs
 
 logger = logging.getLogger("bertchain")
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     task = task.with_validation(args.label.validation_split, seed)
     probing.check_problem_type(args.analyses.names, task.spec.problem_type)
 
-    with locks.lock(folder):
+    with outputs.claim(folder):
         # 3. Features of every layer of each model, each process its share
         models = [
             probed_models.compute_features(name, path, task, args) for name, path in paths.items()

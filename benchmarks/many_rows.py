@@ -166,6 +166,7 @@ def predict(folder: Path, long: bool, table: str = "unlabelled.csv") -> tuple[li
     arguments = {"model_name_or_path": model, "test_file": folder / table}
     arguments |= {"id_column_name": "id", "per_device_eval_batch_size": 256, "disable_tqdm": True}
     arguments |= {"output_dir": folder / "out"}
+    shutil.rmtree(folder / "out", ignore_errors=True)
     return ["run_finetune.py", *flags(**arguments)], "out/predictions_test.csv"
 
 
@@ -199,6 +200,7 @@ def itpt(folder: Path, long: bool) -> tuple[list[str], str]:
     arguments |= {"max_steps": 4, "save_strategy": "no", "load_best_model_at_end": False}
     arguments |= {"deduplicate": False, "validation_split": 0.002, "disable_tqdm": True}
     arguments |= {"output_dir": folder / "itpt"}
+    shutil.rmtree(folder / "itpt", ignore_errors=True)
     return ["run_itpt.py", *flags(**arguments)], "itpt/all_results.json"
 
 

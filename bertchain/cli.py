@@ -8,9 +8,11 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,8 +31,8 @@ logger = logging.getLogger("bertchain")
 Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
 FOLLOWED = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "logging_steps")
 SECRETS = ("hub_token",)  # never written to disk
-DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be, also without a path
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO),
 )
 
@@ -60,6 +62,7 @@ def parse(
     values = vars(namespace)
     if unknown:
         raise InputError(describe_unknown(unknown[0], values))
+    check_text(values)
     with as_input_error():
         objects = [
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
@@ -190,6 +193,18 @@ def changed(run_config: dict[str, Any], dataclass_types: Sequence[type]) -> dict
     return {k: v for k, v in run_config.items() if v != defaults.get(k)}
 
 
+def check_text(values: dict[str, Any]) -> None:
+    """Check that all arguments can be written down, as the scripts do when they end.
+
+    Raises:
+        InputError: for bytes that are not UTF-8, which file names may hold, and for NUL.
+    """
+    for name, value in values.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and re.search("[\0\ud800-\udfff]", text):
+                raise InputError(f"--{name} {text!a} is not UTF-8; rename it")
+
+
 def check_output_dir(folder: str | None) -> None:
     """Check early that files can be written in a folder, which need not exist yet; None passes.
 
@@ -198,7 +213,11 @@ def check_output_dir(folder: str | None) -> None:
     """
     if folder is None:
         return
+    if not folder:
+        raise InputError("--output_dir is empty: name a folder")
     place = Path(folder).absolute()
+    with as_input_error("--output_dir"), suppress(FileNotFoundError, NotADirectoryError):
+        place.stat()  # a name that is too long, links that lead to each other
     there = next(path for path in (place, *place.parents) if path.exists())
     if not there.is_dir():
         raise InputError(f"--output_dir {folder}: {there} is a file, not a folder")
@@ -269,7 +288,7 @@ def run_script(main: Callable[[], Any]) -> None:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # threads that are at work would abort an orderly end
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
         fail(f"{error.filename or 'a file'}: {error.strerror}")
 

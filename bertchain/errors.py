@@ -11,18 +11,23 @@ class InputError(ValueError):
 
 
 @contextmanager
-def as_input_error(what: str = "") -> Iterator[None]:
+def as_input_error(what: str = "", *more: type[Exception]) -> Iterator[None]:
     """Turn what a library or a helper raises about its input into one line for the user.
 
     Args:
         what: stands before the first line of the error: the argument or file that is wrong.
+        more: further types; Exception where files of others are read, for what libraries raise of
+            garbled ones is of any type.
     """
+    usual = (ValueError, OSError, ImportError)
     try:
         yield
     except InputError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except (*usual, *more) as error:
         first_line = str(error).strip().split("\n")[0]
+        if not isinstance(error, usual):
+            first_line = f"cannot be read ({type(error).__name__}: {first_line})"
         raise InputError(f"{what}: {first_line}" if what else first_line) from error
 
 

@@ -33,7 +33,7 @@ from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
-from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.models.loading import read_classifier_config
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
@@ -121,7 +121,7 @@ def read_spec(paths: list[str]) -> LabelSpec:
         members = read_members(path)
         if not members:
             raise InputError(f"{path}: not an output folder of run_finetune.py with folds")
-        config = DocumentClassifierConfig.from_pretrained(Path(path) / members[0].name)
+        config = read_classifier_config(Path(path) / members[0].name)
         delimiter = read_arguments(str(Path(path) / "run_args.yaml")).get("label_delimiter")
         specs.append(LabelSpec.from_config(config, (), delimiter))
         if (specs[-1].problem_type, specs[-1].names) != (specs[0].problem_type, specs[0].names):

@@ -17,6 +17,7 @@ epoch of 1, 2 and 4, and the level of 3. Runs that are done already are not repe
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def once(out: Path, own: dict, options: argparse.Namespace, flags: dict) -> dict
     asked = {k: str(v) for k, v in arguments.items()}
     if done.is_file() and json.loads(done.read_text()) == asked:
         return json.loads((out / "all_results.json").read_text())
+    shutil.rmtree(out, ignore_errors=True)
     results = run_finetune.main(
         flags_of({name: True if value == [] else value for name, value in arguments.items()})
     )
@@ -119,9 +121,9 @@ def probe_all_layers(out: Path, options: argparse.Namespace, flags: dict) -> pd.
     groups = (DataArguments, TextArguments, LabelArguments, WindowArguments)
     known = {field.name for group in groups for field in dataclasses.fields(group)}
     arguments = {name: value for name, value in flags.items() if name in known}
-    run_probe.main(
-        flags_of(arguments | {"models": [f"base={options.model}"], "output_dir": str(out)})
-    )
+    arguments |= {"models": [f"base={options.model}"], "features_dir": str(out.parent / "features")}
+    shutil.rmtree(out, ignore_errors=True)
+    run_probe.main(flags_of(arguments | {"output_dir": str(out)}))
     return pd.read_csv(out / "results.csv")
 
 

@@ -27,7 +27,7 @@ text="--text_column_names title abstract --max_seq_length 64"
 labelled="--train_file $out/data/train.csv --id_column_name id --validation_split 0.15"
 
 say() { printf '\n== %s\n' "$*"; }
-rm -rf "$out/itpt" "$out/finetuned" "$out/itpt_finetuned" # results of an earlier quickstart
+rm -rf "$out"/{itpt,finetuned,itpt_finetuned,probed} # results of an earlier quickstart
 
 say "1/5 Data: titles and descriptions of library functions, 13 topics"
 python "$here/examples/make_docstring_data.py" --output_dir "$out/data"

@@ -22,7 +22,9 @@ from bertchain.arguments.training import (
     RateArguments,
     RegulariserArguments,
 )
+from bertchain.cli import Given, is_given
 from bertchain.errors import InputError, at_least, exclude
+from bertchain.runtime import outputs
 
 
 @dataclass
@@ -164,6 +166,17 @@ NOT_OF_SPANS = (
     "text_pair",
     "max_segments",
 )
+INPUTS = (  # arguments that name a file or folder which is read, or holds checkpoints
+    "train_file",
+    "validation_file",
+    "test_file",
+    "dataset_name",
+    "pseudo_label_file",
+    "sample_submission",
+    "model_name_or_path",
+    "tokenizer_name",
+    "checkpoint_dir",
+)
 NOT_WITH_LORA = ("reinit_layers", "unfreeze_every", "fgm_epsilon", "awp_epsilon")
 
 
@@ -196,10 +209,31 @@ def check_combinations(args: Arguments) -> None:
             "--resume_from_checkpoint does not go with folds or --seeds: the same command goes on"
         )
     check_training(training)
-    if not (folds.with_folds or folds.seeds or args.run.checkpoint_dir):
+    check_output(args)
+
+
+def default_folder(argv: Given) -> dict[str, str]:
+    """The default --output_dir where nothing is trained, so that it is not that of the model."""
+    trains = is_given("train_file", argv) or is_given("dataset_name", argv)
+    return {} if trains else {"output_dir": "predicted"}
+
+
+def check_output(args: Arguments) -> None:
+    """Refuse early an output folder that holds another run, or that does not lie beside the inputs.
+
+    Raises:
+        InputError: as the functions that it calls.
+    """
+    training, folds = args.training, args.folds
+    asked, given = training.resume_from_checkpoint, args.run_config
+    outputs.check_apart(training.output_dir, **{name: given.get(name) for name in INPUTS})
+    if folds.with_folds or folds.seeds:
+        return  # what may lie there, the manifest says
+    outputs.check_unused(training.output_dir, asked)
+    if not args.run.checkpoint_dir:
         from bertchain.runtime.checkpoints import find_checkpoint  # imports transformers
 
-        find_checkpoint(training.output_dir, training.resume_from_checkpoint)  # refuse it early
+        find_checkpoint(training.output_dir, asked)
 
 
 def _check_files(data: DataArguments, given: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from bertchain.arguments.common import (
     check_training,
 )
 from bertchain.errors import InputError, at_least, one_of, share
+from bertchain.runtime import outputs
 
 
 @dataclass
@@ -219,8 +220,18 @@ def check_combinations(args: Arguments) -> None:
     Raises:
         InputError: naming the arguments, where one needs another or excludes it.
     """
-    training = args.training
+    training, checkpoint = args.training, args.checkpoint
     check_training(training)
+    outputs.check_apart(
+        training.output_dir,
+        train_file=[name.partition("=")[2] or name for name in args.corpus.train_file],
+        test_file=[name.partition("=")[2] or name for name in args.corpus.test_file],
+        dataset_name=args.corpus.dataset_name,
+        model_name_or_path=checkpoint.model_name_or_path,
+        config_name=checkpoint.config_name,
+        tokenizer_name=checkpoint.tokenizer_name,
+    )
+    outputs.check_unused(training.output_dir, training.resume_from_checkpoint)
     if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
     if not args.corpus.streaming:

@@ -13,6 +13,7 @@ from bertchain.arguments.common import (
 )
 from bertchain.errors import InputError, at_least, one_of
 from bertchain.models.folders import check_model_folder
+from bertchain.runtime import outputs
 
 POOLINGS = ("cls", "mean", "max", "last")
 PROBES = ("linear", "knn", "mlp", "mix")
@@ -209,6 +210,14 @@ def check_combinations(args: Arguments) -> None:
     Raises:
         InputError: naming the arguments, where one needs another or excludes it.
     """
+    outputs.check_apart(
+        args.run.output_dir,
+        models=[model.partition("=")[2] or model for model in args.models.models],
+        checkpoints_of=args.models.checkpoints_of,
+        dataset_name=args.data.dataset_name,
+        **{f"{split}_file": path for split, path in args.data.files.items()},
+    )
+    outputs.check_unused(args.run.output_dir)
     if args.data.dataset_name is None and args.data.train_file is None:
         raise InputError("a probe is trained: give --train_file or --dataset_name")
     if args.span.spans_column_name:

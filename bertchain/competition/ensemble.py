@@ -16,7 +16,7 @@ from bertchain.competition.run_folder import Member, RunFolder
 from bertchain.competition.thresholds import KINDS, fit_and_judge, score
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.data.tasks import Task
-from bertchain.errors import InputError
+from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import is_score, score_function
 from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.runtime.files import write_csv, write_json
@@ -264,7 +264,11 @@ def read_thresholds(folder: str | os.PathLike) -> Thresholds | None:
     file = Path(folder) / "thresholds.json"
     if not file.is_file():
         return None
-    return Thresholds.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    with as_input_error(str(file), Exception):
+        found = Thresholds.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        if found.kind not in KINDS:
+            raise ValueError(f"kind {found.kind!r} is not one of {', '.join(KINDS)}")
+    return found
 
 
 def write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,18 @@ import numpy as np
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
+from bertchain.competition import manifests
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
+from bertchain.runtime import outputs
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process
-from bertchain.runtime.files import write_json, write_yaml
-from bertchain.runtime.locks import lock
+from bertchain.runtime.files import hash_file, write_json, write_yaml
 from bertchain.runtime.records import versions
 
 logger = logging.getLogger(__name__)
 
-FILE = "manifest.json"
-EARLIER_FILE = "plan.json"  # its name in earlier versions
+FILE, EARLIER_FILE = outputs.MANIFESTS
 ROWS_AT_ONCE = 10_000
 
 
@@ -87,22 +88,18 @@ def member_seed(seed: int, fold: int | None) -> int:
 
 
 def read_members(folder: str | os.PathLike) -> list[Member]:
-    """Read the members of a run whose training has ended; [] for any other folder."""
+    """Read the members of a run whose training has ended; [] for any other folder.
+
+    Raises:
+        InputError: as `manifests.read_members`.
+    """
     folder = Path(folder)
     for name, key in ((FILE, "members"), (EARLIER_FILE, "parts")):
         if (folder / name).is_file():
-            rows = json.loads((folder / name).read_text(encoding="utf-8"))[key]
-            members = [
-                Member(row["name"], row["fold"], row["seed"], str(folder / row["name"]))
-                for row in rows
-            ]
-            return [member for member in members if _is_trained(folder, member)]
+            rows = manifests.read_members(folder / name, key)
+            members = [Member(**row, checkpoint=str(folder / row["name"])) for row in rows]
+            return [m for m in members if (folder / m.name / outputs.RESULTS).is_file()]
     return []
-
-
-def _is_trained(folder: Path, member: Member) -> bool:
-    """Return whether a member's training has ended: all_results.json is the last file it writes."""
-    return (folder / member.name / "all_results.json").is_file()
 
 
 # ---------------------------------------------------------------- the folder
@@ -121,13 +118,16 @@ class RunFolder:
         members: Sequence[Member],
         manifest: dict[str, Any] | None,
         options: RunArguments,
+        asked: str | None = None,
     ):
         """Args:
         manifest: see `make_manifest`; None where nothing is trained.
         options: where checkpoints go, and whether they are kept.
+        asked: --resume_from_checkpoint.
         """
         self.folder, self.members, self.manifest = Path(folder), list(members), manifest
         self.keep_checkpoints = options.keep_checkpoints
+        self.asked = asked
         self.scratch = self.folder
         if manifest is not None and options.checkpoint_dir is not None:
             name = f"{self.folder.name}-{digest_of(manifest)}"
@@ -143,20 +143,22 @@ class RunFolder:
         """Lock the folder, and check and write the manifest.
 
         Raises:
-            InputError: where another run holds the lock, or has trained members in the folder.
+            InputError: where another run holds the lock, or its results lie in the folder.
         """
-        with self._stack as stack:  # releases the lock if the manifest does not fit
-            stack.enter_context(lock(self.folder))
-            if self.manifest is not None and self.has_several:
-                check_manifest(self.folder, self.manifest)
-                if is_main_process():
-                    write_manifest(self.folder, self.manifest, self.members)
-                barrier()
+        several = self.manifest is not None and self.has_several
+        check = partial(check_manifest, manifest=self.manifest) if several else None
+        with self._stack as stack:  # releases the lock if the manifest cannot be written
+            stack.enter_context(outputs.claim(self.folder, self.asked, check))
+            if several and is_main_process():
+                for member in self.members:
+                    outputs.remove_leftovers(self.folder_of(member))
+                write_manifest(self.folder, self.manifest, self.members)
+            barrier()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._stack.close()
+        self._stack.__exit__(*exception)
 
     def folder_of(self, member: Member) -> Path:
         """Where a member's model and predictions go."""
@@ -173,20 +175,26 @@ class RunFolder:
         """
         if self.manifest is None or not self.has_several:
             return self.members
-        done = broadcast([m.name for m in self.members if _is_trained(self.folder, m)])
+        done = broadcast(self._done(self.members))
         if done:
-            logger.info("done before: %s", ", ".join(done))
+            logger.info("done before: %s", ", ".join(member.name for member in done))
         if is_main_process() and not self.keep_checkpoints:  # a kill may have left some
-            for name in done:
-                remove_checkpoints(self.scratch / name)
-        return [member for member in self.members if member.name not in done]
+            for member in done:
+                remove_checkpoints(self.scratch_of(member))
+        return [member for member in self.members if member not in done]
+
+    def _done(self, members: Sequence[Member]) -> list[Member]:
+        """Those that are trained; [] in other processes than the main one, which tells them."""
+        return [m for m in members if is_main_process() and manifests.is_done(self.folder / m.name)]
 
     def trained(self) -> list[Member]:
         """List the members whose training has ended, in this run or an earlier one.
 
         All processes must call this.
         """
-        return self.members if self.manifest is None else broadcast(read_members(self.folder))
+        if self.manifest is None:
+            return self.members
+        return broadcast(self._done(read_members(self.folder)))
 
     def resume_from(self, member: Member, asked: str | None) -> str | None:
         """Find the checkpoint to resume a member from; None: it is trained from step 0.
@@ -286,8 +294,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         if not path.is_file():
             continue
-        with path.open("rb") as file:
-            digest.update(_sha256(file))
+        digest.update(bytes.fromhex(hash_file(path)))
     return digest.hexdigest()
 
 
@@ -301,20 +308,15 @@ def hash_tables(tables: dict[str, Table]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(file: Any) -> bytes:
-    digest = hashlib.sha256()
-    for piece in iter(lambda: file.read(1 << 20), b""):
-        digest.update(piece)
-    return digest.digest()
-
-
 def digest_of(manifest: dict[str, Any]) -> str:
     """Shorten a manifest to 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raises InputError, naming what differs, if the folder holds models of another manifest."""
+    """Raises InputError, naming what differs, if the folder holds models of another run."""
+    if not any((folder / name).is_file() for name in outputs.MANIFESTS):
+        outputs.check_unused(folder)
     begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
     if not begun:
         return
@@ -325,7 +327,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         )
     if not (folder / FILE).is_file():
         return
-    previous = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    previous = manifests.read_manifest(folder / FILE)
     for kind in ("arguments", "files"):
         for name in sorted({*previous[kind], *manifest[kind]}):
             old, new = previous[kind].get(name), manifest[kind].get(name)

@@ -1,9 +1,9 @@
-"""Contamination: whether test documents were in the text a checkpoint was pretrained on.
+"""Contamination: whether documents were in the text a checkpoint was pretrained or trained on.
 
 The hashes of that text are saved beside a checkpoint and travel with it. A score on test documents
 that the encoder has seen is transductive: fair where the test text is given beforehand, as in many
-competitions, but not a measure of unseen text. So every script that scores test documents looks
-them up here.
+competitions, but not a measure of unseen text. One on rows whose labels it was trained on is too
+good. So every script that scores documents looks them up here.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
 from bertchain.data.words import plain_words
+from bertchain.errors import as_input_error
 from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,15 @@ def read_fingerprint(
     """Read the hashes beside a checkpoint in a folder or on the hub; None where there are none.
 
     Args:
+        path: of a checkpoint-* folder, those of its run count.
         name: HASH_FILE or TRAINED_FILE.
         hub: `revision`, and whatever else `from_pretrained` takes.
     """
     if os.path.isdir(path):
-        local = Path(path) / name
-        return np.load(local, allow_pickle=False) if local.is_file() else None
+        folder = Path(path).resolve()
+        folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+        local = next((f / name for f in (Path(path), folder) if (f / name).is_file()), None)
+        return None if local is None else _load(local)
     try:
         found = cached_file(
             str(path),
@@ -82,7 +86,21 @@ def read_fingerprint(
         )
     except (OSError, ValueError):  # no such model: loading it says so
         return None
-    return None if found is None else np.load(found, allow_pickle=False)
+    return None if found is None else _load(Path(found))
+
+
+def read_fingerprints(path: str | os.PathLike, **hub: object) -> dict[str, np.ndarray]:
+    """Read all hashes beside a checkpoint, by file name, so far as there are any."""
+    found = {name: read_fingerprint(path, name, **hub) for name in (HASH_FILE, TRAINED_FILE)}
+    return {name: hashes for name, hashes in found.items() if hashes is not None}
+
+
+def _load(file: Path) -> np.ndarray:
+    with as_input_error(str(file), Exception):  # np.load and zipfile raise of many types
+        hashes = np.load(file, allow_pickle=False)
+        if getattr(hashes, "dtype", None) != np.uint64 or hashes.ndim != 1:
+            raise ValueError("holds no hashes of documents; is it damaged?")
+    return hashes
 
 
 def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, object]:
@@ -99,9 +117,7 @@ def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, 
     hashes = None if documents is None else read_fingerprint(path, **hub)
     if hashes is None:
         return {}
-    total = len(documents)
-    pieces = [range(i, min(i + ROWS_AT_ONCE, total)) for i in range(0, total, ROWS_AT_ONCE)]
-    seen = sum(count_seen(all_text(documents.select(rows)), hashes) for rows in pieces)
+    total, seen = len(documents), count_seen(hashes_of(documents), hashes)
     if seen:
         logger.warning(
             "%d of %d test documents were in the text that %s was further pretrained on: their "
@@ -121,7 +137,11 @@ def trained_rows(paths: Iterable[str], **hub: object) -> np.ndarray:
 
 
 def find_trained_on(
-    documents: dict[str, Dataset], with_folds: bool, paths: Sequence[str], **hub: object
+    documents: dict[str, Dataset],
+    with_folds: bool,
+    paths: Sequence[str],
+    others: Sequence[Dataset] = (),
+    **hub: object,
 ) -> dict[str, int]:
     """Count the documents to be scored whose words are those of a row that is trained on.
 
@@ -129,42 +149,74 @@ def find_trained_on(
         documents: by split. Those of train are trained on in this run; with folds each is also
             scored, by a model that does not train on it.
         paths: the checkpoints to start from, or to predict with, and what they were trained on.
+        others: more rows that are trained on in this run: pseudo-labelled, or of other tasks. Of
+            test documents without labels, which get no score, they do not count.
 
     Returns:
         for the results: validation_, oof_ and test_documents_trained_on, as far as these are there.
         Empty where nothing is trained on, or nothing is known of it.
     """
     before = trained_rows(paths, **hub)
-    own = hash_pieces(documents["train"]) if "train" in documents else before[:0]
-    every = np.union1d(before, own)
-    if not len(every):
+    own = hashes_of(documents["train"]) if "train" in documents else before[:0]
+    more = np.unique(np.concatenate([before, *map(hashes_of, others)]))
+    if not len(more) and not len(own):
         return {}
-    known = {name: every for name in ("validation", "test") if name in documents}
-    known |= {"oof": before} if with_folds else {}
-    results, said = {}, []
-    for name, hashes in known.items():
-        rows = own if name == "oof" else hash_pieces(documents[name])
-        found = results[f"{name}_documents_trained_on"] = int(np.isin(rows, hashes).sum())
-        said += [f"{found} of {len(rows)} {name} documents"] if found else []
-    if said:
+    known = {}
+    for name in ("validation", "test"):
+        if name in documents:
+            scored = "labels" in documents[name].column_names
+            known[name] = np.union1d(more if scored else before, own)
+    rows = {name: hashes_of(documents[name]) for name in known}
+    if with_folds:
+        known["oof"], rows["oof"] = more, own
+    return _count_overlaps(rows, known, f"in this run or before by {paths[0]}")
+
+
+def find_probed(documents: dict[str, Dataset], path: str, **hub: object) -> dict[str, int]:
+    """Count the documents of each split that the checkpoint to be probed was trained on.
+
+    Returns:
+        for the results: <split>_documents_trained_on; empty where nothing is known of it.
+    """
+    before = trained_rows([path], **hub)
+    if not len(before):
+        return {}
+    rows = {name: hashes_of(own) for name, own in documents.items()}
+    return _count_overlaps(rows, dict.fromkeys(rows, before), f"before by {path}")
+
+
+def _count_overlaps(
+    rows: dict[str, np.ndarray], known: dict[str, np.ndarray], by: str
+) -> dict[str, int]:
+    """Count the rows whose hash is known, by split, and warn of them in one line."""
+    found = {name: count_seen(rows[name], hashes) for name, hashes in known.items()}
+    scored = [name for name in found if found[name] and name != "train"]
+    said = [f"{found[name]} of {len(rows[name])} {name} documents" for name in scored]
+    if scored:
         logger.warning(
-            "%s have the words of rows that are trained on, in this run or before by %s: their "
-            "scores are too good",
+            "%s have the words of rows that are trained on, %s: their scores are too good",
             ", ".join(said),
-            paths[0],
+            by,
         )
-    return results
+    return {f"{name}_documents_trained_on": number for name, number in found.items()}
 
 
-def hash_pieces(documents: Dataset) -> np.ndarray:
-    """Hash each document: uint64 [documents]; not all text is in memory at once."""
-    total = len(documents)
+def with_hashes(documents: Dataset) -> Dataset:
+    """Add a column with the hash of each document, so that its text is hashed once in a run."""
+    return documents.add_column(HASH_COLUMN, hashes_of(documents))
+
+
+def hashes_of(documents: Dataset) -> np.ndarray:
+    """The hash of each document, uint64 [documents]: its column, else of its text."""
+    if HASH_COLUMN in documents.column_names:
+        return np.array(documents[HASH_COLUMN][:], dtype=np.uint64)
+    total = len(documents)  # not all text is in memory at once
     starts = range(0, total, ROWS_AT_ONCE)
     pieces = [documents.select(range(i, min(i + ROWS_AT_ONCE, total))) for i in starts]
     hashes = [hash_texts(all_text(piece)) for piece in pieces]
     return np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
 
 
-def count_seen(texts: Iterable[str], hashes: np.ndarray) -> int:
-    """Count the texts whose hash is among `hashes`."""
-    return int(np.isin(hash_texts(texts), hashes).sum())
+def count_seen(rows: np.ndarray, hashes: np.ndarray) -> int:
+    """Count the rows, given by their hashes, that are among others."""
+    return int(np.isin(rows, hashes).sum())

@@ -58,7 +58,11 @@ class Thresholds:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Thresholds":
-        return cls(fields["kind"], tuple(fields["cuts"]), tuple(fields["grades"]))
+        """Read what `to_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        cuts, grades = tuple(fields["cuts"]), tuple(fields["grades"])
+        if not all(isinstance(number, int | float) for number in cuts + grades):
+            raise ValueError("its cuts and grades are no numbers")
+        return cls(fields["kind"], cuts, grades)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from bertchain.arguments.competition import FoldArguments
-from bertchain.data.contamination import hash_texts
-from bertchain.data.documents import all_text
+from bertchain.data.contamination import hashes_of
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tables import Table, require_cells, require_columns
 from bertchain.errors import InputError
@@ -201,7 +200,7 @@ def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) ->
 
 def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:
     """Warn of equal texts in several folds, which flatter the scores, and of rare classes."""
-    shared = texts_in_several_folds(hash_texts(all_text(train)), folds)
+    shared = texts_in_several_folds(hashes_of(train), folds)
     if shared:
         logger.warning(
             "%d of %d training rows have the same words as a row of another fold, which flatters "

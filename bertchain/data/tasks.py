@@ -12,15 +12,14 @@ from datasets import Dataset
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.arguments.competition import FoldArguments
 from bertchain.data import spans
-from bertchain.data.contamination import HASH_COLUMN, hash_pieces
+from bertchain.data.contamination import HASH_COLUMN, hashes_of, with_hashes
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
 from bertchain.data.tables import Table, read_splits
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
-from bertchain.models.loading import is_document_classifier
-from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.models.loading import is_document_classifier, read_classifier_config
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,8 @@ class Task:
         spec: problem type and label map.
         documents: by split (train, validation, test, as far as they are there): columns id, text,
             of pairs text_pair, and labels; with spans also words, spans and tags (see
-            data/spans.py). Once they are encoded, windows take the place of text.
+            data/spans.py), and the hash of the text (see data/contamination.py). Once they are
+            encoded, windows take the place of text.
         tables: the tables they were read from, by split.
         num_spans: spans that a label belongs to: 1, or 2 for a pair; 0: it is the document's.
         folds: the fold of each training row [n], or None.
@@ -55,11 +55,11 @@ class Task:
         return replace(self, documents=documents)
 
     def encoded_by(self, preprocessor: Preprocessor) -> "Task":
-        """Cut the documents into windows; training rows keep the hash of their text, for later."""
+        """Cut the documents into windows; rows keep the hash of their text, for later."""
         documents = preprocessor.encode(self.documents)
-        if self.has_training_rows:
-            hashes = hash_pieces(self.documents["train"])
-            documents["train"] = documents["train"].add_column(HASH_COLUMN, hashes)
+        for split, rows in documents.items():
+            if HASH_COLUMN not in rows.column_names:  # of words in documents
+                documents[split] = rows.add_column(HASH_COLUMN, hashes_of(self.documents[split]))
         return self.with_documents(documents)
 
     def only(self, splits: Iterable[str]) -> "Task":
@@ -146,14 +146,17 @@ def load_task(
     if span.spans_column_name is None:
         spec = _resolve_labels(tables, label, checkpoint)
         documents = label_documents(tables, data.limits, spec, **text.columns)
-        return Task(spec, documents, tables)
+        hashed = {split: with_hashes(rows) for split, rows in documents.items()}
+        return Task(spec, hashed, tables)
     documents, num_spans = spans.read_splits(tables, data.limits, span, text.id_column_name)
     documents = spans.hold_out_documents(documents, label.validation_split, seed)
     if "train" in documents:
         spec = spans.infer_span_labels(documents, span.spans_column_name)
     else:
         spec = _resolve_labels(tables, label, checkpoint)
-    labelled = {split: spans.with_labels(rows, spec) for split, rows in documents.items()}
+    labelled = {
+        split: with_hashes(spans.with_labels(rows, spec)) for split, rows in documents.items()
+    }
     return Task(spec, labelled, tables, num_spans)
 
 
@@ -166,7 +169,7 @@ def _resolve_labels(
         train = tables["train"]
         spec = LabelSpec.infer(train.rows, train.source, columns, label.problem_type, delimiter)
     elif checkpoint is not None and is_document_classifier(checkpoint):
-        config = DocumentClassifierConfig.from_pretrained(checkpoint)
+        config = read_classifier_config(checkpoint)
         spec = LabelSpec.from_config(config, columns, delimiter)
     else:
         raise InputError(

@@ -22,9 +22,9 @@ from bertchain.models.loading import (
     is_document_classifier,
     max_positions,
     quiet_loading,
+    read_classifier_config,
     read_config,
 )
-from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.models.support import count_token_types
 from bertchain.models.windows import (
     IDS_ALONE,
@@ -54,7 +54,7 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
         InputError: if it cannot be loaded, or `name` is a folder without its files.
     """
     kwargs = {"trust_remote_code": False} | kwargs  # left out, transformers would ask the user
-    with as_input_error(f"tokenizer of {name}"), quiet_loading():
+    with as_input_error(f"tokenizer of {name}", Exception), quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
     if Path(name).is_dir() and not _has_files(tokenizer, Path(name)):
         raise InputError(
@@ -117,7 +117,7 @@ def resolve_windows(
     """
     config, known = read_config(path, **kwargs), {}
     if is_document_classifier(path):
-        known = dict(DocumentClassifierConfig.from_pretrained(path).windows)
+        known = dict(read_classifier_config(path).windows)
     special = known_types_only(find_special_tokens(tokenizer), config)
     limit = max_positions(config)
     known.setdefault("max_seq_length", int(min(512, limit, tokenizer.model_max_length)))

@@ -64,7 +64,7 @@ def describe_checkpoint(path: str, **hub_kwargs: Any) -> str:
     Raises:
         InputError: if nothing can be loaded from there.
     """
-    with as_input_error(str(path)), quiet_loading(), _no_progress():
+    with as_input_error(str(path), Exception), quiet_loading(), _no_progress():
         if is_document_classifier(path):
             return "\n".join(_describe_classifier(path))
         config = AutoConfig.from_pretrained(path, **hub_kwargs)

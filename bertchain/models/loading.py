@@ -1,6 +1,5 @@
 """Loading of encoders and classifiers, and what their configs say of positions and dropout."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +8,17 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from bertchain.errors import as_input_error
-from bertchain.models.folders import check_model_folder
-from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
+from bertchain.models.folders import check_model_folder, read_json
+from bertchain.models.modeling import (
+    PROBLEM_TYPES,
+    DocumentClassifier,
+    DocumentClassifierConfig,
+    num_blocks,
+    strip_encoder,
+)
 from bertchain.models.support import check_supported, settle
 from bertchain.models.weights import load_pretrained, quiet_loading
+from bertchain.models.windows import TRUNCATIONS
 
 POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
     "camembert",
@@ -39,13 +45,40 @@ def read_config(path: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
     Raises:
         InputError: if it cannot be read, or the architecture is not supported.
     """
-    with as_input_error(f"--model_name_or_path {path}"):
+    with as_input_error(f"--model_name_or_path {path}", Exception):
         if is_document_classifier(path):
-            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
+            config = read_classifier_config(path).encoder_config
         else:
             config = AutoConfig.from_pretrained(path, **kwargs)
     check_supported(config, path)
     return settle(config)
+
+
+def read_classifier_config(path: str | os.PathLike) -> DocumentClassifierConfig:
+    """Read the config of a classifier of run_finetune.py.
+
+    Raises:
+        InputError: naming the first field that is not as it was written there.
+    """
+    with as_input_error(f"{Path(path) / 'config.json'}", Exception):
+        config = DocumentClassifierConfig.from_pretrained(path)
+        config.special_token_ids()
+        windows, count = config.window_spec(), config.num_labels
+        targets = [count, count] if config.problem_type == "regression" else None
+        layers = range(num_blocks(config.encoder_config) + 1)
+        right = {
+            "problem_type": config.problem_type in PROBLEM_TYPES.values(),
+            "id2label": count > 0 and sorted(config.id2label) == [*range(count)],
+            "layers": len(config.layers) > 0 and {*config.layers} <= {*layers},
+            "num_spans": config.num_spans in (0, 1, 2),
+            "windows": windows.truncation in TRUNCATIONS and int(windows.max_seq_length) > 0,
+            "target_mean": targets in (None, [len(config.target_mean), len(config.target_scale)]),
+        }
+        for field, fits in right.items():
+            if not fits:
+                value = getattr(config, field)
+                raise ValueError(f"{field} {value!r} is not what run_finetune.py writes")
+    return config
 
 
 def load_encoder(
@@ -130,7 +163,7 @@ def load_classifier(
     Returns:
         the classifier and the names of missing weights (normally none).
     """
-    config = DocumentClassifierConfig.from_pretrained(path)
+    config = read_classifier_config(path)
     check_supported(config.encoder_config, path)
     set_dropout(settle(config.encoder_config), dropout)
     return load_pretrained(DocumentClassifier, path, config=config)
@@ -141,8 +174,7 @@ def is_document_classifier(path: str | os.PathLike) -> bool:
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
         return False
-    model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    return model_type == DocumentClassifierConfig.model_type
+    return read_json(config_file).get("model_type") == DocumentClassifierConfig.model_type
 
 
 def max_positions(config: PreTrainedConfig) -> int | float:

@@ -97,7 +97,7 @@ def load_masked_lm(
     Returns:
         the model, and the names of the weights that start untrained.
     """
-    with as_input_error(f"--model_name_or_path {path}"):
+    with as_input_error(f"--model_name_or_path {path}", Exception):
         config = read_config(path, **hub_kwargs)
         model, untrained = load_pretrained(AutoModelForMaskedLM, path, config=config, **hub_kwargs)
     keep_padding_out(model)
@@ -125,7 +125,7 @@ def masked_lm_from_scratch(
     config_name: str, tokenizer: PreTrainedTokenizerBase, hub_kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
     """Make a model with random weights; its vocabulary and padding are the tokenizer's."""
-    with as_input_error(f"--config_name {config_name}"):
+    with as_input_error(f"--config_name {config_name}", Exception):
         config = read_config(config_name, **hub_kwargs)
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
@@ -154,7 +154,7 @@ def read_pooler(
     """
     if not checkpoint.keep_pooler:
         return {}
-    with as_input_error("--keep_pooler"):
+    with as_input_error("--keep_pooler", Exception):
         encoder, missing = load_pretrained(AutoModel, path, **checkpoint.hub_kwargs)
     weights = {n: t for n, t in encoder.state_dict().items() if n.startswith("pooler.")}
     if not weights or {*weights} & {*missing}:

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments, RunArguments
 from bertchain.cli import changed
-from bertchain.data.contamination import read_fingerprint, write_fingerprint
+from bertchain.data.contamination import HASH_FILE, read_fingerprints, write_fingerprint
 from bertchain.errors import InputError
 from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
@@ -40,7 +40,7 @@ class PretrainingTrainer(FiniteTrainer):
         packing: PackingArguments,
         run: RunArguments,
         weights: dict[str, float],
-        hashes: Callable[[], np.ndarray] | None = None,
+        hashes: Callable[[], dict[str, np.ndarray]] | None = None,
         pooler: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ):
@@ -116,7 +116,7 @@ class PretrainingTrainer(FiniteTrainer):
         return losses.mean(), sums, masked.sum(dim=1)
 
     def save_plain(self, folder: Path) -> None:
-        """Write a plain masked-LM checkpoint, its tokenizer and the hashes of its documents.
+        """Write a plain masked-LM checkpoint, its tokenizer and the hashes of all it has seen.
 
         Called by all processes.
 
@@ -131,7 +131,8 @@ class PretrainingTrainer(FiniteTrainer):
             with atomic_files(folder) as temporary:
                 model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
                 self.processing_class.save_pretrained(temporary)
-                write_fingerprint(temporary, hashes)
+                for name, own in hashes.items():
+                    write_fingerprint(temporary, own, name)
         self.accelerator.wait_for_everyone()
 
 
@@ -157,19 +158,24 @@ class KeepSteps(TrainerCallback):
 
 def all_seen(
     documents: DocumentTable | DocumentStream, path: str, hub_kwargs: dict[str, Any]
-) -> Callable[[], np.ndarray]:
+) -> Callable[[], dict[str, np.ndarray]]:
     """Gather the hashes of all documents a checkpoint has seen, in this run and in those before.
 
     Args:
         path: the checkpoint that the run starts from.
 
     Returns:
-        a function, because a stream knows its documents only when they were read.
+        a function of the hashes by file name, because a stream knows its documents only when they
+        were read. Rows that a classifier was trained on before stay known.
     """
-    before = read_fingerprint(path, **hub_kwargs)
-    if before is None:
-        return documents.hashes
-    return lambda: np.concatenate([before, documents.hashes()])
+    before = read_fingerprints(path, **hub_kwargs)
+
+    def gather() -> dict[str, np.ndarray]:
+        now = [documents.hashes()]
+        now += [before[HASH_FILE]] if HASH_FILE in before else []
+        return before | {HASH_FILE: np.concatenate(now)}
+
+    return gather
 
 
 # ---------------------------------------------------------------- the output folder

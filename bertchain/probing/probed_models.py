@@ -11,7 +11,7 @@ from torch import nn
 
 from bertchain.arguments.probing import Arguments, ModelsArguments
 from bertchain.cli import read_arguments
-from bertchain.data.contamination import find_seen
+from bertchain.data.contamination import find_probed, find_seen
 from bertchain.data.tasks import Task
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError, as_input_error
@@ -65,7 +65,10 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
             f"--checkpoints_of {run}: holds no whole checkpoint-* folder; fine-tune with "
             "--keep_checkpoints --save_strategy epoch"
         )
-    start = read_arguments(str(Path(run) / "run_args.yaml"))["model_name_or_path"]
+    file = str(Path(run) / "run_args.yaml")
+    start = read_arguments(file).get("model_name_or_path")
+    if not isinstance(start, str):
+        raise InputError(f"{file} names no model_name_or_path; was it written by run_finetune.py?")
     return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
 
 
@@ -133,7 +136,7 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
         path, args.window.given, task.num_spans, **hub_kwargs
     )
     windows = preprocessor.encode(task.documents, f"{name}, ")
-    with as_input_error(f"--models {name}={path}"):
+    with as_input_error(f"--models {name}={path}", Exception):
         encoder, missing = load_encoder(path, **hub_kwargs)
     if missing:
         logger.warning("Not in %s, random: %s", path, some(missing))
@@ -167,7 +170,8 @@ def _describe(encoder: nn.Module) -> dict[str, Any]:
 
 
 def describe(model: ProbedModel, task: Task, **hub_kwargs: Any) -> dict[str, Any]:
-    """Describe a model, what its checkpoint holds, and whether it saw the test documents."""
+    """Describe a model, what its checkpoint holds, and which documents it has seen before."""
     holds = {"holds": describe_checkpoint(model.path, **hub_kwargs)}
     seen = find_seen(task.documents.get("test"), model.path, **hub_kwargs)
+    seen |= find_probed(task.documents, model.path, **hub_kwargs)
     return model.description | holds | seen

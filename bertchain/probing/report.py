@@ -88,8 +88,7 @@ def headline_section(board: Scoreboard, headline: pd.DataFrame) -> Section:
 def warning_sections(
     board: Scoreboard, descriptions: list[dict[str, Any]], tables: dict[str, pd.DataFrame]
 ) -> list[Section]:
-    """Probes that did not converge, test text seen in pretraining, labels that training pulled
-    apart."""
+    """Probes that did not converge, documents seen before, labels that training pulled apart."""
     results, found = board.table(), []
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
     if len(unconverged):
@@ -111,11 +110,21 @@ def warning_sections(
     if seen:
         text = "Transductive: test text was in the further pretraining of " + ", ".join(seen) + "."
         found.append(text)
+    trained = [f"{one['model']} ({counts})" for one in descriptions if (counts := _trained_on(one))]
+    if trained:
+        text = "Too good: what is scored was trained on before, with its labels, by "
+        found.append(text + "; ".join(trained) + ".")
     if "geometry" in tables:
         found += divergence_warnings(tables["geometry"], board.split)
     if not found:
         return [Section("warnings", "Warnings", "None. Every probe converged.")]
     return [Section("warnings", "Warnings", "\n\n".join(found), warning=True)]
+
+
+def _trained_on(description: dict[str, Any]) -> str:
+    """Say how many documents of which scored splits a model was trained on; empty where none."""
+    counts = {s: description.get(f"{s}_documents_trained_on") for s in ("validation", "test")}
+    return ", ".join(f"{n} {split} documents" for split, n in counts.items() if n)
 
 
 def layers_section(board: Scoreboard) -> Section:

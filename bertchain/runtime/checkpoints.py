@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from bertchain.errors import InputError
 from bertchain.runtime.distributed import barrier, broadcast, close_process_group, rank_and_size
 from bertchain.runtime.files import write_text
+from bertchain.runtime.outputs import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +92,29 @@ class SaveAndExitOnSigterm(TrainerCallback):
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     """List the checkpoint-<step> folders, complete or not, by step."""
-    return sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
+    named = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-", 1)[1].isdigit()]
+    return sorted(named, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
 
 
 def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """List the checkpoints that were written to their end, by step."""
     return [path for path in checkpoints_in(folder) if (path / WHOLE).is_file()]
+
+
+def is_cut_off(checkpoint: Path) -> bool:
+    """Return whether a run of these scripts was killed while it wrote a checkpoint.
+
+    One that is as whole as other programs leave them may be of such a program, unless a run of
+    these scripts is known to have been at work there.
+    """
+    if (checkpoint / WHOLE).is_file():
+        return False
+    ours = (checkpoint.parent / UNFINISHED).is_file()
+    return ours or not (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
@@ -107,26 +126,40 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
 
     Raises:
         InputError: if there is no such checkpoint; and, with None, if an earlier run has left
-            checkpoints, which a new run would mix with its own.
+            checkpoints, which a new run would mix with its own. Those that were cut off while they
+            were written do not count: from them nothing can go on.
     """
     left, complete = checkpoints_in(folder), complete_checkpoints(folder)
-    if asked is None and left:
-        raise InputError(
-            f"{left[-1]} is left from a run that did not end: go on with --resume_from_checkpoint "
-            "last, or choose another --output_dir, or delete it"
-        )
     if asked is None:
+        _check_none_left([path for path in left if not is_cut_off(path)], complete)
         return None
     if asked.lower() in ("last", "true"):
         for path in left:
             if path not in complete:
                 logger.warning("%s was not written to its end and is left out", path)
         if not complete:
-            raise InputError(f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}")
+            raise InputError(
+                f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}; leave it "
+                "out, and the run begins anew"
+            )
         return str(complete[-1])
     if not os.path.isdir(asked):
         raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
     return asked
+
+
+def _check_none_left(left: list[Path], complete: list[Path]) -> None:
+    """Raises InputError where checkpoints are left that a new run would mix with its own."""
+    if complete:
+        raise InputError(
+            f"{complete[-1]} is left from a run that did not end: go on with "
+            "--resume_from_checkpoint last, or choose another --output_dir, or delete it"
+        )
+    if left:
+        raise InputError(
+            f"{left[-1]} is not of these scripts, or of an earlier version; choose another "
+            "--output_dir, or delete it"
+        )
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -141,7 +174,7 @@ def latest_checkpoint(folder: str | os.PathLike) -> str | None:
 
 def remove_checkpoints(folder: str | os.PathLike) -> None:
     """Delete all checkpoints of a run that has ended: its best weights are in the output folder."""
-    for checkpoint in Path(folder).glob("checkpoint-*"):
+    for checkpoint in checkpoints_in(folder):
         shutil.rmtree(checkpoint)
 
 

@@ -1,6 +1,7 @@
-"""Atomic writes (text, JSON, YAML, CSV, folders), and errors of the disk that name a path."""
+"""Atomic writes (text, JSON, YAML, CSV, folders), errors of the disk that name a path, hashes."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from typing import Any
 import pandas as pd
 import yaml
 from safetensors import SafetensorError
+
+from bertchain.runtime.outputs import WRITING
 
 TORCH_WRITER = "PytorchStreamWriter|unexpected pos|file write failed|iostream error"
 SPARE = 2**20  # bytes; a disk with less left counts as full
@@ -57,15 +60,13 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=WRITING, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         with disk_errors(path):
             yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+        open_to_all(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder; move each of its files into `folder` when the block ends well."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
     try:
         with disk_errors(folder):
             yield temporary
@@ -85,9 +86,26 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
             if source.is_dir():
                 target.mkdir(exist_ok=True)
             else:
+                open_to_all(source)
                 os.replace(source, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_to_all(path: Path) -> None:
+    """Give a file the mode that the umask says: mkstemp and safetensors make files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import EvalPrediction, Trainer
 from bertchain.errors import InputError
 from bertchain.models.weights import not_finite
 from bertchain.runtime.checkpoints import complete_checkpoints
+from bertchain.runtime.files import open_to_all
 
 MOST_SKIPPED = 25  # steps in a row: fp16 halves its scale of 65,536 at each, so none is left
 
@@ -59,6 +61,10 @@ class FiniteTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         self.check_weights()
         super()._save_checkpoint(model, *args, **kwargs)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            for weights in folder.glob("*.safetensors"):
+                open_to_all(weights)
 
     def check_weights(self) -> None:
         """Check the weights before they are written; raises InputError."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 
 from bertchain.arguments.finetuning import Arguments
 from bertchain.arguments.training import AdapterArguments, ModelArguments
@@ -18,6 +18,7 @@ from bertchain.models.loading import (
     is_document_classifier,
     load_classifier,
     load_encoder,
+    read_config,
     require_pooler,
 )
 from bertchain.models.modeling import (
@@ -28,6 +29,7 @@ from bertchain.models.modeling import (
 )
 from bertchain.models.support import DECODERS
 from bertchain.models.weights import some
+from bertchain.runtime.files import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ def merge_lora(lora: Any, trainer: Trainer, folder: Path, options: AdapterArgume
     if lora is None:
         return
     if options.save_adapter and trainer.is_world_process_zero():
-        lora.save_pretrained(folder / "adapter")
+        with atomic_files(folder / "adapter") as temporary:  # False: the start is not read again
+            lora.save_pretrained(temporary, save_embedding_layers=False)
     lora.merge_and_unload()
 
 
@@ -84,7 +87,7 @@ def load_checkpoint(
         the encoder; the trained classifier around it, or None where the folder holds none.
     """
     previous, pooler = None, architecture.token_pooling == "pooler"
-    with as_input_error(f"--model_name_or_path {path}"):
+    with as_input_error(f"--model_name_or_path {path}", Exception):
         if is_document_classifier(path):
             previous, missing = load_classifier(path, dropout)
             encoder = require_pooler(previous.encoder, [], pooler)
@@ -182,11 +185,7 @@ def suggest_rate(path: str, args: Arguments) -> None:
     Args:
         path: the checkpoint, whose config tells the hidden size.
     """
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
-        else:
-            config = AutoConfig.from_pretrained(path, **args.checkpoint.hub_kwargs)
+    config = read_config(path, **args.checkpoint.hub_kwargs)
     hidden_size = config.get_text_config().hidden_size
     if hidden_size >= SMALL:
         return

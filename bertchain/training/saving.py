@@ -1,28 +1,21 @@
 """Write a classifier's folder: weights with their code, tokenizer, encoder alone, model card."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from bertchain.arguments.finetuning import GROUPS
 from bertchain.cli import changed
-from bertchain.data.contamination import (
-    HASH_COLUMN,
-    TRAINED_FILE,
-    read_fingerprint,
-    trained_rows,
-    write_fingerprint,
-)
+from bertchain.data.contamination import TRAINED_FILE, hashes_of, write_fingerprint
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
-from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
+from bertchain.runtime.files import atomic_files, hash_file, write_csv, write_json, write_text
+from bertchain.runtime.outputs import RESULTS
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
 
 
@@ -33,34 +26,38 @@ def write_member(
     results: dict[str, Any],
     run_config: dict[str, Any],
     with_encoder: bool,
-    trained_on: Dataset,
 ) -> None:
     """Write a trained model, its curves and its results.
 
     The results come last: a member with all_results.json is done. Only the main process calls this.
 
     Args: as for `write_model`, and
-        trained_on: its training rows, with the hash of each; its checkpoint's are added.
+        trainer: its training rows have the hash of each.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)
-    write_trained_on(folder, trained_on[HASH_COLUMN][:], run_config)
+    write_seen(folder, hashes_of(trainer.train_dataset), trainer.seen)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
     metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
-    write_json(folder / "all_results.json", results | {"seed": trainer.args.seed})
+    files = {path.name: hash_file(path) for path in sorted(folder.glob("predictions_*.csv"))}
+    write_json(folder / RESULTS, results | {"seed": trainer.args.seed, "files": files})
 
 
-def write_trained_on(folder: Path, hashes: Sequence[int], run_config: dict[str, Any]) -> None:
-    """Save what a classifier and its encoder were trained on, now and by the checkpoint before."""
-    path, revision = run_config["model_name_or_path"], run_config["model_revision"]
-    before = trained_rows([path], revision=revision)
-    every = np.union1d(before, np.array(hashes, dtype=np.uint64))
+def write_seen(folder: Path, hashes: np.ndarray, before: dict[str, np.ndarray]) -> None:
+    """Save what a classifier and its encoder have seen, now and as the checkpoint before.
+
+    Args:
+        hashes: of the rows that it was trained on now.
+        before: what the checkpoint had seen, see `contamination.read_fingerprints`.
+    """
+    trained_on = np.union1d(before.get(TRAINED_FILE, hashes[:0]), hashes)
     for where in (folder, folder / "encoder"):
         if where.is_dir():
-            write_fingerprint(where, every, TRAINED_FILE)
+            for name, seen in (before | {TRAINED_FILE: trained_on}).items():
+                write_fingerprint(where, seen, name)
 
 
 def write_model(
@@ -85,9 +82,6 @@ def write_model(
     """
     with as_input_error(str(folder)):
         check_finite(model)
-    hashes = read_fingerprint(
-        run_config["model_name_or_path"], revision=run_config["model_revision"]
-    )
     with atomic_files(folder) as temporary:
         written = {temporary: model} | (
             {temporary / "encoder": model.encoder} if with_encoder else {}
@@ -95,8 +89,6 @@ def write_model(
         for where, module in written.items():
             module.save_pretrained(where)
             tokenizer.save_pretrained(where)
-            if hashes is not None:  # hashes of the text that the encoder was pretrained on
-                write_fingerprint(where, hashes)
     card = model_card(
         title=folder.name,
         base_model=run_config["model_name_or_path"],

@@ -52,16 +52,20 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
         unfreeze_every: float | None = None,
         batch_by_length: bool = True,
         folder: Path | None = None,
+        seen: dict[str, np.ndarray] | None = None,
         **kwargs: Any,
     ):
         """Args:
         rates: learning rate by layer id, see `layers.layer_rates`.
         unfreeze_every: epochs after which one more block is trained; None: all from the start.
         folder: where optimizer_groups.csv goes; None: output_dir.
+        seen: what the checkpoint to start from has seen, see `contamination.read_fingerprints`;
+            it is read before training, since its folder may be gone or changed in the end.
         kwargs: for the Trainer.
         """
         super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
+        self.seen = seen or {}
         self.add_callback(MarkComplete())
         self.add_callback(SaveAndExitOnSigterm())  # after the mark
         self.label_smoother = None  # the Trainer's own does not count accumulated batches

@@ -17,6 +17,7 @@ from bertchain.data.batching import DocumentCollator, GroupedByLength
 from bertchain.data.tasks import Task, load_task
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier
+from bertchain.runtime import outputs
 
 Tasks = dict[str, Task]
 Sources = tuple[DataArguments, TextArguments, LabelArguments]
@@ -68,11 +69,27 @@ def parse_tasks(tasks: str) -> dict[str, Sources]:
     return parsed
 
 
+def check_output(tasks: str, checkpoint: str, training: Any) -> None:
+    """Refuse an output folder that holds another run, or does not lie beside the inputs.
+
+    Raises:
+        InputError: naming what lies there.
+    """
+    files = [path for data, *_ in parse_tasks(tasks).values() for path in data.files.values()]
+    outputs.check_apart(training.output_dir, tasks=files, model_name_or_path=checkpoint)
+    outputs.check_unused(training.output_dir, training.resume_from_checkpoint)
+
+
 def find_seen(tasks: Tasks, path: str, **hub_kwargs: Any) -> dict[str, object]:
-    """Find test documents that were in the text of further pretraining, for the results."""
+    """Find documents that were pretrained on, or trained on here or before, for the results.
+
+    The encoder is trained on the rows of all tasks.
+    """
     results = {}
     for name, task in tasks.items():
         seen = contamination.find_seen(task.documents.get("test"), path, **hub_kwargs)
+        others = [*rows_of({n: t for n, t in tasks.items() if n != name}, "train").values()]
+        seen |= contamination.find_trained_on(task.documents, False, [path], others, **hub_kwargs)
         results |= {f"{name}_{key}": value for key, value in seen.items()}
     return results
 

@@ -127,8 +127,10 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     common.check_training(training)
     member = run_folder.Member("", None, training.seed, path)
     options = finetuning.RunArguments(keep_checkpoints=args.run.keep_checkpoints)
-    run = run_folder.RunFolder(training.output_dir, [member], None, options)
-    resume_from = run.resume_from(member, training.resume_from_checkpoint)
+    multitask.check_output(args.run.tasks, path, training)
+    asked = training.resume_from_checkpoint
+    run = run_folder.RunFolder(training.output_dir, [member], None, options, asked)
+    resume_from = run.resume_from(member, asked)
     set_seed(training.seed)
 
     # 2. Labelled documents of each task
@@ -206,6 +208,9 @@ def build_trainer(
         rates=layers.layer_rates(blocks, rate, **args.rates.rates),
         unfreeze_every=args.rates.unfreeze_every,
         regularisers=args.regularisers,
+        seen=contamination.read_fingerprints(
+            args.checkpoint.model_name_or_path, **args.checkpoint.hub_kwargs
+        ),
         model=model,
         args=training,
         train_dataset=multitask.TaskRows(multitask.rows_of(tasks, "train"), batch),
@@ -311,17 +316,17 @@ def write_models(
 ) -> None:
     """Write the encoder, a folder for each task as run_finetune.py writes it, and the curves."""
     tokenizer, model = fit.processing_class, fit.accelerator.unwrap_model(fit.model)
-    path, revision = run_config["model_name_or_path"], run_config["model_revision"]
-    hashes = contamination.read_fingerprint(path, revision=revision)
+    rows = multitask.rows_of(tasks, "train").values()
+    trained_on = np.concatenate([contamination.hashes_of(own) for own in rows])
     with files.atomic_files(folder) as temporary:
         model.encoder.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        if hashes is not None:
-            contamination.write_fingerprint(temporary, hashes)
+    saving.write_seen(folder, trained_on, fit.seen)
     for name, task in tasks.items():
         own = {k.replace(f"_{name}_", "_", 1): v for k, v in results.items() if f"_{name}_" in k}
         whole = model.whole(name)
         saving.write_model(whole, tokenizer, task.spec, folder / name, own, run_config)
+        saving.write_seen(folder / name, trained_on, fit.seen)
         content = own | {"versions": records.versions()}
         files.write_json(folder / name / "all_results.json", content)
     history = records.evaluation_history(fit.state.log_history)

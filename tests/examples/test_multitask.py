@@ -19,6 +19,7 @@ import run_multitask
 from multitask import MultiTaskClassifier, OneTaskAtATime, TaskRows
 
 import run_finetune
+from bertchain.data import contamination
 from bertchain.errors import InputError
 from bertchain.models.loading import load_classifier
 from bertchain.models.modeling import PROBLEM_TYPES
@@ -146,6 +147,19 @@ def test_the_folder_is_an_encoder_and_holds_a_classifier_for_each_task(multitask
     accuracy = (table["prediction"] == truth["label"]).mean()
     assert accuracy == pytest.approx(results["test_topics_accuracy"])
     assert not list(out.glob("checkpoint-*"))
+
+
+def test_what_all_tasks_were_trained_on_is_known(multitask, task_files):
+    """The encoder has seen the rows of each task; the degrees are tested on those of the tags."""
+    out, results = multitask
+    hashes = contamination.trained_rows([str(out)])
+    for folder in ("topics", "topics/encoder", "tags"):
+        assert contamination.trained_rows([str(out / folder)]).tolist() == hashes.tolist()
+    tested = pd.read_csv(task_files / "other.csv")["body"]
+    seen = contamination.count_seen(contamination.hash_texts(tested), hashes)
+    assert results["degree_test_documents_trained_on"] == seen >= 81
+    assert results["tags_validation_documents_trained_on"] > 0  # trained on, with their degrees
+    assert results["topics_test_documents_trained_on"] < 5
 
 
 def test_going_on_with_one_task(multitask, task_files, tmp_path):

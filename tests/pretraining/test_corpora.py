@@ -292,7 +292,7 @@ def test_leak_detection_finds_exactly_the_planted_documents(tmp_path, caplog):
     write_fingerprint(tmp_path, hash_texts(corpus))
     hashes = read_fingerprint(tmp_path)
     assert len(hashes) == 5000 and (np.diff(hashes.astype(object)) > 0).all()
-    assert count_seen(test, hashes) == 3
+    assert count_seen(hash_texts(test), hashes) == 3
     found = find_seen(Dataset.from_dict({"text": test}), str(tmp_path))
     assert found == {"test_documents_in_pretraining": 3, "transductive": True}
     assert "3 of 503 test documents" in caplog.text

@@ -102,6 +102,34 @@ def edit_json(name: str, **changes):
     return make
 
 
+def put(name: str, content: str | bytes):
+    """A file of the model with other content."""
+    return lambda model, folder: write_text(model, name, content)
+
+
+def out_at(place: str, **files: str):
+    """The model is a copy; the output folder is a place beside, at or in it, or holds files."""
+
+    def make(folder: Path, model: str) -> dict:
+        for name, content in files.items():
+            (folder / place).mkdir(exist_ok=True)
+            write_text(folder / place, name.replace("__", "."), content)
+        given = other_folder(lambda *_: None)(folder, model)
+        return given | {"output_dir": str(folder / place)}
+
+    return make
+
+
+def in_a_circle(folder: Path, model: str) -> dict:
+    os.symlink("circle", folder / "circle")
+    return {**table()(folder, model), "output_dir": str(folder / "circle" / "out")}
+
+
+def of_a_stranger(model: Path, folder: Path) -> None:
+    """A run with folds, whose predictions would be written to another folder."""
+    put("manifest.json", '{"members": [{"name": "../o", "fold": 0, "seed": 1}]}')(model, folder)
+
+
 def no_mask_token(model: Path, folder: Path) -> None:
     path = model / "tokenizer_config.json"
     settings = json.loads(path.read_text())
@@ -269,6 +297,16 @@ CASES = [
     Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
     Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
     Case("output is a file", TUNE, in_use, ("out",)),
+    Case("output is the model", TUNE, out_at("model"), ("--output_dir", "is --model_name_or_path")),
+    Case("output in the model", PRE, out_at("model/itpt"), ("--output_dir", "lies in --model_name_or_path")),
+    Case("output around the data", TUNE, out_at("."), ("--output_dir", "holds --train_file")),
+    Case("output without a name", PROBE, flags(output_dir=""), ("--output_dir is empty",)),
+    Case("output of a run that has ended", TUNE, out_at("done", all_results__json="{}"), ("--output_dir", "has ended", "another")),
+    Case("output with a model", PRE, out_at("done", model__safetensors="x"), ("--output_dir", "holds a model")),
+    Case("output of a run with folds", PROBE, out_at("done", manifest__json="{}"), ("--output_dir", "with folds")),
+    Case("output in a circle of links", TUNE, in_a_circle, ("--output_dir", "circle", "symbolic links")),
+    Case("output with a long name", PRE, lambda f, m: {**table()(f, m), "output_dir": str(f / ("x" * 300))}, ("--output_dir", "too long")),
+    Case("a path that is not UTF-8", TUNE, flags(test_file="test\udcff.csv"), ("--test_file", "udcff", "UTF-8")),
     Case("a word that is no number", TUNE, raw('{"tokens": ["a", "b"], "spans": [{"words": [["x"]], "label": "X"}]}\n', "t.jsonl", spans_column_name="spans"), ("t.jsonl", "row 1", "'x'")),
     Case("targets that are no objects", TUNE, raw('{"tokens": ["a", "b"], "spans": [1, 2]}\n', "t.jsonl", spans_column_name="spans"), ("t.jsonl", "row 1", "spans")),
     # ---------------------------------------------------------------- models
@@ -281,6 +319,14 @@ CASES = [
     Case("smaller vocabulary", TUNE, other_folder(small_vocabulary), ("tokenizer", "7")),
     Case("weights that are NaN", TUNE, other_folder(change_weights(one_nan)), ("model", "NaN", "layer.0.output.dense.bias")),
     Case("weights of another architecture", TUNE, other_folder(change_weights(other_names)), ("model", "less than half", "trunk")),
+    Case("a manifest of a stranger", TUNE, other_folder(of_a_stranger), ("manifest.json", "'../o'")),
+    Case("a manifest that is no manifest", TUNE, other_folder(put("manifest.json", "[]")), ("manifest.json", "not as")),
+    Case("weights in another place", TUNE, other_folder(put("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}')), ("index.json", "weight_map")),
+    Case("a config that is a list", PROBE, lambda f, m: {**table()(f, m), "models": other_folder(put("config.json", "[]"))(f, m)["model_name_or_path"]}, ("config.json", "mapping")),
+    Case("a config that is cut off", PRE, other_folder(put("config.json", '{"model_type": "be')), ("config.json", "not JSON")),
+    Case("a size that is no number", TUNE, other_folder(edit_json("config.json", hidden_size="x")), ("model",)),
+    Case("a tokenizer that is no tokenizer", TUNE, other_folder(put("tokenizer.json", '{"model": null}')), ("tokenizer of", "model")),
+    Case("hashes that are garbled", TUNE, other_folder(put("trained_on.npy", b"\x93NUMPY\x01")), ("trained_on.npy",)),
     Case("an adapter", TUNE, other_folder(an_adapter), ("adapter", "merge", "roberta-base")),
     Case("sentence-transformers", TUNE, other_folder(sentence_transformers), ("0_Transformer",)),
     Case("no such metric", TUNE, flags(metric_for_best_model="f1_marco"), ("metric_for_best_model", "f1_macro")),

@@ -128,7 +128,8 @@ def test_a_folder_of_folds_predicts_again(folded, tmp_path, monkeypatch, topic_f
     submissions = [(f / "submission.csv").read_bytes() for f in (tmp_path / "again", out)]
     assert submissions[0] == submissions[1]
     with pytest.raises(InputError, match=r"holds 3 models; to train, name one of them, .*fold-0"):
-        run_finetune.main(arguments | {"train_file": topic_files["train"]})
+        training = {"train_file": topic_files["train"], "output_dir": str(tmp_path / "trained")}
+        run_finetune.main(arguments | training)
     single = arguments | {"model_name_or_path": str(out / "fold-1")}
     run_finetune.main(single | {"output_dir": str(tmp_path / "one")})
     one = read(tmp_path / "one" / "predictions_test.csv")
@@ -281,23 +282,23 @@ def test_rows_without_a_label_are_counted_and_get_one_if_asked(tiny_bert, tmp_pa
     weights = load_file(folder / "out[1]" / "model.safetensors")
     save_file(weights | {"head.bias": torch.full((3,), -9.0)}, folder / "out[1]/model.safetensors")
 
-    def predicted(**more):
+    def predicted(out, **more):
         options = {"model_name_or_path": str(folder / "out[1]"), "test_file": files["test"]}
-        options |= {"output_dir": str(tmp_path / "again"), "id_column_name": "id", "use_cpu": True}
+        options |= {"output_dir": str(out), "id_column_name": "id", "use_cpu": True}
         options |= {"label_column_name": ["tags"], "disable_tqdm": True}
         options |= {"sample_submission": str(folder / "sample[1].csv"), **more}
         caplog.clear()
         run_finetune.main(options)
-        tables = [read(tmp_path / "again" / f"{n}.csv") for n in ("predictions_test", "submission")]
+        tables = [read(out / f"{name}.csv") for name in ("predictions_test", "submission")]
         assert [*tables[0]["prediction"].fillna("")] == [*tables[1]["tags"].fillna("")]
         assert [*tables[0]][2:] == ["prob_0", "prob_1", "prob_2"]
         assert (probabilities(tables[0]) < 0.5).all()
         return tables[0], caplog.text
 
-    table, said = predicted()
+    table, said = predicted(tmp_path / "plain")
     assert (table["prediction"].fillna("") == "").all()
     assert "60 of 60 rows get no label" in said and "--fit_thresholds" in said
-    table, said = predicted(at_least_one_label=True)
+    table, said = predicted(tmp_path / "one", at_least_one_label=True)
     assert [*map(str, table["prediction"])] == [*map(str, probabilities(table).argmax(axis=1))]
     assert "get no label" not in said
 
@@ -322,9 +323,13 @@ def test_grades_for_an_ordinal_target(tiny_bert, tmp_path):
 
 
 def test_rows_that_a_classifier_was_trained_on_are_counted(
-    tiny_bert, topic_files, folded, tmp_path, caplog
+    tiny_bert, topic_files, folded, tmp_path, caplog, monkeypatch
 ):
     """Folds that go on from it, and what it predicts: it has seen the rows."""
+    hashed, hash_text = [], contamination.hash_text
+    monkeypatch.setattr(
+        contamination, "hash_text", lambda text: hashed.append(text) or hash_text(text)
+    )
     out, results = folded
     texts = pd.read_csv(topic_files["train"])["text"]
     fold = read(out / "folds.csv")["fold"]
@@ -335,6 +340,7 @@ def test_rows_that_a_classifier_was_trained_on_are_counted(
     results = run(str(out / "fold-0"), topic_files, tmp_path / "o", **given)
     assert results["oof_documents_trained_on"] == seen >= 100
     assert f"{seen} of 150 oof documents" in caplog.text
+    assert len(hashed) == 150 + 45  # each text once
     for member in ("fold-0", "fold-1"):  # what it has seen since is added
         hashes = contamination.trained_rows([str(tmp_path / "o" / member)])
         own = texts[read(tmp_path / "o" / "folds.csv")["fold"] != int(member[-1])]
@@ -366,7 +372,12 @@ def test_pseudo_labels_come_from_models_that_did_not_see_the_fold(
     out, _ = folded
     files = topic_files | {"test": topic_files["test_labels"]}
     pseudo = {"pseudo_label_file": str(out / "predictions_test_by_fold.csv"), "num_folds": 3}
-    run(tiny_bert, files, tmp_path / "p", pseudo_label_weight=0.5, folds=["1"], **pseudo)
+    given = pseudo | {"pseudo_label_weight": 0.5, "folds": ["1"]}
+    results = run(tiny_bert, files, tmp_path / "p", **given)
+    texts = pd.read_csv(files["test"])["text"]
+    assert results["test_documents_trained_on"] == 45  # what they are scored with is no other text
+    trained = contamination.trained_rows([str(tmp_path / "p" / "fold-1")])
+    assert contamination.count_seen(contamination.hash_texts(texts), trained) == 45
     saved = json.loads((tmp_path / "p" / "fold-1" / "all_results.json").read_text())
     assert saved["train_rows"] == 100 and saved["pseudo_labelled_rows"] == 45
     with pytest.raises(InputError, match=r"folds\.csv: not the folds of this run"):

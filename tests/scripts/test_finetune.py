@@ -21,6 +21,7 @@ from bertchain.arguments.training import ModelArguments
 from bertchain.errors import InputError
 from bertchain.models.layers import layer_id_of
 from bertchain.models.loading import load_classifier
+from bertchain.runtime.checkpoints import WHOLE
 from bertchain.training.initialization import start_at_frequencies, suggest_rate
 
 pytestmark = pytest.mark.versions
@@ -325,6 +326,7 @@ def test_a_new_multi_label_head_starts_at_the_label_frequencies():
 
 def test_a_run_left_in_the_middle_is_not_mixed_with_a_new_one(tiny_bert, topic_files, tmp_path):
     (tmp_path / "o" / "checkpoint-7").mkdir(parents=True)
+    (tmp_path / "o" / "checkpoint-7" / WHOLE).touch()
     with pytest.raises(InputError, match=r"checkpoint-7 is left .*--resume_from_checkpoint last"):
         run(tiny_bert, topic_files, tmp_path / "o")
     assert (tmp_path / "o" / "checkpoint-7").is_dir()

@@ -211,7 +211,8 @@ def test_corpora_from_the_yaml_of_all_arguments_and_sets_by_name(
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(arguments))
     results = run_itpt.main([str(tmp_path / "run.yaml")])
     assert results["read"] == 180
-    again = run_itpt.main([str(tmp_path / "out" / "run_args.yaml"), "--max_train_samples", "20"])
+    again = [str(tmp_path / "out" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
+    again = run_itpt.main([*again, "--max_train_samples", "20"])
     assert again["read"] == 40
     by_name, _ = run("n", train_file=[], dataset_name=str(sets), text_column_names=["body"])
     named = {"dataset_config_name": "default", "streaming": True}
@@ -232,14 +233,19 @@ def test_test_text_is_left_out_or_asked_for(run, topic_files, tmp_path):
     path = str(tmp_path / "test.csv")
     results, out = run(test_file=[path])
     assert results["test_documents_removed"] >= 2 and results["transductive"] is False
-    assert contamination.count_seen(test["text"], contamination.read_fingerprint(out)) == 0
+    assert seen_in(out, test["text"]) == 0
     results, out = run("with", test_file=[path], include_test_text=True, validation_split=0.02)
     assert results["read"] == 60 + 63 and results["transductive"] is True
-    assert contamination.count_seen(test["text"], contamination.read_fingerprint(out)) >= 60
+    assert seen_in(out, test["text"]) >= 60
     with pytest.raises(InputError, match=r"test\.csv seems to hold test text"):
         run("no", train_file=[path])
     results, _ = run("yes", train_file=[path, topic_files["train"]], include_test_text=True)
     assert results["transductive"] is True
+
+
+def seen_in(folder, texts):
+    known = contamination.read_fingerprint(folder)
+    return contamination.count_seen(contamination.hash_texts(texts), known)
 
 
 def test_the_fingerprint_of_earlier_pretraining_stays(run, tmp_path):
@@ -248,6 +254,16 @@ def test_the_fingerprint_of_earlier_pretraining_stays(run, tmp_path):
     _, second = run("second", model_name_or_path=str(first), train_file=[str(tmp_path / "b.txt")])
     hashes = [set(contamination.read_fingerprint(f).tolist()) for f in (first, second)]
     assert hashes[0] < hashes[1] and len(hashes[1]) == len(hashes[0]) + 32
+
+
+def test_what_a_classifier_was_trained_on_stays_known(run, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "tuned")
+    rows = contamination.hash_texts(["one", "two"])
+    contamination.write_fingerprint(tmp_path / "tuned", rows, contamination.TRAINED_FILE)
+    kept = {"max_steps": 2, "save_at_steps": [1], "keep_checkpoints": True}
+    _, out = run("go_on", model_name_or_path=str(tmp_path / "tuned"), **kept)
+    for folder in (out, out / "step-1", out / "checkpoint-2"):
+        assert contamination.trained_rows([str(folder)]).tolist() == sorted(rows.tolist())
 
 
 def test_deduplication_can_be_switched_off(run, topic_files):
@@ -476,7 +492,7 @@ def test_a_stream_trains_and_knows_what_it_has_seen(run, topic_files):
     history = pd.read_csv(out / "history.csv")
     assert results["eval_loss"] < history["eval_loss"][0] - 0.5
     texts = pd.read_csv(topic_files["train"])["text"][:60]
-    seen = contamination.count_seen(texts, contamination.read_fingerprint(out))
+    seen = seen_in(out, texts)
     assert 30 <= seen < 60 and results["held_out_documents"] > 0
     for changes, message in (
         ({"max_steps": -1}, "--streaming needs --max_steps"),

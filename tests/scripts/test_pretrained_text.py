@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import run_finetune
 import run_itpt
 import run_probe
-from bertchain.data.contamination import read_fingerprint
+from bertchain.data.contamination import TRAINED_FILE, count_seen, hash_texts, read_fingerprint
 from bertchain.errors import InputError
 from bertchain.models.loading import load_classifier, load_encoder
 
@@ -74,21 +74,33 @@ def test_scores_on_text_that_was_pretrained_on_are_transductive(
 
 
 def test_a_probe_says_which_models_have_seen_the_test_text(
-    pretrained, topic_files, tiny_bert, tmp_path
+    pretrained, topic_files, tiny_bert, tmp_path, caplog
 ):
+    """And which were trained on the rows that are probed."""
     finetune(pretrained, topic_files, tmp_path / "tuned")
-    run_probe.main(
-        {
-            "models": [f"base={tiny_bert}", f"itpt={pretrained}", f"tuned={tmp_path / 'tuned'}"],
-            "train_file": topic_files["train"],
-            "test_file": topic_files["test_labels"],
-            "output_dir": str(tmp_path / "probed"),
-        }
-    )
+    caplog.clear()
+    given = {
+        "models": [f"base={tiny_bert}", f"itpt={pretrained}", f"tuned={tmp_path / 'tuned'}"],
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "output_dir": str(tmp_path / "probed"),
+    }
+    run_probe.main(given)
     models = json.loads((tmp_path / "probed" / "all_results.json").read_text())["models"]
     assert [m.get("transductive") for m in models] == [None, True, True]
     assert [m.get("test_documents_in_pretraining") for m in models] == [None, 4, 4]
     report = (tmp_path / "probed" / "report.md").read_text()
+    seen = read_fingerprint(tmp_path / "tuned", TRAINED_FILE)
+    assert [m.get("test_documents_trained_on") for m in models] == [None, None, 0]
+    counts = [models[2][f"{split}_documents_trained_on"] for split in ("train", "validation")]
+    assert counts == [135, 0]  # no score is too good for that
+    assert "Too good" not in report and "their scores are too good" not in caplog.text
+    other = {"train_file": topic_files["test_labels"], "test_file": topic_files["train"]}
+    run_probe.main(given | other | {"models": [f"tuned={tmp_path / 'tuned'}"]})
+    tested = count_seen(hash_texts(pd.read_csv(topic_files["train"])["text"]), seen)
+    assert f"{tested} of 150 test documents have the words of rows" in caplog.text
+    text = f"Too good: what is scored was trained on before, with its labels, by tuned ({tested} te"
+    assert text in (tmp_path / "probed" / "report.md").read_text()
     assert "Transductive: test text was in the further pretraining of itpt (4 documents)" in report
 
 

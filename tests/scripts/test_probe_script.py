@@ -230,7 +230,8 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     assert "commit" in saved["versions"] and saved["seed"] == 42
     features = list((tmp_path / "o" / "features").iterdir())
     assert len(features) == 2 * 3
-    again = run_probe.main([str(tmp_path / "o" / "run_args.yaml")])
+    again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
+    again = run_probe.main([*again, "--features_dir", str(tmp_path / "o" / "features")])
     pd.testing.assert_frame_equal(again, headline)
     assert sorted(features) == sorted((tmp_path / "o" / "features").iterdir())
 
@@ -331,10 +332,11 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
     frame["half"] = 0.5 + frame.index
     frame.to_csv(tmp_path / "several.csv", index=False)
     several = arguments | {"train_file": str(tmp_path / "several.csv"), "test_file": None}
-    several |= {"probes": ["linear"], "probe_layers": [-1]}
+    several |= {"probes": ["linear"], "probe_layers": [-1], "output_dir": str(tmp_path / "p")}
     run_probe.main({**several, "label_delimiter": "|"})
-    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    results = pd.read_csv(tmp_path / "p" / "results.csv")
     assert results[results.metric == "mdl_compression"]["value"].item() > 1
+    several["output_dir"] = str(tmp_path / "q")
     with pytest.raises(InputError, match="mdl needs labels, which numbers are not"):
         run_probe.main({**several, "label_column_name": ["half"]})
     with pytest.raises(InputError, match="geometry needs one label a row"):
@@ -448,7 +450,7 @@ def test_bad_arguments_of_the_geometry_are_one_line(tiny_bert, topic_files, tmp_
         "output_dir": str(tmp_path / "o"),
     }
     for change, message in (
-        ({"checkpoints_of": str(tmp_path)}, "holds no whole checkpoint"),
+        ({"checkpoints_of": tiny_bert}, "holds no whole checkpoint"),
         ({"directprobe_points": 50}, "needs --analyses directprobe or geometry"),
         ({"probe_layers": [9]}, "layers are 0 to 4"),
         ({"analyses": ["hulls"]}, "analyses"),

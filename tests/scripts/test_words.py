@@ -66,7 +66,8 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         np.testing.assert_allclose(measured["selectivity"].dropna(), expected, atol=1e-12)
         report = (tmp_path / "o" / "report.md").read_text()
         assert "## Selectivity" in report and "## Description length" in report
-    again = run_probe.main([str(tmp_path / "o" / "run_args.yaml")])
+    again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
+    again = run_probe.main(again)
     pd.testing.assert_frame_equal(again, headline)
 
 
@@ -128,7 +129,8 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
     with pytest.raises(
         InputError, match=r"head was trained for other labels|is not one of the classifier"
     ):
-        run_finetune.main(again | {"spans_column_name": "words" if kind == "pairs" else "pairs"})
+        other = {"spans_column_name": "words" if kind == "pairs" else "pairs"}
+        run_finetune.main(again | other | {"output_dir": str(tmp_path / "r")})
     headline = run_probe.main(
         {
             **{"models": [f"base={tiny_bert}", f"tuned={out}"], "id_column_name": "id"},
