@@ -23,6 +23,8 @@ def as_input_error(what: str = "") -> Iterator[None]:
         raise
     except (ValueError, OSError, ImportError) as error:
         first_line = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):  # of transformers
+            first_line += "; if you trust its code, add --trust_remote_code true"
         raise InputError(f"{what}: {first_line}" if what else first_line) from error
 
 

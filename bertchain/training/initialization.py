@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 
 from bertchain.arguments.finetuning import Arguments
 from bertchain.arguments.training import AdapterArguments, ModelArguments
@@ -18,6 +18,7 @@ from bertchain.models.loading import (
     is_document_classifier,
     load_classifier,
     load_encoder,
+    read_config,
     require_pooler,
 )
 from bertchain.models.modeling import (
@@ -182,11 +183,7 @@ def suggest_rate(path: str, args: Arguments) -> None:
     Args:
         path: the checkpoint, whose config tells the hidden size.
     """
-    with as_input_error(f"--model_name_or_path {path}"):
-        if is_document_classifier(path):
-            config = DocumentClassifierConfig.from_pretrained(path).encoder_config
-        else:
-            config = AutoConfig.from_pretrained(path, **args.checkpoint.hub_kwargs)
+    config = read_config(path, **args.checkpoint.hub_kwargs)
     hidden_size = config.get_text_config().hidden_size
     if hidden_size >= SMALL:
         return
