@@ -59,7 +59,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
     # 0. A checkpoint is to be described: that needs no data
     path = cli.value_of("describe", argv)
     if path is not None:
-        print(describe.describe_checkpoint(path))
+        trusted = cli.is_true("trust_remote_code", argv)
+        print(describe.describe_checkpoint(path, trust_remote_code=trusted))
         return pd.DataFrame()
 
     # 1. Arguments

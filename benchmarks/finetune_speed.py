@@ -69,7 +69,9 @@ def measure(options: argparse.Namespace) -> dict:
 
     torch.set_num_threads(options.threads)
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    tokenizer = AutoTokenizer.from_pretrained(
+        options.tokenizer or options.model, trust_remote_code=False
+    )
     fields = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": options.rows,
@@ -167,10 +169,13 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
 
     if options.model == "bert-base-shape":
         config = BertConfig(vocab_size=len(tokenizer), num_labels=len(spec.names))
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
-            options.model, num_labels=len(spec.names), dtype=torch.float32
+            options.model,
+            num_labels=len(spec.names),
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     trainer = Trainer(
         model=model,
@@ -202,7 +207,8 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
     if options.model == "bert-base-shape":
         from transformers import AutoModel, BertConfig
 
-        encoder = strip_encoder(AutoModel.from_config(BertConfig(vocab_size=len(tokenizer))))
+        config = BertConfig(vocab_size=len(tokenizer))
+        encoder = strip_encoder(AutoModel.from_config(config, trust_remote_code=False))
     else:
         encoder, _ = load_encoder(options.model)
     model, _ = build_model(encoder, None, ModelArguments(), spec, preprocessor)

@@ -67,7 +67,9 @@ def measure(options: argparse.Namespace) -> dict:
 
     torch.set_num_threads(options.threads)
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    tokenizer = AutoTokenizer.from_pretrained(
+        options.tokenizer or options.model, trust_remote_code=False
+    )
     texts = read_texts(options)
     args = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
@@ -146,8 +148,12 @@ def load(options: argparse.Namespace, tokenizer: object) -> object:
     from transformers import AutoModelForMaskedLM, BertConfig
 
     if options.model == "bert-base-shape":
-        return AutoModelForMaskedLM.from_config(BertConfig(vocab_size=len(tokenizer)))
-    return AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32)
+        return AutoModelForMaskedLM.from_config(
+            BertConfig(vocab_size=len(tokenizer)), trust_remote_code=False
+        )
+    return AutoModelForMaskedLM.from_pretrained(
+        options.model, dtype=torch.float32, trust_remote_code=False
+    )
 
 
 def usual_trainer(

@@ -104,7 +104,7 @@ def main() -> None:
 
 def make_models(folder: Path, tokenizer: str) -> None:
     """Write start, an encoder; model and long, classifiers of head windows and of all windows."""
-    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    tokens = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokens), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,

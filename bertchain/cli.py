@@ -21,6 +21,7 @@ import yaml
 from bertchain.errors import InputError, as_input_error, nearest
 from bertchain.help import default_of, print_help
 from bertchain.runtime.distributed import close_process_group, is_main_process, rank_and_size
+from bertchain.runtime.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -93,6 +94,13 @@ def following(defaults: dict[str, Any], argv: Given) -> dict[str, Any]:
     return found
 
 
+class OneLineErrors:
+    """Mix-in of argument parsers: what cannot be parsed is an InputError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(" ".join(message.split()))
+
+
 def make_parser(dataclass_types: Sequence[type]) -> "HfArgumentParser":
     """Make a HfArgumentParser without abbreviations and --help, whose errors are one line.
 
@@ -100,9 +108,8 @@ def make_parser(dataclass_types: Sequence[type]) -> "HfArgumentParser":
     """
     from transformers import HfArgumentParser  # takes longer than a user should wait for a sign
 
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(" ".join(message.split()))
+    class Parser(OneLineErrors, HfArgumentParser):
+        pass
 
     return Parser(dataclass_types, allow_abbrev=False, add_help=False)
 
@@ -149,10 +156,11 @@ def read_arguments(path: str, name: str = "") -> dict[str, Any]:
     Raises:
         InputError: for a file that cannot be read or holds something else.
     """
-    what = f"{name} {path}".strip()
+    shown = path if len(path) < 200 else f"{path[:60]} ..."  # text, not a path
+    what = f"{name} {shown}".strip()
     try:
         text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)  # JSON is YAML
+        content = load_yaml(text)  # JSON is YAML
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not text, no such date
         raise InputError(
             f"{what}: cannot be read as YAML or JSON: {str(error).splitlines()[0]}"
@@ -171,6 +179,12 @@ def is_given(name: str, argv: Given) -> bool:
 def value_of(name: str, argv: Given) -> str | None:
     """Return the (first) value of an argument before any is parsed; None if it is not given."""
     return _first_values(argv).get(name)
+
+
+def is_true(name: str, argv: Given) -> bool:
+    """Return whether a boolean argument is given, and not as false, before any is parsed."""
+    value = value_of(name, argv)
+    return value is not None and value.lower() not in ("false", "f", "no", "n", "0")
 
 
 def _first_values(argv: Given) -> dict[str, str]:

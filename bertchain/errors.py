@@ -28,6 +28,8 @@ def as_input_error(what: str = "", *more: type[Exception]) -> Iterator[None]:
         first_line = str(error).strip().split("\n")[0]
         if not isinstance(error, usual):
             first_line = f"cannot be read ({type(error).__name__}: {first_line})"
+        if "trust_remote_code" in str(error):  # of transformers
+            first_line += "; if you trust its code, add --trust_remote_code true"
         raise InputError(f"{what}: {first_line}" if what else first_line) from error
 
 

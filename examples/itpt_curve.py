@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -75,7 +74,7 @@ def find_steps(base: str | None, itpt: Path) -> dict[int, str]:
     run_args = itpt / "run_args.yaml"
     if not run_args.is_file():
         raise InputError(f"--itpt {itpt}: no run of run_itpt.py ended there")
-    steps = yaml.safe_load(run_args.read_text(encoding="utf-8")).get("save_at_steps", [])
+    steps = cli.read_arguments(str(run_args)).get("save_at_steps", [])
     if not steps:
         raise InputError(f"--itpt {itpt} keeps no steps; run run_itpt.py with --save_at_steps")
     if base is None and 0 not in steps:

@@ -22,6 +22,7 @@ from bertchain.cli import (
     following,
     is_given,
     parse,
+    read_arguments,
     refuse_data_parallel,
     value_of,
 )
@@ -110,6 +111,38 @@ def test_mistakes_are_one_line(argv, message):
     with pytest.raises(InputError, match=message) as error:
         parse([Numbers], argv)
     assert "\n" not in str(error.value)
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rate: 1\nnames: [a]\nrate: 2\n", "rate is given twice, line 1 and 3"),
+        ('{"x": {"b": 1, "c": 2, "b": 1}}', "b is given twice, line 1"),
+        ("a: &a 1\nb: [" + "*a, " * 1_000_000 + "1]", "more than 10,000 values"),
+        (LAUGHS, "more than 10,000 values"),
+        ("[" * 100_000, "more than 100 deep"),
+        ("- " * 5000 + "x", "more than 100 deep"),
+        ("a: &a {b: [*a]}", "line 1 is inside itself"),
+    ],
+    ids=["twice", "in JSON", "aliases", "aliases of aliases", "lists", "lines", "circle"],
+)
+def test_yaml_that_does_harm_is_refused_at_once(text, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(InputError, match=message) as error:
+        parse([Numbers], [str(tmp_path / "a.yaml")])
+    assert time.process_time() - began < 2  # the rest of a million aliases is not read
+    assert "a.yaml: " in str(error.value) and len(str(error.value)) < 300
+
+
+def test_anchors_and_merged_keys_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("c: &c {x: 1, y: 2}\nd:\n  <<: *c\n  y: 3\n")
+    assert read_arguments(str(tmp_path / "a.yaml"))["d"] == {"x": 1, "y": 3}
 
 
 def test_checks_of_shared_arguments():

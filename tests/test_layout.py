@@ -132,6 +132,25 @@ def test_everything_can_be_read_in_one_sitting():
     assert not long and not wide
 
 
+def test_every_loading_states_whether_code_may_run():
+    """Left out, transformers asks at the terminal."""
+    own = {"LabelSpec", "DocumentClassifierConfig"}  # these run no code of a checkpoint
+    silent = [
+        f"{path.name}:{call.lineno}"
+        for path in CODE
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("from_pretrained", "from_config")
+        and ast.unparse(call.func.value) not in own
+        and not any(
+            word.arg == "trust_remote_code" or (not word.arg and "NO_CODE" in ast.unparse(word))
+            for word in call.keywords
+        )
+    ]
+    assert not silent
+
+
 def test_no_tuple_is_packed_only_to_be_unpacked():
     """options = (a, b); f(*options): pass a and b by their names."""
     found = []

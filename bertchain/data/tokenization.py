@@ -18,14 +18,9 @@ from transformers import (
 from bertchain.data import spans
 from bertchain.data.batching import DocumentCollator
 from bertchain.errors import InputError, as_input_error
-from bertchain.models.loading import (
-    is_document_classifier,
-    max_positions,
-    quiet_loading,
-    read_classifier_config,
-    read_config,
-)
+from bertchain.models.loading import max_positions, quiet_loading, read_config, read_configs
 from bertchain.models.support import count_token_types
+from bertchain.models.weights import NO_CODE
 from bertchain.models.windows import (
     IDS_ALONE,
     SpecialTokens,
@@ -53,9 +48,8 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     Raises:
         InputError: if it cannot be loaded, or `name` is a folder without its files.
     """
-    kwargs = {"trust_remote_code": False} | kwargs  # left out, transformers would ask the user
     with as_input_error(f"tokenizer of {name}", Exception), quiet_loading():
-        tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE | kwargs)
     if Path(name).is_dir() and not _has_files(tokenizer, Path(name)):
         raise InputError(
             f"{name} holds a model without its tokenizer; give the --tokenizer_name that belongs "
@@ -115,9 +109,8 @@ def resolve_windows(
         InputError: for an architecture that is not supported, a window beyond the model's
             positions or without room for text, and for flags that the truncation does not use.
     """
-    config, known = read_config(path, **kwargs), {}
-    if is_document_classifier(path):
-        known = dict(read_classifier_config(path).windows)
+    config, classifier = read_configs(path, **kwargs)
+    known = dict(classifier.windows) if classifier is not None else {}
     special = known_types_only(find_special_tokens(tokenizer), config)
     limit = max_positions(config)
     known.setdefault("max_seq_length", int(min(512, limit, tokenizer.model_max_length)))

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -20,13 +19,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bertchain.errors import as_input_error
-from bertchain.models.loading import (
-    is_document_classifier,
-    load_classifier,
-    quiet_loading,
-)
+from bertchain.models.folders import check_model_folder
+from bertchain.models.loading import is_document_classifier, load_classifier
 from bertchain.models.modeling import num_blocks
 from bertchain.models.support import DECODERS
+from bertchain.models.weights import NO_CODE, load_with_info, quiet_loading, unwrap_names
 from bertchain.models.windows import WindowSpec
 
 # Class, and what one loads it for. The last one is for decoders only.
@@ -62,18 +59,20 @@ def describe_checkpoint(path: str, **hub_kwargs: Any) -> str:
         hub_kwargs: `revision`, `trust_remote_code`.
 
     Raises:
-        InputError: if nothing can be loaded from there.
+        InputError: if nothing can be loaded from there, by the checks of all scripts.
     """
+    check_model_folder(path)
     with as_input_error(str(path), Exception), quiet_loading(), _no_progress():
         if is_document_classifier(path):
             return "\n".join(_describe_classifier(path))
-        config = AutoConfig.from_pretrained(path, **hub_kwargs)
-        model = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, **hub_kwargs
-        )
-        names = _saved_names(path)
+        config = AutoConfig.from_pretrained(path, **NO_CODE | hub_kwargs)
+        model, _ = load_with_info(AutoModel, path, **hub_kwargs)
+        saved = _saved_names(path)
+        names = None if saved is None else {*unwrap_names(dict.fromkeys(saved), model)}
         lines = [_first_line(path, config), _size(model)]
         lines += _parts(model, names)
+        if names != saved:
+            lines.append("names of weights: behind a prefix, which these scripts take off")
         for auto, purpose in CLASSES.items():
             loaded = _load(auto, path, config, **hub_kwargs)
             if loaded is not None:
@@ -168,9 +167,7 @@ def _load(
     decoder = config.model_type in DECODERS
     if type(config) not in auto._model_mapping or (auto is AutoModelForCausalLM and not decoder):
         return None
-    model, info = auto.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **hub_kwargs
-    )
+    model, info = load_with_info(auto, path, **hub_kwargs)
     return type(model).__name__, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 

@@ -17,7 +17,7 @@ from bertchain.models.modeling import (
     strip_encoder,
 )
 from bertchain.models.support import check_supported, settle
-from bertchain.models.weights import load_pretrained, quiet_loading
+from bertchain.models.weights import NO_CODE, load_pretrained, quiet_loading
 from bertchain.models.windows import TRUNCATIONS
 
 POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
@@ -39,19 +39,31 @@ POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token
 def read_config(path: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
     """Read the encoder's config of any checkpoint; every script does so before it tokenizes.
 
+    Args, raises: as `read_configs`.
+    """
+    return read_configs(path, **kwargs)[0]
+
+
+def read_configs(
+    path: str | os.PathLike, **kwargs: Any
+) -> tuple[PreTrainedConfig, DocumentClassifierConfig | None]:
+    """Read the encoder's config of any checkpoint, and of a classifier's folder the classifier's.
+
     Args:
         kwargs: for `AutoConfig.from_pretrained`, such as `revision`, `trust_remote_code`.
 
     Raises:
         InputError: if it cannot be read, or the architecture is not supported.
     """
+    classifier = None
     with as_input_error(f"--model_name_or_path {path}", Exception):
         if is_document_classifier(path):
-            config = read_classifier_config(path).encoder_config
+            classifier = read_classifier_config(path)
+            config = classifier.encoder_config
         else:
-            config = AutoConfig.from_pretrained(path, **kwargs)
+            config = AutoConfig.from_pretrained(path, **NO_CODE | kwargs)
     check_supported(config, path)
-    return settle(config)
+    return settle(config), classifier
 
 
 def read_classifier_config(path: str | os.PathLike) -> DocumentClassifierConfig:

@@ -217,7 +217,7 @@ class DocumentClassifier(PreTrainedModel):
     def __init__(self, config: DocumentClassifierConfig, encoder: PreTrainedModel | None = None):
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.encoder_config)
+            encoder = AutoModel.from_config(config.encoder_config, trust_remote_code=False)
         self.encoder = strip_encoder(encoder, keep_pooler=config.token_pooling == "pooler")
         self.num_labels = config.num_labels
         hidden = config.encoder_config.get_text_config().hidden_size

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: a wrapper's names, what is missing, what is not a finite number."""
+"""Weights of a checkpoint: a wrapper's names, what is missing, what is no finite number."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from bertchain.models.folders import check_model_folder
+
+NO_CODE = {"trust_remote_code": False}  # for `from_pretrained`: left out, the user would be asked
 
 # What torch.compile, DataParallel, FSDP and checkpointing put anywhere into names.
 WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
@@ -56,18 +58,37 @@ def load_pretrained(
         the model and the names of the weights that the checkpoint lacked (they are new).
 
     Raises:
-        ValueError: for weights that cannot be read, have other shapes than the config says, are not
-            finite, or hold less than half of the encoder.
+        ValueError: as `load_with_info`.
+    """
+    model, info = load_with_info(auto, path, **kwargs)
+    return model, sorted(info["missing_keys"])
+
+
+def load_with_info(
+    auto: Any, path: str | os.PathLike, **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, Collection[str]]]:
+    """Load as `load_pretrained`; in place of the missing names return all loading info.
+
+    Raises:
+        ValueError: for weights that cannot be read, have other shapes than the config says, are no
+            finite numbers, or hold less than half of the encoder.
     """
     check_model_folder(path)
     options = {"dtype": torch.float32, "output_loading_info": True}
     with quiet_loading():
-        model, info = auto.from_pretrained(path, use_safetensors=True, **options, **kwargs)
+        model, info = auto.from_pretrained(
+            path, use_safetensors=True, **options, **NO_CODE | kwargs
+        )
+        check_fractions(model, path, **kwargs)
         missing = info["missing_keys"]
         if lacks_encoder(model, missing):
             weights = read_weights(path, **kwargs)
             model, info = type(model).from_pretrained(
-                None, config=model.config, state_dict=unwrap_names(weights, model), **options
+                None,
+                config=model.config,
+                state_dict=unwrap_names(weights, model),
+                **NO_CODE,
+                **options,
             )
             missing = info["missing_keys"]
             if lacks_encoder(model, missing):
@@ -78,7 +99,7 @@ def load_pretrained(
                 )
     initialise_missing(model, missing)
     check_finite(model)
-    return model, sorted(missing)
+    return model, info
 
 
 def lacks_encoder(model: PreTrainedModel, missing: Collection[str]) -> bool:
@@ -98,7 +119,7 @@ def some(names: Sequence[str], most: int = 4) -> str:
 # ---------------------------------------------------------------- names
 
 
-def unwrap_names(weights: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+def unwrap_names(weights: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Rename weights as the model's class has them: without the prefix of whatever held it.
 
     The prefix is not looked up but found: what stands before the model's own names, for most of
@@ -125,7 +146,13 @@ def common_prefix(names: Collection[str], wanted: Collection[str]) -> tuple[str,
 
 
 def read_weights(path: str | os.PathLike, **kwargs: Any) -> dict[str, Tensor]:
-    """Read the safetensors of a folder or a hub name.
+    """Read the safetensors of a folder or a hub name. Args: as for `weight_files`."""
+    files = weight_files(path, **kwargs)
+    return {name: value for file in files for name, value in load_file(file).items()}
+
+
+def weight_files(path: str | os.PathLike, **kwargs: Any) -> list[Path]:
+    """List the safetensors files of a folder or a hub name.
 
     Args:
         kwargs: of `from_pretrained`: the revision is used.
@@ -137,7 +164,7 @@ def read_weights(path: str | os.PathLike, **kwargs: Any) -> dict[str, Tensor]:
     if single is None:
         index = cached_file(path, "model.safetensors.index.json", **where)
         files, _ = get_checkpoint_shard_files(path, index, **where)
-    return {name: value for file in files for name, value in load_file(Path(file)).items()}
+    return [Path(file) for file in files]
 
 
 # ---------------------------------------------------------------- values
@@ -166,6 +193,28 @@ def initialise_missing(model: PreTrainedModel, missing: Collection[str]) -> None
 def _is_of_torch(model: PreTrainedModel, name: str) -> bool:
     """Whether a module of torch itself holds a parameter, such as nn.Linear."""
     return type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.nn")
+
+
+def check_fractions(model: PreTrainedModel, path: str | os.PathLike, **kwargs: Any) -> None:
+    """Check that no weights were saved as whole numbers, which would be taken for fractions.
+
+    Args:
+        kwargs: as for `weight_files`.
+
+    Raises:
+        ValueError: naming a tensor and its file.
+    """
+    whole = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    known = {"position_ids", "token_type_ids", *(name.rpartition(".")[2] for name in whole)}
+    for file in weight_files(path, **kwargs):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is no dict)
+                kind = weights.get_slice(name).get_dtype()
+                if kind.startswith(("I", "U", "BOOL")) and name.rpartition(".")[2] not in known:
+                    raise ValueError(
+                        f"{file} holds {name} as whole numbers ({kind}): quantised or damaged "
+                        "weights are not read; save them as float32"
+                    )
 
 
 def check_finite(model: PreTrainedModel) -> None:

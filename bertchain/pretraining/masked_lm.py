@@ -129,7 +129,8 @@ def masked_lm_from_scratch(
         config = read_config(config_name, **hub_kwargs)
         config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-        model = AutoModelForMaskedLM.from_config(config).float()
+        trusted = hub_kwargs.get("trust_remote_code", False)
+        model = AutoModelForMaskedLM.from_config(config, trust_remote_code=trusted).float()
     keep_padding_out(model)
     logger.warning(
         "Training from scratch by the config of %s: all %d million weights are random",

@@ -14,13 +14,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from datasets import Dataset
 
-from bertchain.cli import run_script
+from bertchain.cli import OneLineErrors, run_script
 from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError, at_least
 from bertchain.runtime.files import write_text
@@ -42,11 +42,8 @@ def main() -> None:
         print(f"{target}: {sum(map(len, spans))} targets in {len(table)} rows", flush=True)
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(OneLineErrors, argparse.ArgumentParser):
     """Raises InputError for arguments that cannot be parsed."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(" ".join(message.split()))
 
 
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:

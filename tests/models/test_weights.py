@@ -14,6 +14,7 @@ import run_finetune
 import run_itpt
 import run_probe
 from bertchain.errors import InputError
+from bertchain.models.describe import describe_checkpoint
 from bertchain.models.loading import load_encoder
 from bertchain.models.weights import initialise_missing, load_pretrained
 
@@ -132,6 +133,20 @@ def test_inside_names_too_and_the_head_comes_along(tiny_bert, tmp_path):
     assert missing == []
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_a_description_makes_the_same_checks(with_nan, tiny_bert, tmp_path):
+    with pytest.raises(InputError, match=r"nan: 1 of its weights hold NaN"):
+        describe_checkpoint(str(with_nan))
+    plain = describe_checkpoint(tiny_bert).splitlines()
+    folder = renamed(tiny_bert, tmp_path / "m", lambda name: f"module.{name}")
+    lines = describe_checkpoint(str(folder)).splitlines()
+    said = "names of weights: behind a prefix, which these scripts take off"
+    assert said in lines and said not in plain
+    assert [line for line in lines if line != said][1:] == plain[1:]
+    other = renamed(tiny_bert, tmp_path / "other", lambda name: name.replace("encoder", "trunk"))
+    with pytest.raises(InputError, match="other: holds less than half"):
+        describe_checkpoint(str(other))
 
 
 @ALL

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, tiny_bert_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, FNetConfig
@@ -69,6 +70,15 @@ def as_parquet(rows: pd.DataFrame):
         return {"train_file": str(folder / "train.parquet")}
 
     return make
+
+
+def whole_number_weights(weights: dict) -> dict:
+    name = "encoder.layer.1.output.dense.weight"
+    return weights | {name: (100 * weights[name]).to(torch.int8)}
+
+
+def arguments_file(content: str):
+    return lambda folder, model: {"": write_text(folder, "args.yaml", content)}
 
 
 def binary_arguments(folder: Path, model: str) -> dict:
@@ -293,6 +303,8 @@ CASES = [
     Case("half precision without a GPU", TUNE, flags(fp16="true"), ("fp16",)),
     Case("no rows to train on", TUNE, lambda f, m: {}, ("train_file",)),
     Case("pooling of one window", TUNE, flags(segment_pooling="max"), ("segment_pooling", "hierarchical")),
+    Case("arguments given twice", PRE, arguments_file("seed: 1\nepochs: 2\nseed: 3\n"), ("args.yaml", "seed is given twice, line 1 and 3")),
+    Case("arguments that hold themselves", PROBE, arguments_file("models: &m [*m]\n"), ("args.yaml", "line 1", "inside itself")),
     Case("arguments that are no text", TUNE, binary_arguments, ("args.yaml",)),
     Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
     Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
@@ -317,6 +329,7 @@ CASES = [
     Case("unknown architecture", TUNE, other_folder(edit_json("config.json", model_type="zork")), ("model",)),
     Case("another shape", TUNE, other_folder(edit_json("config.json", hidden_size=64)), ("model",)),
     Case("smaller vocabulary", TUNE, other_folder(small_vocabulary), ("tokenizer", "7")),
+    Case("weights that are whole numbers", TUNE, other_folder(change_weights(whole_number_weights)), ("model.safetensors", "layer.1.output.dense.weight", "I8", "float32")),
     Case("weights that are NaN", TUNE, other_folder(change_weights(one_nan)), ("model", "NaN", "layer.0.output.dense.bias")),
     Case("weights of another architecture", TUNE, other_folder(change_weights(other_names)), ("model", "less than half", "trunk")),
     Case("a manifest of a stranger", TUNE, other_folder(of_a_stranger), ("manifest.json", "'../o'")),

@@ -1,6 +1,7 @@
 """What a user's files and surroundings must not do: run code, leave the output folder, leak."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from forking import run_command
 import run_finetune
 import run_itpt
 import run_probe
+from bertchain.errors import InputError
 
 SECRET = "hf_noBodyMayReadThis"
 TRAINING = ("--num_train_epochs", "1", "--use_cpu", "true", "--learning_rate", "3e-3")
@@ -62,6 +64,24 @@ def test_code_beside_a_checkpoint_is_not_run(script, tiny_bert, topic_files, tmp
     code, said = run(ROOT / script, *line)
     assert code == 2 and "Traceback" not in said and str(model) in said, said[-2000:]
     assert not mark.exists()
+
+
+def test_a_description_does_not_ask_whether_code_may_run(tiny_bert, tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    code = EVIL.format(mark=str(mark)) + "from transformers import BertConfig, BertModel\n"
+    code += "class C(BertConfig): model_type = 'evil'\nclass M(BertModel): config_class = C\n"
+    (tmp_path / "model" / "evil.py").write_text(code)
+    monkeypatch.setattr("builtins.input", lambda text="": "y")
+    given = ["--describe", str(tmp_path / "model"), "--trust_remote_code"]
+    with pytest.raises(InputError, match=r"custom code .*; if you trust its code, add --trust_rem"):
+        run_probe.main([*given, "false"])
+    assert not mark.exists()
+    run_probe.main(given)
+    assert mark.exists()
 
 
 def test_names_from_data_make_no_paths(tiny_bert, topic_files, tmp_path):
