@@ -80,6 +80,7 @@ class PretrainingTrainer(FiniteTrainer):
             lambda: int(self.state.epoch or 0),
             args.process_index,
             args.world_size,
+            args.gradient_accumulation_steps,
         )
         return DataLoader(
             RepeatedDataset(data),

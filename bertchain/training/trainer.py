@@ -21,7 +21,12 @@ from transformers import (
 
 from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
-from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
+from bertchain.data.batching import (
+    CountedRows,
+    GroupedByLength,
+    ProcessBatchSampler,
+    keep_all_columns,
+)
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import MAIN_METRIC, score_directions
@@ -125,13 +130,14 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
         """Build a loader of this process's rows; accelerate must not share them out once more."""
         args = self.args
         return DataLoader(
-            self.train_dataset,
+            CountedRows(self.train_dataset),
             batch_sampler=ProcessBatchSampler(
                 self.row_order(),
                 self._train_batch_size,
                 args.process_index,
                 args.world_size,
                 args.dataloader_drop_last,
+                args.gradient_accumulation_steps,
             ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
