@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -17,10 +18,11 @@ from bertchain.arguments.finetuning import RunArguments
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
-from bertchain.runtime.distributed import barrier, broadcast, is_main_process
-from bertchain.runtime.files import write_json, write_yaml
+from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
+from bertchain.runtime.files import hash_file, write_json, write_yaml
 from bertchain.runtime.locks import lock
 from bertchain.runtime.records import versions
+from bertchain.runtime.resuming import ROWS, refuse_other_steps
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def read_members(folder: str | os.PathLike) -> list[Member]:
     folder = Path(folder)
     for name, key in ((FILE, "members"), (EARLIER_FILE, "parts")):
         if (folder / name).is_file():
-            rows = json.loads((folder / name).read_text(encoding="utf-8"))[key]
+            rows = read_manifest(folder / name)[key]
             members = [
                 Member(row["name"], row["fold"], row["seed"], str(folder / row["name"]))
                 for row in rows
@@ -147,6 +149,8 @@ class RunFolder:
         """
         with self._stack as stack:  # releases the lock if the manifest does not fit
             stack.enter_context(lock(self.folder))
+            if self.scratch != self.folder:  # of the same name and manifest in two places
+                stack.enter_context(lock(self.scratch, "checkpoint_dir"))
             if self.manifest is not None and self.has_several:
                 check_manifest(self.folder, self.manifest)
                 if is_main_process():
@@ -247,7 +251,10 @@ FREE = {
     "seeds",
     "submission_values",
     "time_budget",
+    "use_cpu",
 }
+# Arguments that count by their product, see `make_manifest`.
+SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments whose content counts, not their path.
 FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
@@ -263,9 +270,10 @@ def make_manifest(
         tables: by split; of a --dataset_name their rows are hashed, as the files of others are.
 
     Returns:
-        arguments that change a model; files: hash by argument; seed.
+        arguments that change a model; files: hash by argument; seed; step: its number of rows, by
+        whatever processes, batches and accumulation.
     """
-    left_out = {*FREE, *FILES, *FOLDERS}
+    left_out = {*FREE, *FILES, *FOLDERS, *SHARES}
     arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
     model = run_config["model_name_or_path"]
     files = {n: hash_files([Path(run_config[n])]) for n in FILES if run_config.get(n)}
@@ -277,7 +285,9 @@ def make_manifest(
         arguments["model_name_or_path"] = model
     if run_config.get("dataset_name") and tables:
         files["dataset_name"] = hash_tables(tables)
-    return {"arguments": json.loads(json.dumps(arguments)), "files": files, "seed": seed}
+    rows = rank_and_size()[1] * math.prod(run_config.get(name) or 1 for name in SHARES)
+    arguments = json.loads(json.dumps(arguments))
+    return {"arguments": arguments, "files": files, "seed": seed, "step": {ROWS: rows}}
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -286,8 +296,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         if not path.is_file():
             continue
-        with path.open("rb") as file:
-            digest.update(_sha256(file))
+        digest.update(bytes.fromhex(hash_file(path)))
     return digest.hexdigest()
 
 
@@ -301,13 +310,6 @@ def hash_tables(tables: dict[str, Table]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(file: Any) -> bytes:
-    digest = hashlib.sha256()
-    for piece in iter(lambda: file.read(1 << 20), b""):
-        digest.update(piece)
-    return digest.digest()
-
-
 def digest_of(manifest: dict[str, Any]) -> str:
     """Shorten a manifest to 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
@@ -318,14 +320,15 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
     if not begun:
         return
-    if (folder / EARLIER_FILE).is_file():
+    previous = read_manifest(folder / FILE) if (folder / FILE).is_file() else None
+    if (folder / EARLIER_FILE).is_file() or (previous and "step" not in previous):
         raise InputError(
             f"--output_dir {folder} holds a run of an earlier version, which this one predicts "
             "with but does not continue; choose another --output_dir, or delete it"
         )
-    if not (folder / FILE).is_file():
+    if previous is None:
         return
-    previous = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    refuse_other_steps(str(folder), previous["step"], manifest["step"])
     for kind in ("arguments", "files"):
         for name in sorted({*previous[kind], *manifest[kind]}):
             old, new = previous[kind].get(name), manifest[kind].get(name)
@@ -342,4 +345,27 @@ def write_manifest(folder: Path, manifest: dict[str, Any], members: Sequence[Mem
     """Write manifest.json, with the trained members of earlier commands (other --folds)."""
     named = {member.name: member for member in [*read_members(folder), *members]}
     rows = [{"name": m.name, "fold": m.fold, "seed": m.seed} for m in named.values()]
-    write_json(folder / FILE, manifest | {"members": rows})
+    content = manifest | {"members": rows}
+    write_json(folder / FILE, content | {"digest": digest_of(content)})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read what `write_manifest` or an earlier version wrote.
+
+    Raises:
+        InputError: for a file that is no longer what was written.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop("digest", None)
+        earlier = "step" not in content  # versions that wrote no digest
+        whole = {"arguments", "files"} <= content.keys()
+        whole = whole and digest == (None if earlier else digest_of(content))
+    except (ValueError, AttributeError, UnicodeDecodeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is damaged, so it is not known which models belong to the run; restore it, or "
+            "choose another --output_dir (to predict, name the folder of one of its models)"
+        )
+    return content

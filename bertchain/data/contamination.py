@@ -19,7 +19,8 @@ from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
 from bertchain.data.words import plain_words
-from bertchain.runtime.files import atomic_write
+from bertchain.errors import InputError
+from bertchain.runtime.files import atomic_write, check_seal, seal
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray, name: str = HASH_FILE) -> None:
     """Save the different hashes of all documents, sorted, in a checkpoint's folder."""
-    with atomic_write(Path(folder) / name) as temporary, temporary.open("wb") as file:
-        np.save(file, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
+    with atomic_write(Path(folder) / name) as temporary:
+        np.save(temporary, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
+        seal(temporary)
 
 
 def read_fingerprint(
@@ -67,10 +69,13 @@ def read_fingerprint(
     Args:
         name: HASH_FILE or TRAINED_FILE.
         hub: `revision`, and whatever else `from_pretrained` takes.
+
+    Raises:
+        InputError: for a damaged file.
     """
     if os.path.isdir(path):
         local = Path(path) / name
-        return np.load(local, allow_pickle=False) if local.is_file() else None
+        return _read_hashes(local) if local.is_file() else None
     try:
         found = cached_file(
             str(path),
@@ -82,7 +87,23 @@ def read_fingerprint(
         )
     except (OSError, ValueError):  # no such model: loading it says so
         return None
-    return None if found is None else np.load(found, allow_pickle=False)
+    return None if found is None else _read_hashes(Path(found))
+
+
+def _read_hashes(path: Path) -> np.ndarray:
+    """Read sorted hashes; raises InputError where the file is not what was written."""
+    try:
+        hashes = np.load(path, allow_pickle=False)
+        whole = check_seal(path) is not False and hashes.ndim == 1  # earlier versions: no seal
+        whole = whole and hashes.dtype == np.uint64 and bool((hashes[1:] > hashes[:-1]).all())
+    except (ValueError, EOFError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is damaged, so it is not known which text the model has seen; restore it, or "
+            "delete it to go on without that"
+        )
+    return hashes
 
 
 def find_seen(documents: Dataset | None, path: str, **hub: object) -> dict[str, object]:

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    EarlyStoppingCallback,
     EvalPrediction,
     Trainer,
     TrainerCallback,
@@ -33,16 +32,16 @@ from bertchain.metrics import MAIN_METRIC, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
 from bertchain.runtime import best
-from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import disk_errors
 from bertchain.runtime.finite import FiniteTrainer
+from bertchain.runtime.resuming import ResumableTrainer, early_stopping  # noqa: F401
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DocumentTrainer(FiniteTrainer, AveragingTrainer):
+class DocumentTrainer(ResumableTrainer, AveragingTrainer):
     """Trainer of document classifiers, with optimizer groups by layer id.
 
     A subclass builds the optimizer, whose groups have a key `layer_id`, and computes the loss.
@@ -67,8 +66,6 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
         """
         super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
-        self.add_callback(MarkComplete())
-        self.add_callback(SaveAndExitOnSigterm())  # after the mark
         self.label_smoother = None  # the Trainer's own does not count accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length
@@ -146,6 +143,9 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
             pin_memory=args.dataloader_pin_memory,
         )
 
+    def step_content(self) -> dict[str, Any]:
+        return super().step_content() | {"--batch_by_length": self.batch_by_length}
+
     def row_order(self) -> Sampler[int]:
         """Return the sampler of training rows, the same in all processes."""
         return GroupedByLength.for_trainer(self, self.train_dataset, self.batch_by_length)
@@ -157,11 +157,6 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
             if rates[0] > 0:  # the ratio, since the logged rate is that of the previous step
                 logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
         super().log(logs, *args, **kwargs)
-
-
-def early_stopping(patience: int | None) -> list[TrainerCallback]:
-    """Make the callback that stops after so many evaluations without a better score, if any."""
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
 def member_arguments(
