@@ -1,5 +1,6 @@
 """What a run with several members has stored: its manifest, and members that are done."""
 
+import hashlib
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     """Read a manifest; `arguments` and `files` are there in any case.
 
     Raises:
-        InputError: for a file that holds none.
+        InputError: for a file that holds none, or no longer what was written.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -30,7 +31,15 @@ def read_manifest(file: Path) -> dict[str, Any]:
     content = empty | content if isinstance(content, dict) else {}
     if not all(isinstance(content.get(part), dict) for part in empty):
         raise _garbled(file, "holds no manifest")
+    digest = content.pop("digest", None)
+    if "step" in content and digest != digest_of(content):  # earlier versions wrote neither
+        raise _garbled(file, "is damaged")
     return content
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """Shorten a manifest to 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_members(file: Path, key: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -18,11 +19,12 @@ from bertchain.arguments.finetuning import RunArguments
 from bertchain.competition import manifests
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
-from bertchain.runtime import outputs
+from bertchain.runtime import locks, outputs
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
-from bertchain.runtime.distributed import barrier, broadcast, is_main_process
+from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
 from bertchain.runtime.files import hash_file, write_json, write_yaml
 from bertchain.runtime.records import versions
+from bertchain.runtime.resuming import ROWS, refuse_other_steps
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +132,7 @@ class RunFolder:
         self.asked = asked
         self.scratch = self.folder
         if manifest is not None and options.checkpoint_dir is not None:
-            name = f"{self.folder.name}-{digest_of(manifest)}"
+            name = f"{self.folder.name}-{manifests.digest_of(manifest)}"
             self.scratch = Path(options.checkpoint_dir) / name
         self._stack = ExitStack()
 
@@ -147,8 +149,10 @@ class RunFolder:
         """
         several = self.manifest is not None and self.has_several
         check = partial(check_manifest, manifest=self.manifest) if several else None
-        with self._stack as stack:  # releases the lock if the manifest cannot be written
+        with self._stack as stack:  # releases the locks if the manifest cannot be written
             stack.enter_context(outputs.claim(self.folder, self.asked, check))
+            if self.scratch != self.folder:  # of the same name and manifest in two places
+                stack.enter_context(locks.lock(self.scratch, "checkpoint_dir"))
             if several and is_main_process():
                 for member in self.members:
                     outputs.remove_leftovers(self.folder_of(member))
@@ -255,7 +259,10 @@ FREE = {
     "seeds",
     "submission_values",
     "time_budget",
+    "use_cpu",
 }
+# Arguments that count by their product, see `make_manifest`.
+SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments whose content counts, not their path.
 FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
@@ -271,9 +278,10 @@ def make_manifest(
         tables: by split; of a --dataset_name their rows are hashed, as the files of others are.
 
     Returns:
-        arguments that change a model; files: hash by argument; seed.
+        arguments that change a model; files: hash by argument; seed; step: its number of rows, by
+        whatever processes, batches and accumulation.
     """
-    left_out = {*FREE, *FILES, *FOLDERS}
+    left_out = {*FREE, *FILES, *FOLDERS, *SHARES}
     arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
     model = run_config["model_name_or_path"]
     files = {n: hash_files([Path(run_config[n])]) for n in FILES if run_config.get(n)}
@@ -285,7 +293,9 @@ def make_manifest(
         arguments["model_name_or_path"] = model
     if run_config.get("dataset_name") and tables:
         files["dataset_name"] = hash_tables(tables)
-    return {"arguments": json.loads(json.dumps(arguments)), "files": files, "seed": seed}
+    rows = rank_and_size()[1] * math.prod(run_config.get(name) or 1 for name in SHARES)
+    arguments = json.loads(json.dumps(arguments))
+    return {"arguments": arguments, "files": files, "seed": seed, "step": {ROWS: rows}}
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -308,11 +318,6 @@ def hash_tables(tables: dict[str, Table]) -> str:
     return digest.hexdigest()
 
 
-def digest_of(manifest: dict[str, Any]) -> str:
-    """Shorten a manifest to 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises InputError, naming what differs, if the folder holds models of another run."""
     if not any((folder / name).is_file() for name in outputs.MANIFESTS):
@@ -320,14 +325,15 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
     if not begun:
         return
-    if (folder / EARLIER_FILE).is_file():
+    previous = manifests.read_manifest(folder / FILE) if (folder / FILE).is_file() else None
+    if (folder / EARLIER_FILE).is_file() or (previous and "step" not in previous):
         raise InputError(
             f"--output_dir {folder} holds a run of an earlier version, which this one predicts "
             "with but does not continue; choose another --output_dir, or delete it"
         )
-    if not (folder / FILE).is_file():
+    if previous is None:
         return
-    previous = manifests.read_manifest(folder / FILE)
+    refuse_other_steps(str(folder), previous["step"], manifest["step"])
     for kind in ("arguments", "files"):
         for name in sorted({*previous[kind], *manifest[kind]}):
             old, new = previous[kind].get(name), manifest[kind].get(name)
@@ -344,4 +350,5 @@ def write_manifest(folder: Path, manifest: dict[str, Any], members: Sequence[Mem
     """Write manifest.json, with the trained members of earlier commands (other --folds)."""
     named = {member.name: member for member in [*read_members(folder), *members]}
     rows = [{"name": m.name, "fold": m.fold, "seed": m.seed} for m in named.values()]
-    write_json(folder / FILE, manifest | {"members": rows})
+    content = manifest | {"members": rows}
+    write_json(folder / FILE, content | {"digest": manifests.digest_of(content)})

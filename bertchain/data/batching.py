@@ -1,5 +1,6 @@
 """Batches of documents: the collator, the order of training rows, each process's share of them."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
-from bertchain.models.modeling import pad_documents
+from bertchain.errors import InputError
+from bertchain.models.modeling import IGNORED, pad_documents
 
 
 def keep_all_columns(training: TrainingArguments) -> TrainingArguments:
@@ -112,7 +114,11 @@ class ProcessBatchSampler(Sampler[list[int]]):
     Each run of `batch_size` * `processes` rows is dealt out row by row, so that all processes have
     the same number of batches and together visit each row once. (accelerate would fill up the last
     batch with rows from the beginning, which then count twice.) Where fewer rows than processes are
-    left, each process gets all of them: their mean, and so the gradient, stays the same.
+    left, the other processes get ~row, a row that counts nothing (see `CountedRows`): none of them
+    may be missing in the backward pass.
+
+    Raises:
+        InputError: where `drop_last` leaves nothing.
     """
 
     def __init__(
@@ -122,28 +128,65 @@ class ProcessBatchSampler(Sampler[list[int]]):
         process: int = 0,
         processes: int = 1,
         drop_last: bool = False,
+        accumulation: int = 1,
     ):
+        """Args:
+        drop_last: leave out an incomplete last step, of `accumulation` batches in each process.
+        """
         self.order, self.batch_size, self.drop_last = order, batch_size, drop_last
-        self.process, self.processes = process, processes
+        self.process, self.processes, self.accumulation = process, processes, accumulation
+        if drop_last and not len(self):
+            raise InputError(
+                f"--dataloader_drop_last true: {len(order)} training rows are fewer than the "
+                f"{batch_size * processes * accumulation} of a step; leave it out"
+            )
 
     def __len__(self) -> int:
         together = self.batch_size * self.processes
-        return len(self.order) // together if self.drop_last else -(-len(self.order) // together)
+        if self.drop_last:
+            return len(self.order) // (together * self.accumulation) * self.accumulation
+        return -(-len(self.order) // together)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._batches(), len(self))
+
+    def _batches(self) -> Iterator[list[int]]:
         together: list[int] = []
         for row in self.order:
             together.append(row)
             if len(together) == self.batch_size * self.processes:
-                yield self._share_of(together)
+                yield deal(together, self.process, self.processes)
                 together = []
-        if together and not self.drop_last:
-            yield self._share_of(together)
+        if together:
+            yield deal(together, self.process, self.processes)
 
-    def _share_of(self, together: list[int]) -> list[int]:
-        if len(together) < self.processes:
-            return together
-        return together[self.process :: self.processes]
+
+def deal(rows: Sequence[int], process: int, processes: int) -> list[int]:
+    """Give a process its share of some rows; where none is left, one that counts nothing: ~row."""
+    return list(rows[process::processes]) or [~rows[0]]
+
+
+class CountedRows:
+    """Training rows by number; ~number gives a row that is computed and counts nothing."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        places = [n if n >= 0 else ~n for n in numbers]
+        at_once = getattr(self.rows, "__getitems__", None)
+        rows = at_once(places) if at_once else [self.rows[place] for place in places]
+        return [row if n >= 0 else uncounted(row) for n, row in zip(numbers, rows, strict=True)]
+
+
+def uncounted(row: dict[str, Any]) -> dict[str, Any]:
+    """Take a row out of the loss and its divisor: it weighs 0, or its targets are ignored."""
+    if "token_positions" in row:
+        return {**row, "labels": [IGNORED] * len(row["labels"])}
+    return {**row, "weight": 0.0}
 
 
 def longest_first(lengths: Sequence[int]) -> np.ndarray:

@@ -19,8 +19,8 @@ from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
 from bertchain.data.words import plain_words
-from bertchain.errors import as_input_error
-from bertchain.runtime.files import atomic_write
+from bertchain.errors import InputError
+from bertchain.runtime.files import atomic_write, check_seal, seal
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 def write_fingerprint(folder: str | os.PathLike, hashes: np.ndarray, name: str = HASH_FILE) -> None:
     """Save the different hashes of all documents, sorted, in a checkpoint's folder."""
-    with atomic_write(Path(folder) / name) as temporary, temporary.open("wb") as file:
-        np.save(file, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
+    with atomic_write(Path(folder) / name) as temporary:
+        np.save(temporary, np.unique(hashes.astype(np.uint64)), allow_pickle=False)
+        seal(temporary)
 
 
 def read_fingerprint(
@@ -69,12 +70,15 @@ def read_fingerprint(
         path: of a checkpoint-* folder, those of its run count.
         name: HASH_FILE or TRAINED_FILE.
         hub: `revision`, and whatever else `from_pretrained` takes.
+
+    Raises:
+        InputError: for a damaged file.
     """
     if os.path.isdir(path):
         folder = Path(path).resolve()
         folder = folder.parent if folder.name.startswith("checkpoint-") else folder
         local = next((f / name for f in (Path(path), folder) if (f / name).is_file()), None)
-        return None if local is None else _load(local)
+        return None if local is None else _read_hashes(local)
     try:
         found = cached_file(
             str(path),
@@ -86,7 +90,7 @@ def read_fingerprint(
         )
     except (OSError, ValueError):  # no such model: loading it says so
         return None
-    return None if found is None else _load(Path(found))
+    return None if found is None else _read_hashes(Path(found))
 
 
 def read_fingerprints(path: str | os.PathLike, **hub: object) -> dict[str, np.ndarray]:
@@ -95,11 +99,19 @@ def read_fingerprints(path: str | os.PathLike, **hub: object) -> dict[str, np.nd
     return {name: hashes for name, hashes in found.items() if hashes is not None}
 
 
-def _load(file: Path) -> np.ndarray:
-    with as_input_error(str(file), Exception):  # np.load and zipfile raise of many types
-        hashes = np.load(file, allow_pickle=False)
-        if getattr(hashes, "dtype", None) != np.uint64 or hashes.ndim != 1:
-            raise ValueError("holds no hashes of documents; is it damaged?")
+def _read_hashes(path: Path) -> np.ndarray:
+    """Read sorted hashes; raises InputError where the file is not what was written."""
+    try:
+        hashes = np.load(path, allow_pickle=False)
+        whole = check_seal(path) is not False and hashes.ndim == 1  # earlier versions: no seal
+        whole = whole and hashes.dtype == np.uint64 and bool((hashes[1:] > hashes[:-1]).all())
+    except Exception:  # np.load and zipfile raise of many types
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} is damaged, so it is not known which text the model has seen; restore it, or "
+            "delete it to go on without that"
+        )
     return hashes
 
 

@@ -8,14 +8,15 @@ import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset
 
-from bertchain.errors import InputError
-from bertchain.pretraining.packing import RowMaker
+from bertchain.data.batching import deal
+from bertchain.pretraining.packing import IGNORE, RowMaker
 
 
 class RepeatedDataset(torch.utils.data.Dataset):
     """Rows by key; rows whose weight repeats them have several keys, and another mask for each.
 
-    key = number of the row + number of rows * repetition.
+    key = number of the row + number of rows * repetition. ~key gives a row that is computed and
+    counts nothing: no token of it is to be predicted.
     """
 
     def __init__(self, rows: Dataset):
@@ -25,15 +26,23 @@ class RepeatedDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
-        columns = self.rows[[key % len(self.rows) for key in keys]]
+        columns = self.rows[[place % len(self.rows) for place in map(counted, keys)]]
         rows = [
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)
         ]
-        return [{**row, "key": key} for row, key in zip(rows, keys, strict=True)]
+        return [
+            {**row, "key": key} if key >= 0 else {**row, "labels": [IGNORE] * len(row["input_ids"])}
+            for row, key in zip(rows, keys, strict=True)
+        ]
 
     def __getitem__(self, key: int) -> dict[str, Any]:
         return self.__getitems__([key])[0]
+
+
+def counted(key: int) -> int:
+    """Find the key behind one that counts nothing; any other stays."""
+    return key if key >= 0 else ~key
 
 
 class WeightedBatchSampler:
@@ -42,9 +51,13 @@ class WeightedBatchSampler:
     Each row is sampled as often as its weight says: 2 = twice, 0.5 = a random half of the rows,
     anew each epoch. Keys are shuffled, cut into chunks, sorted by length inside a chunk (if
     `by_length`) and cut into batches of `batch_size` rows or at most `tokens_per_batch` tokens with
-    padding; what the processes compute at the same time is of similar length. All depends on seed
-    and epoch alone, so that a resumed run goes on exactly. Every epoch and process has the same
-    number of batches; no key is left out or repeated to reach it.
+    padding; what belongs to one step is of similar length. All depends on seed and epoch alone, so
+    that a resumed run goes on exactly. Every epoch and process has the same number of batches; no
+    key is left out or repeated to reach it, but a process may get ~key, which counts nothing.
+
+    A step has `accumulation` batches in each process. Its keys do not depend on how they are shared
+    out: `batch_size` * `processes` * `accumulation` decides, with `tokens_per_batch` the number of
+    batches, `processes` * `accumulation`. An incomplete step is the last one.
     """
 
     def __init__(
@@ -58,6 +71,7 @@ class WeightedBatchSampler:
         epoch: Callable[[], int] = lambda: 0,
         process: int = 0,
         processes: int = 1,
+        accumulation: int = 1,
         batches_per_chunk: int = 50,
     ):
         """Args:
@@ -76,8 +90,12 @@ class WeightedBatchSampler:
         self.processes = processes
         self.batches_per_chunk = batches_per_chunk
         self.times = max(1, int(np.ceil(self.weights.max())))
-        first = len(self._cut(self._sample(0)))
-        self.count = max(1, -(-first // processes)) * processes  # a multiple of the processes
+        self.together = processes * accumulation  # batches of a step
+        keys = self._sample(0)
+        if tokens_per_batch is None:
+            self.count = -(-len(keys) // (batch_size * processes)) * processes
+        else:
+            self.count = max(1, -(-len(self._cut(keys)) // self.together)) * self.together
 
     def __len__(self) -> int:
         return self.count // self.processes
@@ -88,18 +106,50 @@ class WeightedBatchSampler:
 
     def all_batches(self, epoch: int) -> list[np.ndarray]:
         """List the keys of all batches of all processes; those of a step stand side by side."""
-        batches = self._to_count(self._cut(self._sample(epoch)))
-        if not self.by_length:
-            return batches
-        if self.processes > 1:  # else the lighter batch of a step would wait for the heavier
+        keys = self._sample(epoch)
+        of_rows = self.tokens_per_batch is None
+        steps = self._steps_of_rows(keys) if of_rows else self._steps_of_tokens(keys)
+        if self.by_length:
+            rng = np.random.default_rng((self.seed, epoch, 1))
+            full = len(steps)
+            if of_rows and len(keys) % (self.batch_size * self.together):
+                full -= 1
+            order = rng.permutation(full).tolist()
+            if epoch == 0 and full:  # so that memory runs out at once or never
+                heaviest = max(order, key=lambda i: max(map(self._padded, steps[i])))
+                order = [heaviest, *(i for i in order if i != heaviest)]
+            steps = [steps[i] for i in [*order, *range(full, len(steps))]]
+        return [batch for step in steps for batch in step]
+
+    def _steps_of_rows(self, keys: np.ndarray) -> list[list[np.ndarray]]:
+        """Cut keys into steps of so many, whose keys are dealt out among the processes."""
+        at_once = self.batch_size * self.processes
+        size = self.batch_size * self.together
+        chunk = size * self.batches_per_chunk
+        if self.by_length and len(keys):
+            chunks = [keys[i : i + chunk] for i in range(0, len(keys), chunk)]
+            keys = np.concatenate(
+                [own[np.argsort(-self._lengths_of(own), kind="stable")] for own in chunks]
+            )
+        steps = []
+        for start in range(0, len(keys), size):
+            step = keys[start : start + size]
+            pieces = [step[i : i + at_once] for i in range(0, len(step), at_once)]
+            steps.append(
+                [
+                    np.array(deal(p, i, self.processes))
+                    for p in pieces
+                    for i in range(self.processes)
+                ]
+            )
+        return steps
+
+    def _steps_of_tokens(self, keys: np.ndarray) -> list[list[np.ndarray]]:
+        """Cut keys into batches of so many tokens, and group these into steps."""
+        batches = self._to_count(self._cut(keys))
+        if self.by_length and self.together > 1:  # else a lighter batch would wait for a heavier
             batches = sorted(batches, key=self._padded)
-        steps = [batches[i : i + self.processes] for i in range(0, self.count, self.processes)]
-        rng = np.random.default_rng((self.seed, epoch, 1))
-        order = rng.permutation(len(steps)).tolist()
-        if epoch == 0:  # so that memory runs out at once or never
-            heaviest = max(order, key=lambda i: max(map(self._padded, steps[i])))
-            order = [heaviest, *(i for i in order if i != heaviest)]
-        return [batch for i in order for batch in steps[i]]
+        return [batches[i : i + self.together] for i in range(0, self.count, self.together)]
 
     def _sample(self, epoch: int) -> np.ndarray:
         """The keys of an epoch, shuffled."""
@@ -117,12 +167,9 @@ class WeightedBatchSampler:
         return rng.permutation(np.concatenate(keys))
 
     def _cut(self, keys: np.ndarray) -> list[np.ndarray]:
-        """Cut keys into batches."""
-        lengths = self.lengths[keys % len(self.lengths)]
-        if self.tokens_per_batch is None:
-            size = self.batch_size
-        else:  # about as many rows as fit
-            size = max(1, int(self.tokens_per_batch / lengths.mean()))
+        """Cut keys into batches of so many tokens."""
+        lengths = self._lengths_of(keys)
+        size = max(1, int(self.tokens_per_batch / lengths.mean()))  # about as many rows as fit
         chunk = size * self.batches_per_chunk
         batches = []
         for start in range(0, len(keys), chunk):
@@ -131,24 +178,22 @@ class WeightedBatchSampler:
             if self.by_length:
                 order = np.argsort(-of_own, kind="stable")
                 own, of_own = own[order], of_own[order]
-            batches += [own[a:b] for a, b in self._bounds(of_own)]
+            batches += [own[a:b] for a, b in token_bounds(of_own, self.tokens_per_batch)]
         return batches
 
-    def _bounds(self, lengths: np.ndarray) -> list[tuple[int, int]]:
-        if self.tokens_per_batch is None:
-            starts = range(0, len(lengths), self.batch_size)
-            return [(i, min(i + self.batch_size, len(lengths))) for i in starts]
-        return token_bounds(lengths, self.tokens_per_batch)
-
     def _to_count(self, batches: list[np.ndarray]) -> list[np.ndarray]:
-        """Split the heaviest batches, or join the lightest, until there are `count`."""
+        """Split the heaviest batches, or join the lightest, until there are `count`.
+
+        Batches of one key cannot be split: some that count nothing are added.
+        """
         while len(batches) < self.count:
             heaviest = max(
                 range(len(batches)), key=lambda i: (len(batches[i]) > 1, self._padded(batches[i]))
             )
             batch = batches[heaviest]
             if len(batch) == 1:
-                raise InputError(f"{len(batches)} rows are too few for {self.processes} processes")
+                lightest = min(batches, key=self._padded)
+                return [*batches, *[~lightest] * (self.count - len(batches))]
             half = len(batch) // 2
             batches[heaviest : heaviest + 1] = [batch[:half], batch[half:]]
         while len(batches) > self.count:
@@ -158,7 +203,10 @@ class WeightedBatchSampler:
         return batches
 
     def _padded(self, batch: np.ndarray) -> int:
-        return int(self.lengths[batch % len(self.lengths)].max()) * len(batch)
+        return int(self._lengths_of(batch).max()) * len(batch)
+
+    def _lengths_of(self, keys: np.ndarray) -> np.ndarray:
+        return self.lengths[np.where(keys < 0, ~keys, keys) % len(self.lengths)]
 
 
 def token_bounds(lengths: Sequence[int], tokens: int) -> list[tuple[int, int]]:

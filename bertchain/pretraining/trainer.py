@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments, RunArguments
 from bertchain.cli import changed
@@ -20,15 +20,15 @@ from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
 from bertchain.pretraining.streaming import DocumentStream
-from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm, remove_checkpoints
+from bertchain.runtime.checkpoints import remove_checkpoints
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
-from bertchain.runtime.finite import FiniteTrainer
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
+from bertchain.runtime.resuming import ROWS, ResumableTrainer, early_stopping
 
 logger = logging.getLogger(__name__)
 
 
-class PretrainingTrainer(FiniteTrainer):
+class PretrainingTrainer(ResumableTrainer):
     """Trainer of masked language models, with the sparse head.
 
     A subclass gives the loss.
@@ -51,18 +51,32 @@ class PretrainingTrainer(FiniteTrainer):
         kwargs: for the Trainer.
         """
         super().__init__(**kwargs)
-        self.add_callback(MarkComplete())
-        self.add_callback(SaveAndExitOnSigterm())  # after the mark
         if run.save_at_steps:
             self.add_callback(KeepSteps(run.save_at_steps, self))
-        if run.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(run.early_stopping_patience))
+        for callback in early_stopping(run.early_stopping_patience):
+            self.add_callback(callback)
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.packing = packing
         self.weights = weights
         self.hashes = hashes
         self.pooler = pooler or {}
         self.sparse_head = SparseHead(self.model)
+
+    def step_content(self) -> dict[str, Any]:
+        args, packing, data = self.args, self.packing, self.train_dataset
+        content = {"--batch_by_length": packing.batch_by_length, "seed of their order": args.seed}
+        if args.data_seed is not None:
+            content["seed of their order"] = args.data_seed
+        batches = args.gradient_accumulation_steps * args.world_size
+        if isinstance(data, StreamedBatches):  # each process reads other documents
+            content["number of processes"] = args.world_size
+            content["--per_device_train_batch_size"] = args.per_device_train_batch_size
+        else:
+            content |= {"number of training rows": len(data), "weights of corpora": self.weights}
+        if packing.tokens_per_batch is None:
+            return content | {ROWS: args.per_device_train_batch_size * batches}
+        name = "number of batches of a step (--gradient_accumulation_steps x processes)"
+        return content | {name: batches, "--tokens_per_batch": packing.tokens_per_batch}
 
     def get_train_dataloader(self) -> DataLoader:
         """Load the batches of this process, which accelerate would share out once more."""
@@ -80,6 +94,7 @@ class PretrainingTrainer(FiniteTrainer):
             lambda: int(self.state.epoch or 0),
             args.process_index,
             args.world_size,
+            args.gradient_accumulation_steps,
         )
         return DataLoader(
             RepeatedDataset(data),

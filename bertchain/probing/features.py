@@ -22,8 +22,9 @@ from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
+from bertchain.probing.feature_files import allocate, is_array, mark_of
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
-from bertchain.runtime.files import atomic_write
+from bertchain.runtime.files import check_seal, seal, sync
 from bertchain.runtime.locks import wait_for_lock
 from bertchain.runtime.records import versions
 
@@ -49,7 +50,9 @@ class FeatureStore:
     A file's name is a hash of the encoder's weights and config, the windows, the options, the
     versions and the code that computes them: what changed is never read from an old file. Rows are
     written where they belong as they are computed, so memory does not grow with their number; a
-    run that was killed goes on where it was; several processes each compute their share.
+    run that was killed goes on where it was; several processes each compute their share. A file
+    ends with the hash of its content, and a batch that is there already is known by its own: what
+    was damaged since is computed again.
     """
 
     def __init__(
@@ -88,14 +91,21 @@ class FeatureStore:
             [rows, layers, poolings, hidden]
         """
         path = self.folder / f"{self.key(dataset, poolings)}.npy"
-        if broadcast(path.is_file()):
+        if self._is_there(path):
             logger.info("%s: features read from %s", what, path)
             return np.load(path, mmap_mode="r")
         self.folder.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(path, what):
-            if not broadcast(path.is_file()):  # another run may have made it meanwhile
+            if not self._is_there(path):  # another run may have made it meanwhile
                 self._make(path, dataset, poolings, tokens_per_batch, what)
         return np.load(path, mmap_mode="r")
+
+    def _is_there(self, path: Path) -> bool:
+        """Return whether the main process finds the file as it was written."""
+        if is_main_process() and path.is_file() and not check_seal(path):
+            logger.warning("%s is damaged: computed again", path)
+            path.unlink()
+        return broadcast(path.is_file())
 
     def _make(
         self,
@@ -116,6 +126,8 @@ class FeatureStore:
         self._compute_all(dataset, poolings, batches, unfinished, marks, what)
         barrier()
         if is_main_process():
+            seal(unfinished)
+            sync(unfinished)
             unfinished.replace(path)
             marks.unlink()
         barrier()
@@ -133,10 +145,11 @@ class FeatureStore:
 
     def _begin(self, unfinished: Path, marks: Path, shape: tuple[int, ...], batches: int) -> None:
         """Make an empty file and one mark a batch; those of a killed run stay as they are."""
-        if unfinished.is_file() and marks.is_file():
+        dtype = DTYPES[self.dtype]
+        if is_array(unfinished, dtype, shape) and is_array(marks, np.uint64, (batches,)):
             return
-        _allocate(unfinished, DTYPES[self.dtype], shape)
-        _allocate(marks, np.dtype(bool), (batches,))
+        allocate(unfinished, dtype, shape)
+        allocate(marks, np.uint64, (batches,))
 
     def _compute_all(
         self,
@@ -150,22 +163,27 @@ class FeatureStore:
         """Compute this process's batches. A batch is marked only when its rows are on disk."""
         rank, size = rank_and_size()
         features, done = np.load(unfinished, mmap_mode="r+"), np.load(marks, mmap_mode="r+")
-        mine = [i for i in range(rank, len(batches), size) if not done[i]]
-        if done.any():
-            logger.info("%s: %d of %d batches were there", what, done.sum(), len(batches))
-        fresh, last = [], time.monotonic()
-        for i in tqdm(mine, desc=f"Features of {what}", disable=not is_main_process()):
-            rows = self.rows_of(dataset, batches[i])
-            features[rows] = self.compute(dataset[batches[i]], poolings)
-            fresh.append(i)
+        mine = range(rank, len(batches), size)
+        there = {i for i in mine if done[i] == mark_of(features[self.rows_of(dataset, batches[i])])}
+        if there:
+            logger.info("%s: %d of %d batches were there", what, len(there), len(mine))
+        fresh, last = {}, time.monotonic()
+
+        def mark() -> None:
+            features.flush()
+            done[[*fresh]] = [*fresh.values()]
+            done.flush()
+            fresh.clear()
+
+        left = [i for i in mine if i not in there]
+        for i in tqdm(left, desc=f"Features of {what}", disable=not is_main_process()):
+            found = self.compute(dataset[batches[i]], poolings)
+            features[self.rows_of(dataset, batches[i])] = found
+            fresh[i] = mark_of(found)
             if time.monotonic() - last > SECONDS_BETWEEN_MARKS:
-                features.flush()
-                done[fresh] = True
-                done.flush()
-                fresh, last = [], time.monotonic()
-        features.flush()
-        done[fresh] = True
-        done.flush()
+                mark()
+                last = time.monotonic()
+        mark()
 
     @torch.no_grad()
     def compute(self, columns: dict[str, list], poolings: Sequence[str]) -> np.ndarray:
@@ -302,16 +320,6 @@ def find_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _allocate(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Make an array of zeros on disk. Its space is reserved at once: on a full disk a write into
-    the memory map would kill the process."""
-    with atomic_write(path) as temporary:
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape).flush()
-        if hasattr(os, "posix_fallocate"):
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:

@@ -1,5 +1,6 @@
 """Checkpoints of a run that may be killed at any time, and callbacks that end training in time."""
 
+import json
 import logging
 import os
 import shutil
@@ -16,25 +17,73 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 
 from bertchain.errors import InputError
-from bertchain.runtime.distributed import barrier, broadcast, close_process_group, rank_and_size
-from bertchain.runtime.files import write_text
+from bertchain.runtime.distributed import broadcast, close_process_group, rank_and_size
+from bertchain.runtime.files import hash_file, sync, write_json
 from bertchain.runtime.outputs import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
 ASK_EVERY = 10  # steps after which the main process tells the others that it has got SIGTERM
-WHOLE = "whole"  # the last file that is written into a checkpoint: it is complete
+WHOLE = "whole"  # the last file written into a checkpoint, which lists the others: it is complete
 
 
-class MarkComplete(TrainerCallback):
-    """Mark a checkpoint as complete when all of it is on disk; one without the mark was cut off."""
+def mark_whole(checkpoint: Path, record: dict[str, Any]) -> None:
+    """Mark a checkpoint as complete: record, and the size and hash of each file that is on disk."""
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != WHOLE:
+            sync(path)
+            name = path.relative_to(checkpoint).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+    write_json(checkpoint / WHOLE, record | {"files": files})
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        barrier()  # each process writes its part
-        if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
+
+def read_mark(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
+    """Read the mark of a checkpoint; None where there is none, or it is no longer one."""
+    try:
+        mark = json.loads((Path(checkpoint) / WHOLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) and isinstance(mark.get("files"), dict) else None
+
+
+def find_damage(checkpoint: str | os.PathLike) -> str | None:
+    """Say why nothing can go on from a checkpoint; None: each file is as it was written.
+
+    Its best checkpoint, whose weights the run would end with, is part of it.
+    """
+    checkpoint = Path(checkpoint)
+    if not (checkpoint / WHOLE).is_file():
+        return "was not written to its end"
+    damage = _damaged_file(checkpoint, lambda name: True)
+    if damage is not None:
+        return damage
+    state = checkpoint / "trainer_state.json"
+    known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
+    best = known.get("best_model_checkpoint")
+    if best is None or Path(best).name == checkpoint.name:
+        return None
+    best = Path(best) if Path(best).is_dir() else checkpoint.parent / Path(best).name  # moved
+    damage = _damaged_file(best, lambda name: name.endswith((".safetensors", ".bin")))
+    return None if damage is None else f"needs the best one so far, {best}, which {damage}"
+
+
+def _damaged_file(checkpoint: Path, counts: Callable[[str], bool]) -> str | None:
+    """Say what is wrong with the files of a checkpoint, of those that count; None: nothing."""
+    mark = read_mark(checkpoint)
+    if not checkpoint.is_dir():
+        return "is gone"
+    if mark is None:
+        return f"has no list of its files ({WHOLE}), or a damaged one"
+    for name, written in mark["files"].items():
+        path = checkpoint / name
+        if not counts(name):
+            continue
+        if not path.is_file():
+            return f"lacks {name}"
+        if path.stat().st_size != written["size"] or hash_file(path) != written["sha256"]:
+            return f"has a damaged {name}"
+    return None
 
 
 class SaveAndExitOnSigterm(TrainerCallback):
@@ -117,34 +166,52 @@ def is_cut_off(checkpoint: Path) -> bool:
     return ours or not (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
+def newest_fit(folder: str | os.PathLike) -> tuple[Path | None, dict[Path, str]]:
+    """Find the newest checkpoint that a run can go on from, and what is wrong with newer ones."""
+    damages = {}
+    for path in reversed(checkpoints_in(folder)):
+        damage = find_damage(path)
+        if damage is None:
+            return path, damages
+        damages[path] = damage
+    return None, damages
+
+
 def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
     """Find the checkpoint to resume training from; None: training starts at step 0.
 
     Args:
-        asked: --resume_from_checkpoint: a path; `last` (or true), the newest complete checkpoint in
-            `folder`; or None.
+        asked: --resume_from_checkpoint: a path; `last` (or true), the newest in `folder` that is
+            complete and undamaged; or None.
 
     Raises:
-        InputError: if there is no such checkpoint; and, with None, if an earlier run has left
-            checkpoints, which a new run would mix with its own. Those that were cut off while they
-            were written do not count: from them nothing can go on.
+        InputError: if there is no such checkpoint, or it is damaged; and, with None, if an earlier
+            run has left checkpoints, which a new run would mix with its own. Those that were cut
+            off while they were written do not count: from them nothing can go on.
     """
     left, complete = checkpoints_in(folder), complete_checkpoints(folder)
     if asked is None:
         _check_none_left([path for path in left if not is_cut_off(path)], complete)
         return None
     if asked.lower() in ("last", "true"):
-        for path in left:
-            if path not in complete:
-                logger.warning("%s was not written to its end and is left out", path)
-        if not complete:
+        found, damages = newest_fit(folder)
+        for path, damage in damages.items():
+            logger.warning("%s %s: it is left out", path, damage)
+        if found is None:
+            why = "".join(f"; {path.name} {damage}" for path, damage in damages.items())
+            what_to_do = "delete them" if complete else "leave it out"
             raise InputError(
-                f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}; leave it "
-                "out, and the run begins anew"
+                f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}{why}; "
+                f"{what_to_do}, and the run begins anew"
             )
-        return str(complete[-1])
+        return str(found)
     if not os.path.isdir(asked):
         raise InputError(f"--resume_from_checkpoint {asked}: no such folder (or say: last)")
+    damage = find_damage(asked) if (Path(asked) / WHOLE).is_file() else None  # or of another tool
+    if damage is not None:
+        raise InputError(
+            f"--resume_from_checkpoint {asked} {damage}; say last, for the newest whole one"
+        )
     return asked
 
 
@@ -163,13 +230,28 @@ def _check_none_left(left: list[Path], complete: list[Path]) -> None:
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Find the newest complete checkpoint, or None. Deletes incomplete ones."""
-    complete = complete_checkpoints(folder)
-    for path in checkpoints_in(folder):
-        if path not in complete:
-            logger.warning("%s was not written to its end: deleted", path)
-            shutil.rmtree(path)
-    return str(complete[-1]) if complete else None
+    """Find the newest complete checkpoint, or None. Deletes newer ones, which are not."""
+    found, damages = newest_fit(folder)
+    for path, damage in damages.items():
+        logger.warning("%s %s: deleted", path, damage)
+        shutil.rmtree(path)
+    return None if found is None else str(found)
+
+
+def rotate(current: Path, best: str | None, limit: int | None) -> None:
+    """Delete checkpoints beside the one just written; `limit` stay, it and the best among them.
+
+    transformers would delete the older ones before the new one is marked, and a kill in between
+    would leave none.
+    """
+    if limit is None or limit < 1:
+        return
+    step = _step_of(current)
+    kept = {current} | ({current.parent / Path(best).name} if best else set())
+    others = [path for path in checkpoints_in(current.parent) if path not in kept]
+    others.sort(key=lambda path: (_step_of(path) < step, _step_of(path)))  # later: left over
+    for path in others[: len(others) - max(0, limit - len(kept))]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_checkpoints(folder: str | os.PathLike) -> None:

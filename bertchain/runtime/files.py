@@ -66,6 +66,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield temporary
+            sync(temporary)
         open_to_all(temporary)
         os.replace(temporary, path)
     finally:
@@ -81,6 +82,8 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     try:
         with disk_errors(folder):
             yield temporary
+            for source in temporary.rglob("*"):
+                sync(source)
         for source in sorted(temporary.rglob("*")):
             target = folder / source.relative_to(temporary)
             if source.is_dir():
@@ -99,6 +102,13 @@ def open_to_all(path: Path) -> None:
     path.chmod(0o666 & ~umask)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk itself, so that it is whole after a power cut, too."""
+    if path.is_file():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
@@ -106,6 +116,35 @@ def hash_file(path: Path) -> str:
         for piece in iter(lambda: file.read(1 << 20), b""):
             digest.update(piece)
     return digest.hexdigest()
+
+
+SEAL = b"sha256:"  # before the hash at the end of a sealed file
+
+
+def seal(path: Path) -> None:
+    """Append the hash of a file's content to it. Readers of .npy files take no notice of it."""
+    digest = bytes.fromhex(hash_file(path))
+    with disk_errors(path), path.open("ab") as file:
+        file.write(SEAL + digest)
+
+
+def check_seal(path: Path) -> bool | None:
+    """Return whether a file is as it was sealed; None: it has no seal."""
+    left = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
+    if left < 0:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(left)
+        end = file.read()
+        if not end.startswith(SEAL):
+            return None
+        file.seek(0)
+        while left:
+            piece = file.read(min(left, 1 << 20))
+            digest.update(piece)
+            left -= len(piece)
+    return end == SEAL + digest.digest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -17,11 +17,14 @@ PATIENCE = 10  # seconds to wait: workers of a run that was killed may hold the 
 
 
 @contextmanager
-def lock(folder: str | Path) -> Iterator[None]:
+def lock(folder: str | Path, flag: str = "output_dir") -> Iterator[None]:
     """Lock an output folder so that two runs never write to it at once.
 
     Makes the folder, and removes it if it is new and still empty at the end. Only the main process
     locks.
+
+    Args:
+        flag: the argument that names the folder, for the error.
 
     Raises:
         InputError: where another run holds the lock.
@@ -37,7 +40,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         _acquire(file, PATIENCE)
     except Timeout as error:
         raise InputError(
-            f"--output_dir {folder} is in use by another run; wait for it, or name another folder"
+            f"--{flag} {folder} is in use by another run; wait for it, or name another folder"
         ) from error
     try:
         yield

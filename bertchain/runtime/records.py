@@ -102,15 +102,17 @@ def evaluation_history(log_history: list[dict[str, Any]]) -> pd.DataFrame:
     """The Trainer's log -> a table with one row per evaluation.
 
     `train_loss` is the mean of the losses logged since the previous evaluation, weighted by the
-    steps each covers; learning rates are those last logged.
+    steps each covers; learning rates are those last logged. The order of columns is that of their
+    names: a log that was saved and read has lost its own.
     """
     rows, losses, rates, last_step = [], [], {}, 0
     for entry in log_history:
         if "loss" in entry:
             losses.append((entry["loss"], entry["step"] - last_step))
             last_step = entry["step"]
-            rates = {k: v for k, v in entry.items() if k.startswith("learning_rate")}
-        evaluation = {k: v for k, v in entry.items() if k.startswith("eval_") and not _is_timing(k)}
+            rates = {k: entry[k] for k in sorted(entry) if k.startswith("learning_rate")}
+        scores = [k for k in sorted(entry) if k.startswith("eval_") and not _is_timing(k)]
+        evaluation = {k: entry[k] for k in scores}
         if evaluation and not (rows and rows[-1]["step"] == entry["step"]):
             steps = sum(n for _, n in losses)
             train_loss = sum(loss * n for loss, n in losses) / steps if steps else float("nan")

@@ -67,7 +67,7 @@ class TrainingLoss:
         """Divisor of `total` over these rows: the number of their labels, or the weights' sum."""
         if self.class_weights is not None:
             return _weighed(self._class_weights(labels), weights).sum()
-        in_a_row = 1 if self.soft(labels) else labels[0].numel()
+        in_a_row = 1 if self.soft(labels) else labels.numel() // max(1, len(labels))
         if weights is not None:
             return weights.sum() * in_a_row
         return torch.tensor(float(len(labels) * in_a_row), device=labels.device)

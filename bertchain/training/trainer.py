@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
-    EarlyStoppingCallback,
     EvalPrediction,
     Trainer,
     TrainerCallback,
@@ -21,23 +20,28 @@ from transformers import (
 
 from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
-from bertchain.data.batching import GroupedByLength, ProcessBatchSampler, keep_all_columns
+from bertchain.data.batching import (
+    CountedRows,
+    GroupedByLength,
+    ProcessBatchSampler,
+    keep_all_columns,
+)
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import MAIN_METRIC, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
 from bertchain.runtime import best
-from bertchain.runtime.checkpoints import MarkComplete, SaveAndExitOnSigterm
 from bertchain.runtime.files import disk_errors
 from bertchain.runtime.finite import FiniteTrainer
+from bertchain.runtime.resuming import ResumableTrainer, early_stopping  # noqa: F401
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DocumentTrainer(FiniteTrainer, AveragingTrainer):
+class DocumentTrainer(ResumableTrainer, AveragingTrainer):
     """Trainer of document classifiers, with optimizer groups by layer id.
 
     A subclass builds the optimizer, whose groups have a key `layer_id`, and computes the loss.
@@ -66,8 +70,6 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
         super().__init__(ema_decay=regularisers.ema_decay, **kwargs)
         self.folder = Path(self.args.output_dir) if folder is None else folder
         self.seen = seen or {}
-        self.add_callback(MarkComplete())
-        self.add_callback(SaveAndExitOnSigterm())  # after the mark
         self.label_smoother = None  # the Trainer's own does not count accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
         self.batch_by_length = batch_by_length
@@ -129,13 +131,14 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
         """Build a loader of this process's rows; accelerate must not share them out once more."""
         args = self.args
         return DataLoader(
-            self.train_dataset,
+            CountedRows(self.train_dataset),
             batch_sampler=ProcessBatchSampler(
                 self.row_order(),
                 self._train_batch_size,
                 args.process_index,
                 args.world_size,
                 args.dataloader_drop_last,
+                args.gradient_accumulation_steps,
             ),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -143,6 +146,9 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory,
         )
+
+    def step_content(self) -> dict[str, Any]:
+        return super().step_content() | {"--batch_by_length": self.batch_by_length}
 
     def row_order(self) -> Sampler[int]:
         """Return the sampler of training rows, the same in all processes."""
@@ -155,11 +161,6 @@ class DocumentTrainer(FiniteTrainer, AveragingTrainer):
             if rates[0] > 0:  # the ratio, since the logged rate is that of the previous step
                 logs["learning_rate_head"] = logs["learning_rate"] * rates[-1] / rates[0]
         super().log(logs, *args, **kwargs)
-
-
-def early_stopping(patience: int | None) -> list[TrainerCallback]:
-    """Make the callback that stops after so many evaluations without a better score, if any."""
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
 def member_arguments(

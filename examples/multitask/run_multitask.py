@@ -240,6 +240,10 @@ class MultiTaskTrainer(run_finetune.ClassifierTrainer):
         """Return the loss of the batch's task."""
         return self.losses[batch["task"]]
 
+    def step_content(self) -> dict[str, Any]:
+        batch = self.args.per_device_train_batch_size * self.args.world_size  # of one task
+        return super().step_content() | {"number of rows of a batch over all processes": batch}
+
     def row_order(self) -> torch.utils.data.Sampler[int]:
         """Return the sampler of batches of one task."""
         lengths = [rows["length"][:] for rows in self.train_dataset.tasks.values()]

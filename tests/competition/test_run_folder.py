@@ -24,7 +24,8 @@ from bertchain.data.labels import LabelSpec
 from bertchain.data.tables import Table
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
-from bertchain.runtime.checkpoints import WHOLE
+from bertchain.runtime import locks
+from bertchain.runtime.checkpoints import mark_whole
 
 FOLDS = np.array([0, 1, 2, 0])
 MANIFEST = make_manifest({"model_name_or_path": "bert", "learning_rate": 1e-3}, 42)
@@ -40,7 +41,7 @@ def write_checkpoints(folder, *steps, complete=True):
     for step in steps:
         (folder / f"checkpoint-{step}").mkdir(parents=True)
         if complete:
-            (folder / f"checkpoint-{step}" / WHOLE).touch()
+            mark_whole(folder / f"checkpoint-{step}", {})
 
 
 def test_which_members_a_run_has():
@@ -125,6 +126,60 @@ def test_checkpoints_go_to_a_scratch_folder_named_by_the_manifest(tmp_path):
     assert scratch_of(checkpoint_dir=None) == out / "fold-1"
     predicts = RunFolder(out, plan(FOLDS), None, RunArguments(checkpoint_dir=str(scratch)))
     assert predicts.scratch_of(member) == out / "fold-1"
+
+
+def test_two_runs_do_not_share_a_folder_of_checkpoints(tmp_path, monkeypatch):
+    """Output folders of one name in two places, with the same manifest."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    options = RunArguments(checkpoint_dir=str(tmp_path / "scratch"))
+    one, other = (RunFolder(tmp_path / p / "out", plan(FOLDS), MANIFEST, options) for p in "ab")
+    assert one.scratch == other.scratch
+    with one:
+        with pytest.raises(InputError, match=r"--checkpoint_dir .*out-.* is in use"), other:
+            pass
+        assert not (tmp_path / "b" / "out" / ".in_use.lock").exists()
+    with other:
+        pass
+
+
+def test_the_rows_of_a_step_are_in_the_manifest_and_not_how_they_are_shared_out(
+    tmp_path, monkeypatch
+):
+    def manifest(batch, accumulation, processes, **more):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        shares = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        return make_manifest({"model_name_or_path": "bert"} | shares | more, 42)
+
+    before = manifest(8, 1, 1)
+    assert before == manifest(4, 1, 2) == manifest(2, 2, 2) == manifest(4, 2, 1, use_cpu=True)
+    (tmp_path / "fold-0").mkdir()
+    (tmp_path / "fold-0" / "all_results.json").write_text("{}")
+    write_manifest(tmp_path, before, [])
+    check_manifest(tmp_path, manifest(2, 2, 2))
+    with pytest.raises(InputError, match=r"number of rows of a step .* was 8 and is 16"):
+        check_manifest(tmp_path, manifest(8, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"fold": 1', '"fold": 2'),
+        lambda text: text.replace('"digest"', '"digesu"'),
+        lambda text: "[]",
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, damage):
+    (tmp_path / "fold-1").mkdir()
+    (tmp_path / "fold-1" / "all_results.json").write_text("{}")
+    write_manifest(tmp_path, MANIFEST, plan(FOLDS))
+    assert [member.name for member in read_members(tmp_path)] == ["fold-1"]
+    path = tmp_path / "manifest.json"
+    path.write_text(damage(path.read_text()))
+    for read in (read_members, lambda folder: check_manifest(folder, MANIFEST)):
+        with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+            read(tmp_path)
 
 
 def test_one_of_several_members_resumes_from_its_latest_checkpoint(tmp_path):

@@ -322,6 +322,16 @@ def test_loss_and_gradients_are_the_same_for_accumulation_1_and_4(
         torch.testing.assert_close(whole[name], split[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", MASKED_LMS)
+def test_a_batch_without_anything_to_predict_trains_nothing(kind):
+    """A process whose share of a step is empty computes one, for the others wait for it."""
+    model, batch = masked_lm(kind), batch_of()
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    logits, targets = SparseHead(model)(model, batch)
+    F.cross_entropy(logits, targets, reduction="sum").backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 PATHS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "pretraining")]
 TWO_PROCESSES = """
 import os, torch

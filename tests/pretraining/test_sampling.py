@@ -88,10 +88,65 @@ def test_weights_say_how_often_a_row_is_sampled():
     assert (seen[0] != seen[1]).any()  # another half each epoch
 
 
-def test_too_few_rows_for_the_processes_is_said():
-    too_few = WeightedBatchSampler([5], [1.0], 8, processes=2)
-    with pytest.raises(ValueError, match="too few for 2 processes"):
-        list(too_few)
+@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 5, 13, 91])
+def test_a_step_of_rows_is_the_same_however_it_is_shared_out(rows, by_length):
+    def steps(batch, processes, accumulation, epoch):
+        of_process = [
+            [
+                [int(key) for key in batch]
+                for batch in WeightedBatchSampler(
+                    LENGTHS[:rows],
+                    np.ones(rows),
+                    batch,
+                    by_length=by_length,
+                    epoch=lambda: epoch,
+                    process=p,
+                    processes=processes,
+                    accumulation=accumulation,
+                    batches_per_chunk=2,
+                )
+            ]
+            for p in range(processes)
+        ]
+        assert len({*map(len, of_process)}) == 1
+        assert all(0 < len(own) <= batch for share in of_process for own in share)
+        starts = range(0, len(of_process[0]), accumulation)
+        return [
+            sorted(k for own in of_process for b in own[i : i + accumulation] for k in b if k >= 0)
+            for i in starts
+        ]
+
+    for epoch in (0, 3):
+        whole = steps(8, 1, 1, epoch)
+        assert sorted(key % rows for step in whole for key in step) == [*range(rows)]
+        for shape in ((4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 2, 4), (1, 8, 1), (1, 1, 8), (2, 4, 1)):
+            assert steps(*shape, epoch) == whole
+
+
+def test_a_step_of_tokens_is_the_same_for_processes_and_for_accumulation():
+    def steps(**shape):
+        batches = sampler(tokens_per_batch=128, epoch=1, **shape).all_batches(1)
+        return [
+            sorted(key for batch in batches[i : i + 4] for key in batch.tolist())
+            for i in range(0, len(batches), 4)
+        ]
+
+    assert steps(processes=4) == steps(accumulation=4) == steps(processes=2, accumulation=2)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_rows_that_are_batches_of_their_own_are_shared_by_any_number_of_processes(rows):
+    lengths = [50] * rows
+    for options in ({"batch_size": 1}, {"batch_size": 8, "tokens_per_batch": 60}):
+        shares = [
+            [*WeightedBatchSampler(lengths, [1.0] * rows, process=p, processes=4, **options)]
+            for p in range(4)
+        ]
+        assert {len(share) for share in shares} == {-(-rows // 4)}
+        keys = [key for share in shares for batch in share for key in batch]
+        assert sorted(key for key in keys if key >= 0) == [*range(rows)]
+        assert len(keys) == -(-rows // 4) * 4
 
 
 def test_keys_map_to_rows():
@@ -102,6 +157,11 @@ def test_keys_map_to_rows():
         {"x": 12, "key": 8},
     ]
     assert rows[5] == {"x": 12, "key": 5} and len(rows) == 3
+
+
+def test_a_key_that_counts_nothing_gives_a_row_without_anything_to_predict():
+    rows = RepeatedDataset(Dataset.from_dict({"input_ids": [[5, 6], [7, 8, 9]]}))
+    assert rows[~3] == {"input_ids": [7, 8, 9], "labels": [-100] * 3}
 
 
 # ---------------------------------------------------------------- streams

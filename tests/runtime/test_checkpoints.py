@@ -1,6 +1,8 @@
 """Which checkpoints a run may resume from."""
 
+import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -9,7 +11,15 @@ from transformers import TrainerCallback, TrainerState
 import run_finetune
 from bertchain.errors import InputError
 from bertchain.runtime import checkpoints
-from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint, latest_checkpoint
+from bertchain.runtime.checkpoints import (
+    WHOLE,
+    checkpoints_in,
+    find_checkpoint,
+    find_damage,
+    latest_checkpoint,
+    mark_whole,
+    rotate,
+)
 
 pytestmark = pytest.mark.versions
 
@@ -18,7 +28,7 @@ def make(folder, *steps, complete=True):
     for step in steps:
         (folder / f"checkpoint-{step}").mkdir()
         if complete:
-            (folder / f"checkpoint-{step}" / WHOLE).touch()
+            mark_whole(folder / f"checkpoint-{step}", {})
 
 
 def test_finding_checkpoints(tmp_path):
@@ -42,6 +52,104 @@ def test_an_incomplete_checkpoint_is_left_out(tmp_path, caplog):
     assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
     assert latest_checkpoint(tmp_path / "none") is None
+
+
+def write(checkpoint, best=None, **files):
+    checkpoint.mkdir(exist_ok=True)
+    state = {"best_model_checkpoint": best and str(checkpoint.parent / best)}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (checkpoint / name).write_bytes(files.get(name, name.encode() * 100))
+    mark_whole(checkpoint, {})
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit": flip,
+    "an empty file": lambda path: path.write_bytes(b""),
+    "a cut file": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a longer file": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "a missing file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, caplog, damage):
+    write(tmp_path / "checkpoint-5")
+    names = [path.name for path in (tmp_path / "checkpoint-5").iterdir() if path.name != WHOLE]
+    for name in names:
+        caplog.clear()
+        write(tmp_path / "checkpoint-10")
+        assert find_checkpoint(tmp_path, "last").endswith("checkpoint-10") and not caplog.text
+        DAMAGES[damage](tmp_path / "checkpoint-10" / name)
+        assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
+        assert f"checkpoint-10 {'lacks' if 'missing' in damage else 'has a damaged'} {name}" in (
+            caplog.text
+        )
+        with pytest.raises(InputError, match=f"checkpoint-10 (lacks|has a damaged) {name}"):
+            find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10"))
+    assert latest_checkpoint(tmp_path).endswith("checkpoint-5")
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5"]
+    DAMAGES[damage](tmp_path / "checkpoint-5" / "optimizer.pt")
+    with pytest.raises(InputError, match=r"no whole checkpoint-.*; checkpoint-5 .* optimizer\.pt"):
+        find_checkpoint(tmp_path, "last")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 1}'])
+def test_a_damaged_mark_marks_nothing(tmp_path, content):
+    write(tmp_path / "checkpoint-5")
+    write(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-10" / WHOLE).write_text(content)
+    assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
+
+
+def test_a_run_cannot_go_on_without_its_best_weights(tmp_path, caplog):
+    """The last checkpoint is whole; the best one, which the run would end with, is not."""
+    write(tmp_path / "checkpoint-5")
+    write(tmp_path / "checkpoint-10")
+    write(tmp_path / "checkpoint-15", best="checkpoint-10")
+    flip(tmp_path / "checkpoint-10" / "optimizer.pt")  # is not needed any more
+    assert find_damage(tmp_path / "checkpoint-15") is None
+    flip(tmp_path / "checkpoint-10" / "model.safetensors")
+    assert find_checkpoint(tmp_path, "last").endswith("checkpoint-5")
+    assert "checkpoint-10, which has a damaged model.safetensors: it is left out" in caplog.text
+    shutil.rmtree(tmp_path / "checkpoint-10")
+    assert find_damage(tmp_path / "checkpoint-15").endswith("checkpoint-10, which is gone")
+
+
+def test_a_moved_folder_brings_its_best_checkpoint_along(tmp_path):
+    (tmp_path / "old").mkdir()
+    write(tmp_path / "old" / "checkpoint-5")
+    write(tmp_path / "old" / "checkpoint-10", best="checkpoint-5")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert find_checkpoint(tmp_path / "new", "last").endswith("checkpoint-10")
+
+
+def test_the_checkpoints_that_stay_are_the_one_just_written_and_the_best(tmp_path):
+    def left(limit, *steps, current, best):
+        folder = tmp_path / "x"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        make(folder, *steps)
+        rotate(folder / f"checkpoint-{current}", best and f"elsewhere/checkpoint-{best}", limit)
+        return [int(path.name.split("-")[1]) for path in checkpoints_in(folder)]
+
+    assert left(None, 1, 2, 3, current=3, best=1) == [1, 2, 3]
+    assert left(1, 1, 2, 3, current=3, best=1) == [1, 3]
+    assert left(1, 1, 2, 3, current=3, best=3) == [3]
+    assert left(2, 1, 2, 3, current=3, best=1) == [1, 3]
+    assert left(2, 1, 2, 3, current=3, best=None) == [2, 3]
+    assert left(2, 1, 2, 3, 9, current=3, best=None) == [2, 3]  # 9 was too damaged to go on from
+
+
+def test_what_is_only_named_like_a_checkpoint_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-best").mkdir()
+    assert checkpoints_in(tmp_path) == [] and find_checkpoint(tmp_path, None) is None
 
 
 def test_no_process_exits_on_sigterm_before_the_main_process_does(monkeypatch):
@@ -90,6 +198,7 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_ends_alike(
     monkeypatch.setattr(run_finetune.trainer, "early_stopping", own)
     again = {"output_dir": str(tmp_path / "cut"), "resume_from_checkpoint": "last"}
     run_finetune.main(arguments | again)
-    for name in ("predictions_test.csv", "predictions_validation.csv", "model.safetensors"):
+    names = ("predictions_test.csv", "predictions_validation.csv", "model.safetensors")
+    for name in (*names, "history.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert signal.getsignal(signal.SIGTERM) == before

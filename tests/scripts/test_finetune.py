@@ -223,25 +223,35 @@ TWO_PROCESSES = """
 import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
 from one_step import one_step
-gradients, loss, _ = one_step(sys.argv[1], sys.argv[2], 12, 1)
+kind, out, batch, accumulation, rows = sys.argv[1:]
+gradients, loss, _ = one_step(kind, out, int(batch), int(accumulation), int(rows))
 import os
 if os.environ["RANK"] == "0":
-    torch.save((gradients, loss), sys.argv[2] + "/two.pt")
+    torch.save((gradients, loss), out + "/two.pt")
 torch.distributed.barrier()  # rank 0 may still be writing
 torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("problem_type", ["single_label", "regression"])
-def test_loss_and_gradients_are_the_same_for_1_and_2_processes(problem_type, tmp_path):
+@pytest.mark.parametrize(
+    ("problem_type", "batch", "accumulation", "rows"),
+    [
+        ("single_label", 12, 1, 24),
+        ("regression", 12, 1, 24),
+        ("multi_label", 2, 2, 5),  # the second micro-batch has one row for two processes
+    ],
+)
+def test_loss_and_gradients_are_the_same_for_1_and_2_processes(
+    problem_type, batch, accumulation, rows, tmp_path
+):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(root=str(ROOT), tests=str(ROOT / "tests")))
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(29500 + os.getpid() % 500), str(script)]
-    done = run_command(*launch, problem_type, tmp_path)
+    done = run_command(*launch, problem_type, tmp_path, *map(str, (batch, accumulation, rows)))
     assert done.returncode == 0, done.stderr[-3000:]
     two, loss_of_two = torch.load(tmp_path / "two.pt", weights_only=True)
-    one, loss, _ = one_step(problem_type, tmp_path, 24, 1)
+    one, loss, _ = one_step(problem_type, tmp_path, 2 * batch * accumulation, 1, rows)
     assert loss == pytest.approx(loss_of_two, rel=1e-5)
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)

@@ -483,8 +483,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(run, monkeypatch, options):
         run("resumed", **options)
     _, resumed = run("resumed", resume_from_checkpoint="last", **options)
     assert weights_of(resumed) == weights_of(whole)
-    histories = [pd.read_csv(folder / "history.csv") for folder in (whole, resumed)]
-    pd.testing.assert_frame_equal(*histories, check_like=True)  # columns in any order
+    assert (resumed / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
 
 
 def test_a_stream_trains_and_knows_what_it_has_seen(run, topic_files):

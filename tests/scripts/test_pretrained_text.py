@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import run_finetune
 import run_itpt
 import run_probe
+from bertchain.data import contamination
 from bertchain.data.contamination import TRAINED_FILE, count_seen, hash_texts, read_fingerprint
 from bertchain.errors import InputError
 from bertchain.models.loading import load_classifier, load_encoder
@@ -165,3 +166,31 @@ def test_a_frozen_encoder_freezes_the_pooler(pretrained, topic_files, tmp_path):
     before, after = (AutoModel.from_pretrained(f) for f in (pretrained, out / "encoder"))
     for name, tensor in before.state_dict().items():
         assert np.array_equal(tensor, after.state_dict()[name]), name
+
+
+HASH_DAMAGES = {
+    "zeros": lambda data: data[:128] + bytes(len(data) - 128),
+    "a flipped bit": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "another type": lambda data: data.replace(b"<u8", b"<f8", 1),
+    "cut": lambda data: data[:-50],
+    "empty": lambda data: b"",
+    "no array": lambda data: b"text",
+}
+
+
+@pytest.mark.parametrize("name", [contamination.HASH_FILE, contamination.TRAINED_FILE])
+@pytest.mark.parametrize("damage", HASH_DAMAGES)
+def test_damaged_hashes_are_named(tmp_path, damage, name):
+    hashes = contamination.hash_texts(f"text {i}" for i in range(50))
+    contamination.write_fingerprint(tmp_path, hashes, name)
+    assert contamination.read_fingerprint(tmp_path, name).tolist() == sorted(hashes.tolist())
+    path = tmp_path / name
+    path.write_bytes(HASH_DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(InputError, match="is damaged, so it is not known which text"):
+        contamination.read_fingerprint(tmp_path, name)
+
+
+def test_hashes_of_an_earlier_version_have_no_seal(tmp_path):
+    hashes = np.unique(contamination.hash_texts(f"text {i}" for i in range(50)))
+    np.save(tmp_path / contamination.HASH_FILE, hashes)
+    assert (contamination.read_fingerprint(tmp_path) == hashes).all()

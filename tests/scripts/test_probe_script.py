@@ -124,6 +124,50 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tiny_bert, tokenizers, tmp_p
     assert len(list((tmp_path / "again").iterdir())) == 1  # marks are gone
 
 
+FEATURE_DAMAGES = {
+    "zeros": lambda data: data[:128] + bytes(len(data) - 128),
+    "noise": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "another type": lambda data: data.replace(b"<f4", b"<i4", 1),
+    "cut": lambda data: data[:-50],
+    "cut in its hash": lambda data: data[:-1],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", FEATURE_DAMAGES)
+def test_damaged_features_are_found_and_computed_again(
+    tiny_bert, tokenizers, tmp_path, monkeypatch, caplog, damage
+):
+    encoder = load_encoder(tiny_bert)[0]
+    dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+    whole = np.array(FeatureStore(tmp_path, encoder, 0).of(dataset, ["cls"], 64, "x"))
+    (path,) = tmp_path.glob("*.npy")
+    written = path.read_bytes()
+    path.write_bytes(FEATURE_DAMAGES[damage](written))
+    again = FeatureStore(tmp_path, encoder, 0).of(dataset, ["cls"], 64, "x")
+    assert (again == whole).all() and f"{path} is damaged: computed again" in caplog.text
+    assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize("file", ["unfinished", "marks"])
+@pytest.mark.parametrize("damage", FEATURE_DAMAGES)
+def test_damaged_batches_of_a_killed_run_are_computed_again(
+    tiny_bert, tokenizers, tmp_path, monkeypatch, damage, file
+):
+    encoder = load_encoder(tiny_bert)[0]
+    dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)
+    whole = np.array(FeatureStore(tmp_path / "whole", encoder, 0).of(dataset, ["cls"], 64, "x"))
+    store = FeatureStore(tmp_path / "again", encoder, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "seal", lambda path: 1 / 0)  # killed when all are marked
+        with pytest.raises(ZeroDivisionError):
+            store.of(dataset, ["cls"], 64, "x")
+    (path,) = (tmp_path / "again").glob(f"*.{file}.npy")
+    content = path.read_bytes()
+    path.write_bytes(FEATURE_DAMAGES[damage](content + bytes(max(0, 201 - len(content)))))
+    assert (store.of(dataset, ["cls"], 64, "x") == whole).all()
+
+
 def test_half_as_many_bytes(tiny_bert, tokenizers, tmp_path, monkeypatch):
     encoder = load_encoder(tiny_bert)[0]
     dataset = cut(tiny_bert, tokenizers["bert"], TEXTS)

@@ -1,0 +1,150 @@
+"""A Trainer whose runs can be cut off and gone on with, as if nothing had happened."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from bertchain.errors import InputError
+from bertchain.runtime.checkpoints import SaveAndExitOnSigterm, mark_whole, read_mark, rotate
+from bertchain.runtime.distributed import barrier
+from bertchain.runtime.finite import FiniteTrainer
+
+NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # beside the weights
+
+
+class ResumableTrainer(FiniteTrainer):
+    """Trainer that marks its checkpoints as complete, and goes on from them exactly.
+
+    A mark holds what the Trainer's own files lack: what a step consists of, and the losses since
+    the last one that was logged.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(SaveAndExitOnSigterm())
+        self.logged_before = 0.0  # sum of the losses of steps before the resume
+        self.resumed: dict[str, Any] | None = None  # losses to be added to the next one
+        self.loss_since_log = torch.zeros(())  # sum of the losses of this process
+
+    def step_content(self) -> dict[str, Any]:
+        """Say what the steps of an epoch consist of: a run may go on only with the same.
+
+        However the rows of a step are shared out among processes and accumulated batches.
+        """
+        args = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return {
+            ROWS: rows * args.world_size,
+            "number of training rows": len(self.train_dataset),
+            "seed of their order": args.seed if args.data_seed is None else args.data_seed,
+        }
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train as the Trainer does.
+
+        Raises:
+            InputError: for a checkpoint that this run cannot go on from.
+        """
+        if resume_from_checkpoint is None:
+            return super().train(**kwargs)
+        self._check(resume_from_checkpoint)
+        at_start, self.args.eval_on_start = self.args.eval_on_start, False  # it has been
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.args.eval_on_start = at_start
+        loss = (self.logged_before + self._total_loss_scalar) / max(1, self.state.global_step)
+        return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
+
+    def _check(self, checkpoint: str) -> None:
+        """Compare what a step consists of; take over the losses since the last one logged."""
+        mark = read_mark(checkpoint)
+        if mark is None:  # of another tool
+            lacking = [name for name in NEEDED if not os.path.isfile(Path(checkpoint) / name)]
+            if lacking:
+                raise InputError(f"--resume_from_checkpoint {checkpoint} lacks {lacking[0]}")
+            return
+        refuse_other_steps(checkpoint, mark.get("step", {}), self.step_content())
+        self.resumed = mark.get("losses")
+        self.logged_before = self.resumed["logged"] if self.resumed else 0.0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on a batch; the first one after a resume takes up the sum of losses."""
+        loss = super().training_step(*args, **kwargs)
+        if self.resumed is not None:
+            sums, self._globalstep_last_logged = self.resumed["sums"], self.resumed["step"]
+            same = len(sums) == self.args.world_size
+            own = sums[self.args.process_index] if same else sum(sums) / len(sums)
+            loss, self.resumed = loss + torch.tensor(own, device=loss.device), None
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kw: Any):
+        self.loss_since_log = tr_loss
+        return super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kw)
+
+    def _save_checkpoint(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does, and delete older checkpoints when the new one is marked."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        sums = self.accelerator.gather(self.loss_since_log.detach().reshape(1)).tolist()
+        barrier()  # each process writes its part
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            logged = self.logged_before + self._total_loss_scalar
+            losses = {"sums": sums, "step": self._globalstep_last_logged, "logged": logged}
+            mark_whole(checkpoint, {"step": self.step_content(), "losses": losses})
+        if self.args.should_save:
+            rotate(checkpoint, self.state.best_model_checkpoint, limit)
+
+
+ROWS = "number of rows of a step (--per_device_train_batch_size x accumulation x processes)"
+
+
+def refuse_other_steps(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with steps that consist of something else.
+
+    Args:
+        where: the checkpoint.
+        before, now: see `ResumableTrainer.step_content`.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{where}: the {name} was {before.get(name)} and is {now.get(name)}; go on with "
+                "what it was, or start anew in another --output_dir"
+            )
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping that counts on after a resume."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(saved, dict):
+            self.early_stopping_patience_counter = saved["attributes"][
+                "early_stopping_patience_counter"
+            ]
+
+
+def early_stopping(patience: int | None) -> list[TrainerCallback]:
+    """Make the callback that stops after so many evaluations without a better score, if any."""
+    return [] if patience is None else [EarlyStopping(patience)]
