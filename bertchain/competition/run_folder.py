@@ -149,11 +149,12 @@ class RunFolder:
         check = partial(check_manifest, manifest=self.manifest) if several else None
         with self._stack as stack:  # releases the lock if the manifest cannot be written
             stack.enter_context(outputs.claim(self.folder, self.asked, check))
-            if several and is_main_process():
-                for member in self.members:
-                    outputs.remove_leftovers(self.folder_of(member))
-                write_manifest(self.folder, self.manifest, self.members)
-            barrier()
+            if several:
+                if is_main_process():
+                    for member in self.members:
+                        outputs.remove_leftovers(self.folder_of(member))
+                    write_manifest(self.folder, self.manifest, self.members)
+                barrier()
             self._stack = stack.pop_all()
         return self
 
