@@ -110,7 +110,7 @@ def is_cut_off(checkpoint: Path) -> bool:
 
     Where none of them is known to have been at work, weights may be of other programs.
     """
-    if (checkpoint / WHOLE).is_file():
+    if (checkpoint / WHOLE).is_file() or not checkpoint.is_dir():
         return False
     ours = (checkpoint.parent / UNFINISHED).is_file()
     return ours or not any(path.suffix in OF_WEIGHTS for path in checkpoint.iterdir())
