@@ -99,9 +99,8 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     manifest = None
     if task.has_training_rows:
         manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
-    asked = args.training.resume_from_checkpoint
-    run = run_folder.RunFolder(args.training.output_dir, members, manifest, args.run, asked)
-    with run:  # locked
+    folder, asked = args.training.output_dir, args.training.resume_from_checkpoint
+    with run_folder.RunFolder(folder, members, manifest, args.run, asked) as run:  # locked
         ensemble.write_folds(run.folder, task)
 
         # 5. Train each and predict with it; members that are done stay as they are
@@ -182,8 +181,7 @@ def fine_tune(
 
     # e. Write the model, its curves, its results
     if trains and distributed.is_main_process():
-        alone = not run.has_several  # of many models the encoders are not kept
-        saving.write_member(fit, spec, folder, results, given, alone)
+        saving.write_member(fit, spec, folder, results, given, with_encoder=not run.has_several)
         run.remove_checkpoints(member)
     distributed.barrier()
     return results

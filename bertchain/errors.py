@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+LONGEST = 400  # characters that are passed on of what a library says
+
 
 class InputError(ValueError):
     """A mistake that the user can mend; it names file, column, row or argument, and the fix."""
@@ -26,6 +28,8 @@ def as_input_error(what: str = "", *more: type[Exception]) -> Iterator[None]:
         raise
     except (*usual, *more) as error:
         first_line = str(error).strip().split("\n")[0]
+        if len(first_line) > LONGEST:  # transformers lists all architectures that it knows
+            first_line = f"{first_line[:LONGEST]} ..."
         if not isinstance(error, usual):
             first_line = f"cannot be read ({type(error).__name__}: {first_line})"
         if "trust_remote_code" in str(error):  # of transformers

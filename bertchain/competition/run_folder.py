@@ -153,11 +153,12 @@ class RunFolder:
             stack.enter_context(outputs.claim(self.folder, self.asked, check))
             if self.scratch != self.folder:  # of the same name and manifest in two places
                 stack.enter_context(locks.lock(self.scratch, "checkpoint_dir"))
-            if several and is_main_process():
-                for member in self.members:
-                    outputs.remove_leftovers(self.folder_of(member))
-                write_manifest(self.folder, self.manifest, self.members)
-            barrier()
+            if several:
+                if is_main_process():
+                    for member in self.members:
+                        outputs.remove_leftovers(self.folder_of(member))
+                    write_manifest(self.folder, self.manifest, self.members)
+                barrier()
             self._stack = stack.pop_all()
         return self
 

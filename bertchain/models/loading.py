@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from bertchain.errors import as_input_error
+from bertchain.errors import InputError, as_input_error
 from bertchain.models.folders import check_model_folder, read_json
 from bertchain.models.modeling import (
     PROBLEM_TYPES,
@@ -20,6 +20,7 @@ from bertchain.models.support import check_supported, settle
 from bertchain.models.weights import NO_CODE, load_pretrained, quiet_loading
 from bertchain.models.windows import TRUNCATIONS
 
+MOST_BLOCKS = 10_000  # a garbled number would fill the memory before anything is read
 POSITIONS_AFTER_PADDING = (  # model types whose position ids start at pad_token_id + 1
     "camembert",
     "data2vec-text",
@@ -63,6 +64,9 @@ def read_configs(
         else:
             config = AutoConfig.from_pretrained(path, **NO_CODE | kwargs)
     check_supported(config, path)
+    blocks = num_blocks(config)
+    if not isinstance(blocks, int) or not 1 <= blocks <= MOST_BLOCKS:
+        raise InputError(f"--model_name_or_path {path}: its config.json says {blocks!r} blocks")
     return settle(config), classifier
 
 

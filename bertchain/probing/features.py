@@ -26,6 +26,7 @@ from bertchain.probing.feature_files import allocate, is_array, mark_of
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
 from bertchain.runtime.files import check_seal, seal, sync
 from bertchain.runtime.locks import wait_for_lock
+from bertchain.runtime.outputs import WRITING
 from bertchain.runtime.records import versions
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ class FeatureStore:
         unfinished = path.with_suffix(f".{tokens_per_batch}.unfinished.npy")
         marks = path.with_suffix(f".{tokens_per_batch}.marks.npy")
         if is_main_process():
+            for left in self.folder.glob(f"{WRITING}{path.stem}*"):  # by a run that was killed
+                left.unlink(missing_ok=True)
             self._begin(unfinished, marks, self.shape(dataset, poolings), len(batches))
         barrier()
         self._compute_all(dataset, poolings, batches, unfinished, marks, what)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from bertchain.errors import InputError
 from bertchain.runtime.distributed import broadcast, close_process_group, rank_and_size
@@ -24,6 +23,7 @@ from bertchain.runtime.outputs import UNFINISHED
 logger = logging.getLogger(__name__)
 
 ASK_EVERY = 10  # steps after which the main process tells the others that it has got SIGTERM
+OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 WHOLE = "whole"  # the last file written into a checkpoint, which lists the others: it is complete
 
 
@@ -157,13 +157,12 @@ def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:
 def is_cut_off(checkpoint: Path) -> bool:
     """Return whether a run of these scripts was killed while it wrote a checkpoint.
 
-    One that is as whole as other programs leave them may be of such a program, unless a run of
-    these scripts is known to have been at work there.
+    Where none of them is known to have been at work, weights may be of other programs.
     """
-    if (checkpoint / WHOLE).is_file():
+    if (checkpoint / WHOLE).is_file() or not checkpoint.is_dir():
         return False
     ours = (checkpoint.parent / UNFINISHED).is_file()
-    return ours or not (checkpoint / TRAINER_STATE_NAME).is_file()
+    return ours or not any(path.suffix in OF_WEIGHTS for path in checkpoint.iterdir())
 
 
 def newest_fit(folder: str | os.PathLike) -> tuple[Path | None, dict[Path, str]]:

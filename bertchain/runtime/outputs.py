@@ -110,7 +110,7 @@ def check_unused(folder: str | os.PathLike, asked: str | None = None) -> None:
             + (reuse if (folder / "features").is_dir() else "")
         )
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if weights and not checkpoints_in(folder):
+    if weights:
         raise InputError(f"--output_dir {folder} holds a model ({weights[0].name}); {CHOOSE}")
 
 
@@ -133,7 +133,7 @@ def check_apart(folder: str | os.PathLike, **inputs: str | Sequence[str] | None)
                 how = "is"
             elif own in other.parents:
                 how = "holds"
-            elif other in own.parents:
+            elif other in own.parents and not name.endswith("_file"):  # nothing lies in a file
                 how = "lies in"
             else:
                 continue
@@ -150,7 +150,9 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """
     from bertchain.runtime.checkpoints import checkpoints_in, is_cut_off  # imports transformers
 
-    for path in [*Path(folder).glob(f"{WRITING}*"), *filter(is_cut_off, checkpoints_in(folder))]:
+    own = ("", "encoder/", "adapter/", "decisions/", "step-*/")  # what else a run writes to
+    halves = [path for place in own for path in Path(folder).glob(f"{place}{WRITING}*")]
+    for path in [*halves, *filter(is_cut_off, checkpoints_in(folder))]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -36,12 +36,11 @@ def fill(folder, *names):
             None,
         ),
         (("history.csv", "checkpoint-4/"), None),
-        (("model.safetensors", "checkpoint-4/trainer_state.json"), None),  # not at its end yet
         (("model.safetensors", RESULTS, UNFINISHED), None),
         ((RESULTS,), "a run that has ended"),
         ((RESULTS, "features/a.npy"), "--features_dir .*features reads its features again"),
         (("config.json", "model-00001-of-2.safetensors"), "holds a model"),
-        (("pytorch_model.bin",), "holds a model"),
+        (("pytorch_model.bin", "checkpoint-4/a"), "holds a model"),
         (("manifest.json", UNFINISHED), "a run with folds or seeds"),
         (("plan.json",), "a run with folds or seeds"),
     ],
@@ -84,11 +83,13 @@ def test_a_folder_is_marked_until_its_run_ends_well(tmp_path):
 
 
 def test_what_killed_runs_left_half_written_is_cleared_away(tmp_path):
-    stays = [".writings", "checkpoint-3/trainer_state.json", f"x/{WRITING}a"]
+    stays = [".writings", "checkpoint-3/model.safetensors", f"x/{WRITING}a"]
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.csv") as temporary:
         assert temporary.name.startswith(WRITING) and temporary.suffix == ".csv"
         raise KeyboardInterrupt
-    fill(tmp_path, *stays, f"{WRITING}b.csv", f"{WRITING}c/config.json", "checkpoint-4/a.bin")
+    halves = [f"{WRITING}b.csv", f"{WRITING}c/config.json", "checkpoint-4/config.json"]
+    halves += [f"encoder/{WRITING}a", f"step-5/{WRITING}a/b"]
+    fill(tmp_path, *stays, *halves)
     with claim(tmp_path):
         assert sorted(p.name for p in checkpoints_in(tmp_path)) == ["checkpoint-3"]
     found = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
@@ -104,11 +105,11 @@ def test_no_folder_of_a_user_lies_among_the_checkpoints(tmp_path):
 
 
 def test_a_run_begins_anew_where_no_checkpoint_is_whole(tmp_path):
-    fill(tmp_path, "checkpoint-4/model.safetensors", "checkpoint-notes/x")
+    fill(tmp_path, "checkpoint-4/config.json", "checkpoint-notes/x")
     assert find_checkpoint(tmp_path, None) is None
     with pytest.raises(InputError, match="leave it out, and the run begins anew"):
         find_checkpoint(tmp_path, "last")
-    fill(tmp_path, "checkpoint-8/trainer_state.json")  # of these scripts, or of others?
+    fill(tmp_path, "checkpoint-8/model.safetensors")  # of these scripts, or of others?
     with pytest.raises(InputError, match="checkpoint-8 is not of these scripts"):
         find_checkpoint(tmp_path, None)
     fill(tmp_path, UNFINISHED)

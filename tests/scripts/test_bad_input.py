@@ -315,7 +315,7 @@ CASES = [
     Case("output without a name", PROBE, flags(output_dir=""), ("--output_dir is empty",)),
     Case("output of a run that has ended", TUNE, out_at("done", all_results__json="{}"), ("--output_dir", "has ended", "another")),
     Case("output with a model", PRE, out_at("done", model__safetensors="x"), ("--output_dir", "holds a model")),
-    Case("output of a run with folds", PROBE, out_at("done", manifest__json="{}"), ("--output_dir", "with folds")),
+    Case("output of a run with folds", PRE, out_at("done", manifest__json="{}"), ("--output_dir", "with folds")),
     Case("output in a circle of links", TUNE, in_a_circle, ("--output_dir", "circle", "symbolic links")),
     Case("output with a long name", PRE, lambda f, m: {**table()(f, m), "output_dir": str(f / ("x" * 300))}, ("--output_dir", "too long")),
     Case("a path that is not UTF-8", TUNE, flags(test_file="test\udcff.csv"), ("--test_file", "udcff", "UTF-8")),

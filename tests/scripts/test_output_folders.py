@@ -138,6 +138,7 @@ def test_a_run_that_was_killed_before_a_whole_checkpoint_begins_anew(
         (out / "checkpoint-4").mkdir(parents=True)
         (out / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
         (out / ".writing-x.csv").write_bytes(b"cut")
+        (out / ".unfinished").touch()
         with pytest.raises(InputError, match="the run begins anew"):
             script.main(common | more | {"output_dir": str(out), "resume_from_checkpoint": "last"})
         script.main(common | more | {"output_dir": str(out)})
