@@ -361,7 +361,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         earlier = "step" not in content  # versions that wrote no digest
         whole = {"arguments", "files"} <= content.keys()
         whole = whole and digest == (None if earlier else digest_of(content))
-    except (ValueError, AttributeError, UnicodeDecodeError):
+    except (ValueError, AttributeError, TypeError):
         whole = False
     if not whole:
         raise InputError(

@@ -123,7 +123,7 @@ def refuse_other_steps(where: str, before: dict[str, Any], now: dict[str, Any]) 
     Raises:
         InputError: naming what differs.
     """
-    for name in before.keys() | now.keys():
+    for name in [*now, *(name for name in before if name not in now)]:
         if before.get(name) != now.get(name):
             raise InputError(
                 f"{where}: the {name} was {before.get(name)} and is {now.get(name)}; go on with "
