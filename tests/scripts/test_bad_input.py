@@ -110,6 +110,9 @@ def left_checkpoint(files: dict, step: dict):
 
     def make(folder: Path, model: str) -> dict:
         (folder / "checkpoint-3").mkdir()
+        for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+            if name not in files:
+                (folder / "checkpoint-3" / name).write_text("{}")
         (folder / "checkpoint-3" / WHOLE).write_text(json.dumps({"files": files, "step": step}))
         return {**table()(folder, model), "resume_from_checkpoint": str(folder / "checkpoint-3")}
 
