@@ -60,16 +60,19 @@ class ResumableTrainer(FiniteTrainer):
         """
         if resume_from_checkpoint is None:
             return super().train(**kwargs)
-        self._check(resume_from_checkpoint)
+        self._check_checkpoint(resume_from_checkpoint)
+        is_known = self.resumed is not None
         at_start, self.args.eval_on_start = self.args.eval_on_start, False  # it has been
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.args.eval_on_start = at_start
+        if not is_known:
+            return output
         loss = (self.logged_before + self._total_loss_scalar) / max(1, self.state.global_step)
         return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
 
-    def _check(self, checkpoint: str) -> None:
+    def _check_checkpoint(self, checkpoint: str) -> None:
         """Compare what a step consists of; take over the losses since the last one logged."""
         for name, patterns in NEEDED.items():
             if not any(next(Path(checkpoint).glob(p), None) for p in patterns):
