@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         "max_steps": 6,
         "save_strategy": "steps",
         "save_steps": 2,
-        "save_total_limit": None,
+        "save_total_limit": 9,
         "eval_strategy": "no",
         "load_best_model_at_end": False,
         "disable_tqdm": True,

@@ -20,7 +20,7 @@ def is_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> bool:
     """Return whether a file holds an array of this type and shape, which is not cut off."""
     try:
         found = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
     return found.dtype == dtype and found.shape == shape
 

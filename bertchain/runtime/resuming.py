@@ -1,6 +1,5 @@
 """A Trainer whose runs can be cut off and gone on with, as if nothing had happened."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,11 @@ from bertchain.runtime.checkpoints import SaveAndExitOnSigterm, mark_whole, read
 from bertchain.runtime.distributed import barrier
 from bertchain.runtime.finite import FiniteTrainer
 
-NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # beside the weights
+NEEDED = {  # beside the weights, and what stands for it where a model is sharded
+    "trainer_state.json": ("trainer_state.json",),
+    "optimizer.pt": ("optimizer*", "global_step*"),
+    "scheduler.pt": ("scheduler.pt", "global_step*"),
+}
 
 
 class ResumableTrainer(FiniteTrainer):
@@ -57,22 +60,28 @@ class ResumableTrainer(FiniteTrainer):
         """
         if resume_from_checkpoint is None:
             return super().train(**kwargs)
-        self._check(resume_from_checkpoint)
+        self._check_checkpoint(resume_from_checkpoint)
+        is_known = self.resumed is not None
         at_start, self.args.eval_on_start = self.args.eval_on_start, False  # it has been
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.args.eval_on_start = at_start
+        if not is_known:
+            return output
         loss = (self.logged_before + self._total_loss_scalar) / max(1, self.state.global_step)
         return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
 
-    def _check(self, checkpoint: str) -> None:
+    def _check_checkpoint(self, checkpoint: str) -> None:
         """Compare what a step consists of; take over the losses since the last one logged."""
+        for name, patterns in NEEDED.items():
+            if not any(next(Path(checkpoint).glob(p), None) for p in patterns):
+                raise InputError(
+                    f"{checkpoint} lacks {name}, so a run cannot go on from it (--save_only_model "
+                    "leaves it out); delete it, or take another"
+                )
         mark = read_mark(checkpoint)
         if mark is None:  # of another tool
-            lacking = [name for name in NEEDED if not os.path.isfile(Path(checkpoint) / name)]
-            if lacking:
-                raise InputError(f"--resume_from_checkpoint {checkpoint} lacks {lacking[0]}")
             return
         refuse_other_steps(checkpoint, mark.get("step", {}), self.step_content())
         self.resumed = mark.get("losses")
@@ -123,7 +132,7 @@ def refuse_other_steps(where: str, before: dict[str, Any], now: dict[str, Any]) 
     Raises:
         InputError: naming what differs.
     """
-    for name in before.keys() | now.keys():
+    for name in [*now, *(name for name in before if name not in now)]:
         if before.get(name) != now.get(name):
             raise InputError(
                 f"{where}: the {name} was {before.get(name)} and is {now.get(name)}; go on with "

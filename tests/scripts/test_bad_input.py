@@ -22,6 +22,9 @@ from conftest import ROOT, tiny_bert_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, FNetConfig
 
+from bertchain.runtime.checkpoints import WHOLE
+from bertchain.runtime.resuming import ROWS as ROWS_OF_A_STEP
+
 pytestmark = pytest.mark.versions
 
 ROWS = pd.DataFrame(
@@ -126,6 +129,20 @@ def out_at(place: str, **files: str):
             write_text(folder / place, name.replace("__", "."), content)
         given = other_folder(lambda *_: None)(folder, model)
         return given | {"output_dir": str(folder / place)}
+
+    return make
+
+
+def left_checkpoint(files: dict, step: dict):
+    """A checkpoint whose mark lists these files, and says this of its steps."""
+
+    def make(folder: Path, model: str) -> dict:
+        (folder / "checkpoint-3").mkdir()
+        for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+            if name not in files:
+                (folder / "checkpoint-3" / name).write_text("{}")
+        (folder / "checkpoint-3" / WHOLE).write_text(json.dumps({"files": files, "step": step}))
+        return {**table()(folder, model), "resume_from_checkpoint": str(folder / "checkpoint-3")}
 
     return make
 
@@ -307,6 +324,11 @@ CASES = [
     Case("arguments that hold themselves", PROBE, arguments_file("models: &m [*m]\n"), ("args.yaml", "line 1", "inside itself")),
     Case("arguments that are no text", TUNE, binary_arguments, ("args.yaml",)),
     Case("no such yaml", TUNE, lambda f, m: {"": "no.yaml"}, ("no.yaml",)),
+    Case("fewer rows than a step, all dropped", TUNE, flags(dataloader_drop_last="true"), ("dataloader_drop_last", "of a step", "leave it out")),
+    Case("damaged hashes of text", TUNE, other_folder(lambda model, folder: (model / "trained_on.npy").write_bytes(b"x")), ("trained_on.npy", "damaged", "restore")),
+    Case("damaged manifest", TUNE, other_folder(lambda model, folder: (model / "manifest.json").write_text("{")), ("manifest.json", "is not JSON", "anew")),
+    Case("damaged checkpoint", TUNE, left_checkpoint({"optimizer.pt": {"size": 9, "sha256": ""}}, {}), ("checkpoint-3", "lacks optimizer.pt", "say last")),
+    Case("checkpoint of other steps", TUNE, left_checkpoint({}, {ROWS_OF_A_STEP: 8}), ("checkpoint-3", "was 8 and is 16", "per_device_train_batch_size")),
     Case("no checkpoint to go on from", TUNE, flags(resume_from_checkpoint="last"), ("resume",)),
     Case("output is a file", TUNE, in_use, ("out",)),
     Case("output is the model", TUNE, out_at("model"), ("--output_dir", "is --model_name_or_path")),
