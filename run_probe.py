@@ -190,7 +190,7 @@ def directprobe(
 def geometry(
     models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
 ) -> Tables:
-    """Measure how the labels' centroids lie, and how they moved."""
+    """Measure how the labels lie, by hulls and by centroids, and how they moved."""
     table, pairs = label_geometry.label_geometry_table(
         {model.name: model.at(None, model.compared_pooling) for model in models},
         board.labels,

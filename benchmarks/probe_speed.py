@@ -119,7 +119,7 @@ def probe(features: object, documents: object, spec: object, way: str) -> dict[s
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    from bertchain.probing.solvers import C_VALUES, TOLERANCE, Standardiser, fit_multinomial
+    from bertchain.probing.solvers import C_VALUES, Standardiser, fit_multinomial
 
     labels, classes = np.array(documents["labels"][:]), len(spec.names)
     rows = np.arange(len(labels))
@@ -136,7 +136,7 @@ def probe(features: object, documents: object, spec: object, way: str) -> dict[s
         x = Standardiser(features[:, layer, 1])(features[:, layer, 1])
         total = 0.0
         for C in C_VALUES:
-            model = LogisticRegression(C=C, max_iter=2000, tol=TOLERANCE).fit(x, labels)
+            model = LogisticRegression(C=C, max_iter=2000, tol=1e-4).fit(x, labels)
             total += objective(model.coef_, model.predict_proba(x), C)
         return total
 

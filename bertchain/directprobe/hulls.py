@@ -35,7 +35,8 @@ def do_meet(
         normal: [d], a direction that may separate them, for a warm start.
 
     Returns:
-        the answer and its proof: where they meet `miss` <= tolerance, else `gap` > tolerance / 2.
+        the answer and its proof: where they meet `miss` <= tolerance, else `gap` > tolerance / 2
+        (if bounds differ that much at a distance of about the tolerance, `gap` > 0).
 
     Raises:
         ArithmeticError: if neither is found: features of very different sizes.
@@ -125,6 +126,8 @@ def _do_few_meet(
             return True, found
         if found is not None and found.gap > tolerance / 2:
             return False, found
+    if found is not None and found.gap > 0:  # the linear program: apart, if by little
+        return False, found
     raise ArithmeticError(
         f"{len(p)} and {len(q)} points in {p.shape[1]} dimensions: neither a hyperplane nor a "
         "common point was found; are the features of very different sizes?"

@@ -1,8 +1,7 @@
 """Linear probes of many layers, poolings and values of C as one solve, for a GPU.
 
 A single fit keeps a GPU idle; all of them side by side are a few large matrix products. The
-objectives are those of `solvers`. The tolerance is tighter: warm starts come to a weak
-regularisation from nearby, these fits come from zero.
+objectives are those of `solvers`, and so is what converged means; but these fits start from zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from torch import Tensor
 from bertchain.probing.solvers import (
     C_VALUES,
     MAX_ITERATIONS,
+    ROUNDING,
+    TOLERANCE,
     Fit,
     SigmoidPredictor,
     SoftmaxPredictor,
@@ -23,10 +24,10 @@ from bertchain.probing.solvers import (
     ValuePredictor,
 )
 
-PRECISE = 1e-5  # largest entry of the gradient of the mean loss
+STAGES = ((torch.float32, 1e-4), (torch.float64, TOLERANCE))  # how far to go in which precision
 HISTORY = 10  # pairs of steps and changes of the gradient that L-BFGS remembers
 SUFFICIENT = 1e-4  # share of the promised decrease that a step has to keep (Armijo)
-ROUNDING = 1e-6  # of a loss: less than that float32 does not tell apart
+UNSEEN = 8  # times the precision, of a loss or a gradient: less than that is rounding
 MEMORY = 4 * 2**30  # bytes of features and logits in one solve
 
 
@@ -61,7 +62,8 @@ def fit_many(
     rows, width = features[0].shape
     targets, wrap = _targets(labels, num_labels, problem_type)
     outputs = targets.shape[1]
-    each = 4 * rows * (width + 4 * outputs * len(c_values))  # logits, errors and room to form them
+    room = 4 * outputs * len(c_values)  # logits, errors and room to form them
+    each = rows * (4 * width + 8 * (width + room))
     at_once = max(1, int(MEMORY // each))
     ordered, paths = sorted(c_values), []
     for first in range(0, len(features), at_once):
@@ -84,11 +86,11 @@ def _targets(
         values = torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
         return values, ValuePredictor
     if problem_type == "multi_label":
-        return torch.from_numpy(labels.astype(np.float32)), SigmoidPredictor
+        return torch.from_numpy(labels.astype(np.float64)), SigmoidPredictor
     seen, classes = np.unique(labels, return_inverse=True)
     if len(seen) < 2:
         raise ValueError(f"training rows hold one class alone, {seen[0]}")
-    one_hot = np.eye(len(seen), dtype=np.float32)[classes]
+    one_hot = np.eye(len(seen))[classes]
     if len(seen) == 2:  # as in scikit-learn: one column of log odds, with its own penalty
         one_hot = one_hot[:, 1:]
 
@@ -162,7 +164,11 @@ class _Objective:
 
     def __init__(self, x: Tensor, targets: Tensor, c_values: Tensor, losses: Callable):
         self.x, self.targets, self.losses = x, targets, losses
+        self.c_values = c_values
         self.penalty = 1.0 / (c_values * x.shape[1])  # [c]
+
+    def of(self, keep: Tensor) -> "_Objective":
+        return _Objective(self.x, self.targets, self.c_values[keep], self.losses)
 
     def __call__(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         problems, c_values, _ = flat.shape
@@ -178,28 +184,57 @@ class _Objective:
         errors = errors.reshape(problems, rows, c_values * outputs) / rows
         back = (self.x.mT @ errors).view(problems, width, c_values, outputs).permute(0, 2, 1, 3)
         gradient = torch.empty_like(own)
-        gradient[:, :, :width] = back + self.penalty[:, None, None].float() * weights
+        gradient[:, :, :width] = back + self.penalty[:, None, None].to(self.x.dtype) * weights
         gradient[:, :, width] = errors.sum(1).view(problems, c_values, outputs)
         return value, gradient.view_as(flat)
 
+    def largest(self, gradient: Tensor) -> Tensor:
+        """Largest entries of a gradient: [p, c, outputs] where each output is a problem for
+        itself, else [p, c, 1]."""
+        own = gradient.abs().unflatten(-1, (-1, self.targets.shape[1])).amax(2)
+        return own if self.losses is _binary_losses else own.amax(-1, keepdim=True)
+
 
 def _minimise(x: Tensor, targets: Tensor, c_values: Sequence[float], losses: Callable) -> Solution:
-    """Minimise each problem at each C by its own L-BFGS, from zero.
+    """Minimise each problem at each C by its own L-BFGS, from zero: roughly first, then precisely.
 
-    A C is left out as soon as all problems have converged at it: strong regularisation does within
-    a few iterations, and the products get smaller.
+    Roughly in float32, which many GPUs compute much faster.
     """
     problems, _, width = x.shape
     outputs, count = targets.shape[1], len(c_values)
+    point = torch.zeros(problems, count, (width + 1) * outputs, device=x.device)
     every = torch.tensor(c_values, dtype=torch.float64, device=x.device)
-    solved = torch.zeros(problems, count, (width + 1) * outputs, device=x.device)
-    converged = torch.zeros(problems, count, dtype=torch.bool, device=x.device)
-    live = torch.arange(count, device=x.device)  # c_values still at work
-    point, memory = solved.clone(), _Memory()
-    objective = _Objective(x, targets, every, losses)
+    first = None
+    for dtype, share in STAGES:
+        objective = _Objective(x.to(dtype), targets.to(dtype), every, losses)
+        if first is None:
+            first = objective.largest(objective(point)[1])
+        least = max(ROUNDING, UNSEEN * torch.finfo(dtype).eps)
+        limit = (share * first.double()).clamp_min(least)
+        point, converged = _descend(objective, point.to(dtype), limit)
+    own = point.view(problems, count, width + 1, outputs)
+    return Solution(own[:, :, :width], own[:, :, width], converged)
+
+
+def _descend(objective: _Objective, point: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Go down until the largest entry of each gradient is within its limit.
+
+    A C is left out as soon as all problems have converged at it: strong regularisation does within
+    a few iterations, and the products get smaller.
+
+    Args:
+        point: where to start [p, c, parameters].
+        limit: see `_Objective.largest`.
+
+    Returns:
+        the solutions, and which have converged [p, c].
+    """
+    solved, converged = point.clone(), torch.zeros_like(limit[..., 0], dtype=torch.bool)
+    live = torch.arange(point.shape[1], device=point.device)  # numbers of C still at work
     value, gradient = objective(point)
+    memory = _Memory()
     for _ in range(MAX_ITERATIONS):
-        done = gradient.abs().amax(-1) <= PRECISE  # [p, live]
+        done = (objective.largest(gradient) <= limit[:, live]).all(-1)  # [p, live]
         solved[:, live], converged[:, live] = point, done
         keep = ~done.all(0)
         if not keep.any():
@@ -207,13 +242,12 @@ def _minimise(x: Tensor, targets: Tensor, c_values: Sequence[float], losses: Cal
         if not keep.all():
             live, memory = live[keep], memory.of(keep)
             point, value, gradient, done = (t[:, keep] for t in (point, value, gradient, done))
-            objective = _Objective(x, targets, every[live], losses)
+            objective = objective.of(keep)
         direction = memory.direction(gradient).masked_fill_(done[..., None], 0.0)
         after, new_value, new_gradient = _search(objective, point, value, gradient, direction)
         memory.add(after - point, new_gradient - gradient)
         point, value, gradient = after, new_value, new_gradient
-    own = solved.view(problems, count, width + 1, outputs)
-    return Solution(own[:, :, :width], own[:, :, width], converged)
+    return solved, converged
 
 
 def _search(
@@ -221,11 +255,11 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A step for each problem: whole, else halved until the loss falls as far as it should."""
     slope = (gradient * direction).sum(-1).double()  # [p, live], not above 0
-    step = torch.ones_like(slope)
+    step, unseen = torch.ones_like(slope), UNSEEN * torch.finfo(point.dtype).eps
     for _ in range(30):
-        after = point + step[..., None].float() * direction
+        after = point + step[..., None].to(point.dtype) * direction
         new_value, new_gradient = objective(after)
-        room = SUFFICIENT * step * slope + ROUNDING * value.abs()
+        room = SUFFICIENT * step * slope + unseen * value.abs()
         short = ~(new_value <= value + room)  # a NaN is too far as well
         if not short.any():
             break

@@ -17,24 +17,23 @@ from threadpoolctl import threadpool_limits
 
 from bertchain.directprobe import (
     Clustering,
-    centroid_distances,
-    centroids,
     cluster,
+    few_point_pairs,
     hull_distances,
+    pairs_apart,
     predict,
-    spatial_similarity,
     spread,
 )
+from bertchain.probing.arrangement import ACCURACY, Arrangement
 from bertchain.probing.drift import effective_rank
 from bertchain.probing.probed_models import resolve_layers
-from bertchain.probing.scoreboard import half_width
 from bertchain.runtime.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
 
 KEEP_EVERY = 500  # decisions between two writes
-DRAWS = 200  # shuffles of rows for the similarity of train and new rows
+CLUSTER_PAIRS = 2000  # pairs of clusters whose distances are averaged, at most
 
 Layers = dict[str, dict[str, np.ndarray]]  # model -> split -> [rows, layers, hidden]
 
@@ -166,25 +165,76 @@ def _probe(
     """One layer's row of the table, and the distances of hulls [labels, labels]."""
     found = cluster_and_keep(x, y, folder)
     numbers = np.searchsorted(found.names, y)
-    distances = hull_distances(x, numbers, accuracy=1e-2, skip=found.conflicts)
+    distances = hull_distances(x, numbers, ACCURACY, skip=found.conflicts)
     pairs = distances[np.triu_indices(len(distances), 1)]
     largest, mean = spread(x, found.clusters)
+    of_labels = float(pairs.mean()) if len(pairs) else float("nan")
     row = {
         "rows": len(x),
         "labels": len(found.names),
         "clusters": len(found.label_of),
         "linear": "yes" if found.linear else "no",
+        **_shuffled(x, y, found.linear, folder),
         "label pairs that meet": int(found.conflicts.sum()) // 2,
-        "mean distance of labels": float(pairs.mean()) if len(pairs) else float("nan"),
+        "mean distance of labels": of_labels,
+        "mean distance of clusters": of_labels if found.linear else _between_clusters(x, found),
         "largest distance within a cluster": float(largest.max()),
         "mean distance within clusters": float(mean.mean()),
         "accuracy of nearest cluster": float((predict(new, x, found) == truth).mean()),
         "rows with another label's twin": found.mixed_points,
+        "warnings": "; ".join(found.warnings),
     }
-    if len(x) < 2 * x.shape[1]:  # then even labels that mean nothing may look linear
-        shuffled = np.random.default_rng(0).permutation(y)
-        row["clusters of shuffled labels"] = len(cluster_and_keep(x, shuffled, folder).label_of)
     return row, distances
+
+
+def _shuffled(x: np.ndarray, y: np.ndarray, linear: bool, folder: Path) -> dict[str, Any]:
+    """What the same points give for labels that mean nothing.
+
+    Beside every `linear: yes`, since a rare label is easily separated from many points, too; and
+    where pairs of labels have few points.
+    """
+    few, pairs = few_point_pairs(y, x.shape[1])
+    if not few and not linear:
+        return {}
+    shuffled = np.random.default_rng(0).permutation(y)
+    apart, _ = pairs_apart(x, shuffled)
+    row = {
+        "linear, shuffled labels": "yes" if apart == pairs else "no",
+        "label pairs apart, shuffled labels": f"{'at least ' * (apart < pairs)}{apart} of {pairs}",
+        "label pairs of few rows": f"{few} of {pairs}",
+    }
+    if len(x) < 2 * x.shape[1]:
+        row["clusters of shuffled labels"] = len(cluster_and_keep(x, shuffled, folder).label_of)
+    return row
+
+
+def _between_clusters(x: np.ndarray, found: Clustering) -> float:
+    """Mean distance between hulls of clusters of different labels: of all pairs, or of a sample."""
+    one, other = np.triu_indices(len(found.label_of), 1)
+    differ = np.flatnonzero(found.label_of[one] != found.label_of[other])
+    if len(differ) > CLUSTER_PAIRS:
+        differ = np.random.default_rng(0).choice(differ, CLUSTER_PAIRS, replace=False)
+    skip = np.ones((len(found.label_of),) * 2, dtype=bool)
+    skip[one[differ], other[differ]] = False
+    return float(hull_distances(x, found.clusters, ACCURACY, skip=skip)[~skip].mean())
+
+
+def directprobe_warnings(table: pd.DataFrame) -> list[str]:
+    """One sentence for each model with layers that separate shuffled labels as well as real ones.
+
+    Args:
+        table: of `directprobe_table`.
+    """
+    if "linear, shuffled labels" not in table:
+        return []
+    empty = table[(table["linear"] == "yes") & (table["linear, shuffled labels"] == "yes")]
+    return [
+        f"{model}: in layers {', '.join(str(layer) for layer in rows['layer'])} no hulls of labels "
+        "meet, but those of shuffled labels do not either: their separation says nothing about the "
+        "features (fewer rows than twice the dimensions: "
+        f"{rows['label pairs of few rows'].iloc[0]} pairs of labels)."
+        for model, rows in empty.groupby("model", sort=False)
+    ]
 
 
 # ---------------------------------------------------------------- distances between labels
@@ -198,11 +248,13 @@ def label_geometry_table(
     most: int,
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure how the labels' centroids lie, and how they moved since the first model.
+    """Measure how the labels lie, and how they moved since the first model.
 
     Similarities are Pearson correlations of label-pair distances: of a model with the first, and of
-    training rows with new ones, with bootstrap intervals over rows. Only labels with at least two
-    of the rows drawn from either split take part.
+    training rows with new ones. Distances are those of convex hulls (Zhou & Srikumar 2021; 0 where
+    they meet), with bootstrap intervals over labels; beside them, named so, those of centroids,
+    with intervals over rows. Only labels with at least two of the rows drawn from either split take
+    part.
 
     Args: see `directprobe_table`; at most `most` rows of either split are used.
 
@@ -215,11 +267,10 @@ def label_geometry_table(
     y = {s: np.searchsorted(shared, labels[s][own]) for s, own in rows.items()}
     first, table, of_pairs, before = next(iter(layers)), [], [], {}
     for at, x in _features_of(layers, wanted, rows):
-        now = _Arrangement(x["train"], y["train"], x[split], y[split], seed)
+        now = Arrangement(x["train"], y["train"], x[split], y[split], seed)
         row = at | {"effective rank": effective_rank(x["train"])}
         row |= {"spread of a label": now.spread, "distance of centroids": now.mean_distance}
-        row["train and new, similarity"] = now.similarity
-        row["± 95 %"] = half_width(now.draws)
+        row |= now.of_splits()
         if at["model"] == first:
             before[at["layer"]] = now
         elif at["layer"] in before:
@@ -234,65 +285,11 @@ def _frequent(labels: np.ndarray) -> np.ndarray:
     return names[counts >= 2]
 
 
-class _Arrangement:
-    """Centroids of labels among training and new rows of one layer."""
-
-    def __init__(
-        self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
-    ):
-        """Args: train, new: rows [n, hidden]; y, truth: their labels [n], numbers from 0 on."""
-        self.centroids = centroids(train, y)
-        self.distances = centroid_distances(train, y)
-        self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
-        self.spread = float(np.sqrt(((train - self.centroids[y]) ** 2).sum(axis=1).mean()))
-        self.similarity = spatial_similarity(self.distances, centroid_distances(new, truth))
-        self.draws = bootstrap_similarity(train, y, new, truth, seed)
-
-    def against(self, before: "_Arrangement") -> dict[str, float]:
-        """What changed since `before`; intervals are paired, as the same rows were drawn."""
-        row = {"similarity with the first": spatial_similarity(before.distances, self.distances)}
-        if before.centroids.shape == self.centroids.shape:
-            moved = np.linalg.norm(self.centroids - before.centroids, axis=1).mean()
-            row["centroids moved by"] = float(moved) / before.spread if before.spread else np.nan
-        row["train and new, change"] = self.similarity - before.similarity
-        row["± 95 % of the change"] = half_width(self.draws - before.draws)
-        return row
-
-
-def bootstrap_similarity(
-    train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
-) -> np.ndarray:
-    """Similarity of train and new label distances when rows are drawn again within each label.
-
-    Returns:
-        [DRAWS]; the same rows for the same labels and seed, whatever the features.
-    """
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(DRAWS):
-        drawn = [_draw(labels, rng) for labels in (y, truth)]
-        distances = [
-            centroid_distances(x[rows], labels[rows])
-            for x, labels, rows in zip((train, new), (y, truth), drawn, strict=True)
-        ]
-        found.append(spatial_similarity(*distances))
-    return np.array(found)
-
-
-def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw as many rows of each label as it has, with replacement."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    sizes = np.repeat(counts, counts)
-    return order[starts + (rng.random(len(labels)) * sizes).astype(int)]
-
-
 def divergence_warnings(table: pd.DataFrame, split: str) -> list[str]:
     """One sentence for each model that pulled the labels of training and new rows apart.
 
-    That is: in its last layer the similarity of their arrangements is below the first model's, by
-    more than the interval.
+    That is: in its last layer the similarity of their arrangements is below the first model's, of
+    hulls, and of centroids by more than the interval over rows (hulls have none).
 
     Args:
         table: of `label_geometry_table`.
@@ -302,11 +299,13 @@ def divergence_warnings(table: pd.DataFrame, split: str) -> list[str]:
         return found
     for model, rows in table.dropna(subset=["train and new, change"]).groupby("model", sort=False):
         last = rows.loc[rows["layer"].idxmax()]
-        change, half = last["train and new, change"], last["± 95 % of the change"]
-        if change < -half:
+        change, of_centroids = last["train and new, change"], "train and new, change of centroids"
+        half = last["± 95 % of the change of centroids"]
+        if change < 0 and last[of_centroids] < -half:
             found.append(
                 f"{model}: training pulled the labels of training and {split} rows apart "
-                f"(similarity of their arrangement in the last layer {change:+.3f} ± {half:.3f}): "
-                "what training rows look like says less about new ones than before."
+                f"(similarity of their arrangement in the last layer {change:+.3f}; of centroids "
+                f"{last[of_centroids]:+.3f} ± {half:.3f}): what training rows look like says less "
+                "about new ones than before."
             )
     return found

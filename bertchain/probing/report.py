@@ -7,7 +7,7 @@ import pandas as pd
 
 from bertchain.metrics import LESS_IS_BETTER
 from bertchain.probing.features import find_device
-from bertchain.probing.label_geometry import divergence_warnings
+from bertchain.probing.label_geometry import directprobe_warnings, divergence_warnings
 from bertchain.probing.probed_models import ProbedModel
 from bertchain.probing.scoreboard import Scoreboard, layer_table
 from bertchain.runtime.figures import (
@@ -114,6 +114,8 @@ def warning_sections(
     if trained:
         text = "Too good: what is scored was trained on before, with its labels, by "
         found.append(text + "; ".join(trained) + ".")
+    if "directprobe" in tables:
+        found += directprobe_warnings(tables["directprobe"])
     if "geometry" in tables:
         found += divergence_warnings(tables["geometry"], board.split)
     if not found:
@@ -207,11 +209,15 @@ def label_sections(board: Scoreboard, tables: dict[str, pd.DataFrame]) -> list[S
     if "directprobe" in tables:
         text = (
             "Training rows in clusters of one label each whose convex hulls do not meet those of "
-            "other labels (Zhou & Srikumar 2021). As many clusters as labels (dotted): linear, a "
-            "linear classifier could tell all training rows apart. Distances are between hulls, 0 "
-            f"where they meet. For accuracy, {board.split} rows get the label of the nearest "
-            "cluster. With few rows in many dimensions even shuffled labels look linear: their "
-            "clusters then stand beside. Each pair of labels stands in label_pairs.csv."
+            "other labels (Zhou & Srikumar 2021). As many clusters as labels (dotted), called "
+            "linear: no hulls of labels meet, so that a hyperplane separates each pair; one "
+            "linear classifier of all labels need not. Where pairs of labels have fewer rows than "
+            "twice the dimensions, or a label has few, that is to be expected of any labels: what "
+            "shuffled labels give stands beside, and where they are linear too it says nothing "
+            "about the features. "
+            "Distances are between hulls, 0 where they meet: of labels, and of clusters of "
+            f"different labels. For accuracy, {board.split} rows get the label of the nearest "
+            "cluster. Each pair of labels stands in label_pairs.csv."
         )
         sections.append(
             Section(
@@ -226,9 +232,11 @@ def label_sections(board: Scoreboard, tables: dict[str, pd.DataFrame]) -> list[S
         )
     if "geometry" in tables:
         text = (
-            "Similarity is the correlation of label-pair distances between centroids: 1 = the "
-            f"labels lie in the same arrangement. Of training rows and {board.split} rows, with a "
-            "bootstrap interval over rows; and with the first model. Centroids move by so many "
+            "Similarity is the correlation of label-pair distances between hulls (Zhou & Srikumar "
+            "2021; 0 where they meet): 1 = the labels lie in the same arrangement. Of training "
+            f"rows and {board.split} rows, with a bootstrap interval over labels; and with the "
+            "first model. Columns of centroids say the same of distances between centroids, with "
+            "intervals over rows. Centroids move by so many "
             "times the spread that a label had before. Effective rank: how many directions the "
             "rows use."
         )

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertchain.probing.probes import ProbeLabels, ProbeResult
-from bertchain.probing.solvers import MAX_ITERATIONS, TOLERANCE, Standardiser
+from bertchain.probing.solvers import MAX_ITERATIONS, Standardiser
 
 EPOCHS = 500  # of an MLP, at most
 PATIENCE = 10  # epochs without a lower validation loss
 BATCH = 128  # rows
 MIX_C_VALUES = (1e-3, 1e-2, 1e-1, 1.0)
+MIX_TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss, in float32
 
 LOSSES = {
     "single_label": F.cross_entropy,
@@ -176,8 +177,8 @@ class _Mix:
         y, penalty = targets.y["train"], 1 / (2 * C * len(x))
         several = 1 if targets.kind == "single_label" else targets.num_labels  # mean -> sum
         optimizer = torch.optim.LBFGS(
-            parameters, max_iter=MAX_ITERATIONS, tolerance_grad=TOLERANCE, tolerance_change=1e-12,
-            history_size=20, line_search_fn="strong_wolfe",
+            parameters, max_iter=MAX_ITERATIONS, tolerance_grad=MIX_TOLERANCE,
+            tolerance_change=1e-12, history_size=20, line_search_fn="strong_wolfe",
         )  # fmt: skip
 
         def closure() -> Tensor:
@@ -188,7 +189,7 @@ class _Mix:
 
         optimizer.step(closure)
         closure()
-        return max(p.grad.abs().max().item() for p in parameters) <= 10 * TOLERANCE
+        return max(p.grad.abs().max().item() for p in parameters) <= 10 * MIX_TOLERANCE
 
     def shares(self) -> dict[str, float]:
         """weight_<layer> of each layer; they add up to 1."""

@@ -178,7 +178,7 @@ def test_a_damaged_manifest_is_named(tmp_path, damage):
     path = tmp_path / "manifest.json"
     path.write_text(damage(path.read_text()))
     for read in (read_members, lambda folder: check_manifest(folder, MANIFEST)):
-        with pytest.raises(InputError, match="it is not as run_finetune.py wrote it"):
+        with pytest.raises(InputError, match=r"it is not as run_finetune\.py wrote it"):
             read(tmp_path)
 
 

@@ -18,6 +18,7 @@ from bertchain.directprobe import (
     growing,
     hull_distance,
     hull_distances,
+    hulls,
     merging,
     predict,
     spatial_similarity,
@@ -270,6 +271,15 @@ def test_many_points_of_which_few_are_looked_at():
     assert not do_meet(one, other, 1e-6)[0]
     other[2999] = 0.5 * one[1] + 0.5 * one[2]
     assert do_meet(one, other, 1e-6)[0]
+
+
+def test_hulls_that_are_nearly_as_near_as_the_tolerance_are_told_apart(monkeypatch):
+    """The linear program's bounds may differ by more than twice: its hyperplane is a proof."""
+    monkeypatch.setattr(hulls, "by_newton", lambda *_: None)
+    other = np.full((1, 100), 0.01)
+    other[0, 0] = 1.2
+    meets, proof = do_meet(other, np.zeros((1, 100)), 1.0, np.eye(100)[1])
+    assert not meets and 0 < proof.gap <= 0.5 and proof.miss > 1.0
 
 
 @pytest.mark.parametrize(

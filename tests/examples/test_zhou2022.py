@@ -198,7 +198,7 @@ def test_the_study_converts_its_tables_first(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- claims
 
 
-def write_task(folder, models, better):
+def write_task(folder, models, better, shuffled=None):
     """What run_probe.py leaves, of two layers: accuracy and distances grow by `better`."""
     folder.mkdir(parents=True)
     scores, clusters, lie, pairs = [], [], [], []
@@ -212,10 +212,12 @@ def write_task(folder, models, better):
             )
             clusters.append(
                 {**at, "labels": 3, "clusters": 9 - 3 * k, "linear": "no"}
-                | {"mean distance of labels": 1 + gain}
+                | {"mean distance of labels": 1 + gain, "mean distance of clusters": 2.0}
+                | ({"linear, shuffled labels": shuffled} if shuffled else {})
             )
             later = {
                 "similarity with the first": 1 - 0.1 * layer,
+                "similarity with the first, centroids": -0.5 + 0.1 * layer,  # another verdict
                 "centroids moved by": 0.1,
                 "train and new, change": -0.2,
                 "± 95 % of the change": 0.1,
@@ -223,7 +225,7 @@ def write_task(folder, models, better):
             for number, two in enumerate((("a", "b"), ("c", "a"), ("b", "c"))):
                 far = number + 1 if k == 0 or better > 0 else 3 - number  # as before, or reversed
                 ends = dict(zip(("label", "other label"), two, strict=True))
-                pairs.append({**at, **ends, "distance of centroids": far})
+                pairs.append({**at, **ends, "distance of hulls": far, "distance of centroids": 1})
             before = dict.fromkeys(later, np.nan)
             lie.append({**at, "train and new, similarity": 0.9} | (later if k else before))
     written = {"results": scores, "directprobe": clusters, "geometry": lie, "label_pairs": pairs}
@@ -250,7 +252,7 @@ def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys):
     }
     assert claims["Fine-tuning raises the accurac"] == "1 of 2"
     assert claims["It makes the last layer simple"] == "2 of 2"
-    assert claims["Afterwards the labels are line"] == "0 of 2"
+    assert claims["Afterwards the hulls of labels"] == "0 of 2"
     assert claims["It moves labels apart: hulls a"] == "1 of 2"
     assert claims["Upper layers change more than "] == "2 of 2"
     assert claims["Even so the arrangement is kep"] == "2 of 2"
@@ -259,6 +261,16 @@ def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys):
     assert "POS +0.200" in study and "TREC-50 -0.200" in study
     assert "| POS and TREC-50 | 3 | 1.0000 | -1.0000 |" in study
     assert (tmp_path / "cross_task.png").stat().st_size > 5000
+
+
+def test_clusters_that_shuffled_labels_have_as_well_are_not_judged(tmp_path):
+    for task, shuffled in (("pos", "yes"), ("trec", "no")):
+        write_task(tmp_path / task / "layers", ["base", "tuned"], 1, shuffled)
+    layers = pd.concat(tables.by_layer(tmp_path / t / "layers", t) for t in ("pos", "trec"))
+    held = {row["claim"][:20]: row["holds for"] for row in tables.claims_of_layers(layers)}
+    assert held["It makes the last la"] == "1 of 1"
+    assert held["Afterwards the hulls"] == "0 of 1"
+    assert held["It moves labels apar"] == "2 of 2"
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path, monkeypatch):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from bertchain.directprobe import centroid_distances
-from bertchain.probing import label_geometry
+from bertchain.directprobe import centroid_distances, hull_distances
+from bertchain.probing import arrangement, label_geometry
+from bertchain.probing.arrangement import bootstrap_similarity
 from bertchain.probing.drift import effective_rank
 from bertchain.probing.label_geometry import (
-    bootstrap_similarity,
     choose_rows,
     cluster_and_keep,
     directprobe_table,
+    directprobe_warnings,
     divergence_warnings,
     label_geometry_table,
 )
@@ -122,9 +123,80 @@ def test_arrangement_of_labels_before_and_after():
     assert np.isnan(table["similarity with the first"]["base"])
     assert 0 < table["centroids moved by"]["tuned"] < 0.5
     assert table["train and new, similarity"]["lost"] < 0.8
-    assert table["train and new, change"]["lost"] < -table["± 95 % of the change"]["lost"]
+    assert table["train and new, change"]["lost"] < 0
+    lost = table.loc["lost"]
+    assert lost["train and new, change of centroids"] < -lost["± 95 % of the change of centroids"]
     warned = divergence_warnings(table.reset_index(), "test")
     assert len(warned) == 1 and warned[0].startswith("lost: training pulled")
+
+
+def test_similarity_is_that_of_hulls_with_centroids_beside():
+    """Centroids stay where they are while one label grows long: only hulls see it."""
+    base, long = features(0.1), {}
+    for split, y in LABELS.items():
+        along = np.where(y == 0, np.linspace(-0.9, 0.9, len(y)), 0.0)
+        long[split] = base[split].copy()
+        long[split][:, 1] += np.outer(along, CENTRES[1] - CENTRES[0])
+    table = label_geometry_table({"b": base, "long": long}, LABELS, [1], "test", 1000, 0)[0]
+    x = [layers["train"][:, 1] for layers in (base, long)]
+    hulls = [hull_distances(points, LABELS["train"], 1e-4) for points in x]
+    means = [centroid_distances(points, LABELS["train"]) for points in x]
+    upper = np.triu_indices(6, 1)
+    by_hulls, by_means = (np.corrcoef(*(d[upper] for d in pair))[0, 1] for pair in (hulls, means))
+    assert abs(by_hulls - by_means) > 0.1  # another verdict
+    later = table.set_index("model").loc["long"]
+    assert later["similarity with the first"] == pytest.approx(by_hulls, abs=0.01)
+    assert later["similarity with the first, centroids"] == pytest.approx(by_means)
+    new = [long[split][:, 1] for split in ("train", "test")]
+    pairs = [hull_distances(p, LABELS[s])[upper] for p, s in zip(new, LABELS, strict=True)]
+    assert later["train and new, similarity"] == pytest.approx(np.corrcoef(*pairs)[0, 1], abs=0.01)
+    means = [centroid_distances(p, LABELS[s])[upper] for p, s in zip(new, LABELS, strict=True)]
+    assert later["train and new, centroids"] == pytest.approx(np.corrcoef(*means)[0, 1])
+    assert table[["± 95 %", "± 95 % of centroids"]].gt(0).all().all()
+
+
+def test_noise_with_many_rows_but_few_a_pair_is_called_empty(tmp_path):
+    """120 rows in 30 dimensions, but pairs of 12 labels have 20: linear, as are shuffled labels."""
+    rng = np.random.default_rng(6)
+    noise = {split: rng.normal(size=(120, 1, 30)) for split in ("train", "test")}
+    labels = {split: np.arange(120) % 12 for split in noise}
+    table = directprobe_table({"b": noise}, labels, [0], "test", 1000, 0, tmp_path)[0]
+    row = table.iloc[0]
+    assert row["linear"] == row["linear, shuffled labels"] == "yes"
+    assert row["label pairs of few rows"] == row["label pairs apart, shuffled labels"] == "66 of 66"
+    assert "66 of 66 pairs of labels have fewer than twice the dim" in row["warnings"]
+    (warned,) = directprobe_warnings(table)
+    assert warned.startswith("b: in layers 0 no hulls of labels meet") and "nothing" in warned
+    table = directprobe_table({"b": features(0.5)}, LABELS, [1], "test", 1000, 0, tmp_path)[0]
+    assert table["linear, shuffled labels"][0] == "no" and table["warnings"][0] == ""
+    assert table["label pairs apart, shuffled labels"][0] == "at least 0 of 15"
+    assert directprobe_warnings(table) == []
+
+
+def test_a_rare_label_among_many_rows_is_called_empty_as_well(tmp_path):
+    """A few rows lie apart from any number of others: what counts is how few, not how many all."""
+    rng = np.random.default_rng(8)
+    noise = {split: rng.normal(size=(105, 1, 30)) for split in ("train", "test")}
+    labels = {split: (np.arange(105) < 5).astype(int) for split in noise}
+    table = directprobe_table({"b": noise}, labels, [0], "test", 1000, 0, tmp_path)[0]
+    assert table["label pairs of few rows"][0] == "0 of 1" and table["warnings"][0] == ""
+    assert table["linear"][0] == table["linear, shuffled labels"][0] == "yes"
+    assert len(directprobe_warnings(table)) == 1
+
+
+def test_distances_of_labels_and_of_clusters_are_both_named(tmp_path):
+    """A label in two places has a hull across another: clusters are apart, labels are not."""
+    rng = np.random.default_rng(7)
+    place = np.repeat([0.0, 10.0, 20.0], 40)
+    x = np.c_[place, np.zeros(120)] + 0.1 * rng.normal(size=(120, 2))
+    layers = {"b": dict.fromkeys(("train", "test"), x[:, None])}
+    labels = {split: np.repeat([0, 1, 0], 40) for split in ("train", "test")}
+    row = directprobe_table(layers, labels, [0], "test", 1000, 0, tmp_path)[0].iloc[0]
+    assert row["clusters"] == 3 and row["mean distance of labels"] == 0
+    clusters = np.repeat([0, 1, 2], 40)
+    distances = hull_distances(x, clusters)
+    expected = (distances[0, 1] + distances[1, 2]) / 2
+    assert row["mean distance of clusters"] == pytest.approx(expected, rel=0.02)
 
 
 def test_labels_that_few_rows_leave_out_take_no_part():
@@ -155,7 +227,7 @@ def test_the_bootstrap_draws_within_labels_and_repeats():
     known = [x["train"][:, 1], LABELS["train"], x["test"][:, 1], LABELS["test"]]
     draws = bootstrap_similarity(*known, 0)
     assert draws.std() > 0 and (draws == bootstrap_similarity(*known, 0)).all()
-    drawn = label_geometry._draw(LABELS["train"], np.random.default_rng(0))
+    drawn = arrangement._draw(LABELS["train"], np.random.default_rng(0))
     assert (np.bincount(LABELS["train"][drawn]) == 40).all() and len(set(drawn)) < 240
 
 

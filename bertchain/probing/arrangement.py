@@ -1,0 +1,120 @@
+"""How the labels of one layer lie: distances of hulls and of centroids, with intervals."""
+
+import numpy as np
+from joblib import cpu_count
+from threadpoolctl import threadpool_limits
+
+from bertchain.directprobe import (
+    centroid_distances,
+    centroids,
+    hull_distances,
+    spatial_similarity,
+)
+from bertchain.probing.scoreboard import half_width
+
+ACCURACY = 1e-2  # relative, of distances of hulls
+DRAWS = 200  # of rows or labels, for intervals of similarities
+
+
+class Arrangement:
+    """Hulls and centroids of labels among training and new rows of one layer."""
+
+    def __init__(
+        self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
+    ):
+        """Args: train, new: rows [n, hidden]; y, truth: their labels [n], numbers from 0 on."""
+        self.centroids = centroids(train, y)
+        self.distances = centroid_distances(train, y)
+        self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
+        self.spread = float(np.sqrt(((train - self.centroids[y]) ** 2).sum(axis=1).mean()))
+        with threadpool_limits(limits=1):
+            self.hulls, new_hulls = (
+                hull_distances(x, labels, ACCURACY, jobs=cpu_count())
+                for x, labels in ((train, y), (new, truth))
+            )
+        self.similarity = spatial_similarity(self.hulls, new_hulls)
+        self.draws = similarity_over_labels(self.hulls, new_hulls, seed)
+        self.of_centroids = spatial_similarity(self.distances, centroid_distances(new, truth))
+        self.centroid_draws = bootstrap_similarity(train, y, new, truth, seed)
+
+    def of_splits(self) -> dict[str, float]:
+        """Similarities of training and new rows."""
+        return {
+            "train and new, similarity": self.similarity,
+            "± 95 %": _half_width(self.draws),
+            "train and new, centroids": self.of_centroids,
+            "± 95 % of centroids": _half_width(self.centroid_draws),
+        }
+
+    def against(self, before: "Arrangement") -> dict[str, float]:
+        """What changed since `before`; intervals are paired: the same labels and rows are drawn."""
+        row = {
+            "similarity with the first": spatial_similarity(before.hulls, self.hulls),
+            "similarity with the first, centroids": spatial_similarity(
+                before.distances, self.distances
+            ),
+        }
+        if before.centroids.shape == self.centroids.shape:
+            moved = np.linalg.norm(self.centroids - before.centroids, axis=1).mean()
+            row["centroids moved by"] = float(moved) / before.spread if before.spread else np.nan
+        row["train and new, change"] = self.similarity - before.similarity
+        row["± 95 % of the change"] = _half_width(self.draws - before.draws)
+        row["train and new, change of centroids"] = self.of_centroids - before.of_centroids
+        change = self.centroid_draws - before.centroid_draws
+        row["± 95 % of the change of centroids"] = _half_width(change)
+        return row
+
+
+def similarity_over_labels(one: np.ndarray, other: np.ndarray, seed: int) -> np.ndarray:
+    """Similarity of two matrices of label-pair distances when labels are drawn again.
+
+    Rows are not: the hull of rows that are drawn again lies within that of all, and is nearer none.
+
+    Returns:
+        [DRAWS]; the same labels for the same number of labels and seed.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(DRAWS):
+        drawn = rng.integers(0, len(one), len(one))
+        a, b = np.triu_indices(len(one), 1)
+        a, b = drawn[a], drawn[b]
+        pairs = a != b  # a label drawn twice has no distance from itself
+        x, y = one[a[pairs], b[pairs]], other[a[pairs], b[pairs]]
+        known = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+        found.append(float(np.corrcoef(x, y)[0, 1]) if known else np.nan)
+    return np.array(found)
+
+
+def bootstrap_similarity(
+    train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
+) -> np.ndarray:
+    """Similarity of train and new distances of centroids when rows of a label are drawn again.
+
+    Returns:
+        [DRAWS]; the same rows for the same labels and seed, whatever the features.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(DRAWS):
+        drawn = [_draw(labels, rng) for labels in (y, truth)]
+        distances = [
+            centroid_distances(x[rows], labels[rows])
+            for x, labels, rows in zip((train, new), (y, truth), drawn, strict=True)
+        ]
+        found.append(spatial_similarity(*distances))
+    return np.array(found)
+
+
+def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many rows of each label as it has, with replacement."""
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    sizes = np.repeat(counts, counts)
+    return order[starts + (rng.random(len(labels)) * sizes).astype(int)]
+
+
+def _half_width(draws: np.ndarray) -> float:
+    """Half a 95 % interval of the draws that have a similarity; NaN where none has."""
+    known = draws[np.isfinite(draws)]
+    return half_width(known) if len(known) else float("nan")
