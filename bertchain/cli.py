@@ -28,7 +28,7 @@ logger = logging.getLogger("bertchain")
 
 Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
 FOLLOWED = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "logging_steps")
-SECRETS = ("hub_token",)  # never written to disk
+SECRETS = ("hub_token",)  # never written to a file
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO),
@@ -36,6 +36,19 @@ DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be
 
 
 # ---------------------------------------------------------------------------- parsing
+
+
+class Secret(str):
+    """Text that is used as it is and becomes None in a pickle, as of the Trainer's arguments.
+
+    The Trainer pickles them into each checkpoint, and into what it uploads to the hub.
+    """
+
+    def __reduce_ex__(self, protocol: int) -> tuple[type, tuple]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict) -> "Secret":
+        return self  # a copy in memory keeps it
 
 
 def parse(
@@ -60,6 +73,9 @@ def parse(
     values = vars(namespace)
     if unknown:
         raise InputError(describe_unknown(unknown[0], values))
+    for name in SECRETS:
+        if values.get(name):
+            values[name] = Secret(values[name])
     with as_input_error():
         objects = [
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 import time
 from copy import copy, deepcopy
@@ -89,6 +90,9 @@ def test_what_is_given_is_known_before_it_is_parsed(tmp_path):
 def test_secrets_are_not_kept():
     numbers, run_config = parse([Numbers], ["--hub_token", "s3cret"])
     assert numbers.hub_token == "s3cret" and "hub_token" not in run_config
+    assert deepcopy(numbers).hub_token == copy(numbers).hub_token == "s3cret"
+    assert b"s3cret" not in pickle.dumps(numbers)
+    assert pickle.loads(pickle.dumps(numbers)).hub_token is None
 
 
 def test_defaults_of_the_script_and_what_a_run_changed():
