@@ -52,6 +52,25 @@ class Numbers:
     two_words: str | None = arg(None, "")
 
 
+def test_the_launchers_precision_is_the_users_word(monkeypatch):
+    def parsed(*words: str) -> tuple[bool, bool]:
+        training, run_config = parse([TrainingArguments], ["--use_cpu", *words])
+        assert (training.bf16, training.fp16) == (run_config["bf16"], run_config["fp16"])
+        return training.bf16, training.fp16
+
+    assert parsed() == (False, False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parsed() == parsed("--bf16") == (True, False)
+    with pytest.raises(InputError, match="--bf16 False, but the launcher says --mixed_precision b"):
+        parsed("--bf16", "false")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert parsed() == (False, True)
+    with pytest.raises(InputError, match="--bf16 True, but the launcher says --mixed_precision f"):
+        parsed("--bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # also where nobody said it
+    assert parsed("--bf16") == (True, False)
+
+
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_a_file_stands_for_arguments_and_flags_override_it(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
