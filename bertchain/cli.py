@@ -20,7 +20,17 @@ import yaml
 
 from bertchain.errors import InputError, as_input_error, nearest
 from bertchain.help import default_of, print_help
-from bertchain.runtime.distributed import close_process_group, is_main_process, rank_and_size
+from bertchain.runtime.distributed import (
+    PRECISION,
+    close_process_group,
+    has_anyone_spoken,
+    is_first_to_say,
+    is_main_process,
+    launcher_precision,
+    leave,
+    rank_and_size,
+    was_left_alone,
+)
 from bertchain.runtime.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -31,7 +41,7 @@ logger = logging.getLogger("bertchain")
 
 Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
 FOLLOWED = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "logging_steps")
-SECRETS = ("hub_token",)  # never written to disk
+SECRETS = ("hub_token",)  # never written to a file
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be, also without a path
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EIO),
@@ -39,6 +49,19 @@ DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be, 
 
 
 # ---------------------------------------------------------------------------- parsing
+
+
+class Secret(str):
+    """Text that is used as it is and becomes None in a pickle, as of the Trainer's arguments.
+
+    The Trainer pickles them into each checkpoint, and into what it uploads to the hub.
+    """
+
+    def __reduce_ex__(self, protocol: int) -> tuple[type, tuple]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict) -> "Secret":
+        return self  # a copy in memory keeps it
 
 
 def parse(
@@ -59,11 +82,23 @@ def parse(
     """
     parser = make_parser(dataclass_types)
     parser.set_defaults(**following(defaults or {}, argv))
+    names = {f.name for cls in dataclass_types for f in dataclasses.fields(cls)}
+    precision = {k: v for k, v in (launcher_precision() or {}).items() if k in names}
+    parser.set_defaults(**precision)
     namespace, unknown = parser.parse_known_args(as_flags(argv))
     values = vars(namespace)
     if unknown:
         raise InputError(describe_unknown(unknown[0], values))
     check_text(values)
+    for name, said in precision.items():
+        if any(precision.values()) and values[name] != said:  # the flag would have no effect
+            raise InputError(
+                f"--{name} {values[name]}, but the launcher says --mixed_precision "
+                f"{os.environ[PRECISION]}; leave one of them out"
+            )
+    for name in SECRETS:
+        if values.get(name):
+            values[name] = Secret(values[name])
     with as_input_error():
         objects = [
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
@@ -299,20 +334,32 @@ def run_script(main: Callable[[], Any]) -> None:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+        line = f"{Path(sys.argv[0]).name}: interrupted"
+        if is_first_to_say(line):
+            print(line, file=sys.stderr, flush=True)
         os._exit(130)  # threads that are at work would abort an orderly end
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
         fail(f"{error.filename or 'a file'}: {error.strerror}")
+    except RuntimeError as error:
+        if not was_left_alone(error):
+            raise
+        fail("another process of this run has ended; see what it said", quiet=has_anyone_spoken())
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line, after closing progress bars, and exit with code 2."""
+def fail(message: str, quiet: bool = False) -> NoReturn:
+    """Print one line, after closing progress bars, and exit with code 2.
+
+    Of several processes that fail alike one speaks.
+    """
     bars = sys.modules.get("tqdm.std")
     for bar in list(getattr(bars and bars.tqdm, "_instances", ())):
         bar.close()
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    line = f"{Path(sys.argv[0]).name}: error: {message}"
+    if not quiet and is_first_to_say(line):
+        print(line, file=sys.stderr, flush=True)
+    leave(2, line)
     sys.exit(2)
 
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 import time
 from copy import copy, deepcopy
@@ -52,6 +53,25 @@ class Numbers:
     two_words: str | None = arg(None, "")
 
 
+def test_the_launchers_precision_is_the_users_word(monkeypatch):
+    def parsed(*words: str) -> tuple[bool, bool]:
+        training, run_config = parse([TrainingArguments], ["--use_cpu", *words])
+        assert (training.bf16, training.fp16) == (run_config["bf16"], run_config["fp16"])
+        return training.bf16, training.fp16
+
+    assert parsed() == (False, False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parsed() == parsed("--bf16") == (True, False)
+    with pytest.raises(InputError, match="--bf16 False, but the launcher says --mixed_precision b"):
+        parsed("--bf16", "false")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert parsed() == (False, True)
+    with pytest.raises(InputError, match="--bf16 True, but the launcher says --mixed_precision f"):
+        parsed("--bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # also where nobody said it
+    assert parsed("--bf16") == (True, False)
+
+
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_a_file_stands_for_arguments_and_flags_override_it(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
@@ -90,6 +110,9 @@ def test_what_is_given_is_known_before_it_is_parsed(tmp_path):
 def test_secrets_are_not_kept():
     numbers, run_config = parse([Numbers], ["--hub_token", "s3cret"])
     assert numbers.hub_token == "s3cret" and "hub_token" not in run_config
+    assert deepcopy(numbers).hub_token == copy(numbers).hub_token == "s3cret"
+    assert b"s3cret" not in pickle.dumps(numbers)
+    assert pickle.loads(pickle.dumps(numbers)).hub_token is None
 
 
 def test_defaults_of_the_script_and_what_a_run_changed():

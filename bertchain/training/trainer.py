@@ -32,6 +32,7 @@ from bertchain.metrics import MAIN_METRIC, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
 from bertchain.runtime import best
+from bertchain.runtime.distributed import launcher_precision
 from bertchain.runtime.files import disk_errors
 from bertchain.runtime.finite import FiniteTrainer
 from bertchain.runtime.resuming import ResumableTrainer, early_stopping  # noqa: F401
@@ -262,9 +263,12 @@ def train(
 
 
 def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]:
-    """Choose bf16 on a GPU, or fp16 where it has no bf16; {} on a CPU or where a flag chooses."""
+    """Choose bf16 on a GPU, or fp16 where it has no bf16.
+
+    {} on a CPU, and where a flag or the launcher's --mixed_precision chooses.
+    """
     chosen = any(is_given(name, argv) for name in ("bf16", "fp16", "use_cpu"))
-    if chosen or not torch.cuda.is_available():
+    if chosen or launcher_precision() is not None or not torch.cuda.is_available():
         return {}
     name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return {name: True}

@@ -1,6 +1,7 @@
 """The same command under every launcher, on one machine and on two, and on a sharded model."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -63,6 +64,53 @@ def test_two_processes_are_the_same_on_one_machine_and_on_two(line, tmp_path):
     wait(*(start_command(*each, rank, *line(tmp_path / "machines")) for rank in "01"))
     for name in ("torchrun", "machines"):
         assert contents(tmp_path / name) == contents(tmp_path / "accelerate"), name
+
+
+OF_ITS_RANK = """
+import os, sys
+sys.path.insert(0, {root!r})
+import run_finetune
+from bertchain import cli
+sys.argv[1:] = [word.replace("RANK", os.environ["RANK"]) for word in sys.argv[1:]]
+cli.run_script(run_finetune.main)
+"""
+
+
+@pytest.mark.parametrize("where", ["in the arguments", "in the data", "on one of two"])
+def test_a_mistake_is_said_once_by_one_process(where, line, topic_files, tmp_path):
+    """Whether all processes meet it or one alone; none hangs."""
+    script = tmp_path / "script.py"
+    script.write_text(OF_ITS_RANK.format(root=str(ROOT)))
+    words = [script, *line(tmp_path / "out")[1:]]
+    words += {
+        "in the arguments": ["--layer_lr_decay", "2"],
+        "in the data": ["--delimiter", ";"],
+    }.get(where, ["--train_file", tmp_path / "train-RANK.csv"])
+    shutil.copy(topic_files["train"], tmp_path / "train-0.csv")
+    config = str(ROOT / "examples" / "accelerate" / "two_processes.yaml")
+    done = run_command(
+        *ACCELERATE, "--config_file", config, "--main_process_port", PORT + 6, *words
+    )
+    said = [row for row in done.stderr.splitlines() if row.startswith("script.py: error: ")]
+    assert done.returncode == 1 and len(said) == 1, done.stderr  # the launcher's own exit code
+    assert ("train-1.csv: no such file" in said[0]) == (where == "on one of two")
+    assert "exitcode  : 2" in done.stderr
+    assert done.stderr.count("Traceback") == 1  # the launcher's
+    assert said[0] in done.stderr.split("Root Cause")[1]
+
+
+def test_a_process_whose_partner_on_another_machine_ends_does_not_wait(line, topic_files, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(OF_ITS_RANK.format(root=str(ROOT)))
+    shutil.copy(topic_files["train"], tmp_path / "train-0.csv")
+    words = [script, *line(tmp_path / "out")[1:], "--train_file", tmp_path / "train-RANK.csv"]
+    place = ["--master_addr", "127.0.0.1", "--master_port", str(PORT + 7)]
+    each = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", *place, "--node_rank"]
+    processes = [start_command(*each, rank, *words) for rank in "01"]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert "script.py: error: another process of this run has ended" in said[0], said[0]
+    assert "train-1.csv: no such file" in said[1]
 
 
 FULLY_SHARDED = """

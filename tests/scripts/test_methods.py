@@ -596,6 +596,9 @@ def test_a_gpu_trains_in_its_half_precision_unless_the_user_says_otherwise(monke
     )
     for argv in said:
         assert precision(argv) == {}
+    for word in ("no", "bf16", "fp16"):  # of `accelerate launch --mixed_precision`
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
+        assert precision([]) == {}
 
 
 def test_half_precision_trains(run):

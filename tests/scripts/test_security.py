@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
-from forking import run_command
+from forking import run_command, start_command
 
 import run_finetune
 import run_itpt
@@ -38,6 +41,36 @@ def test_tokens_and_the_environment_stay_out_of_files_and_logs(tiny_bert, topic_
         files = [path for path in (tmp_path / script).rglob("*") if path.is_file()]
         assert len(files) > 5
         assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def killed(line: list[object], mark: str, out: Path) -> None:
+    """Run a command and kill it as soon as its output folder holds a file of that pattern."""
+    process = start_command(*line, "--output_dir", out, env={"HF_TOKEN": SECRET})
+    while process.poll() is None and not [*out.rglob(mark)]:
+        time.sleep(0.01)
+    process.kill()
+    said = "".join(process.communicate())
+    assert process.returncode == -signal.SIGKILL, said[-2000:]
+    assert SECRET not in said
+
+
+def test_a_killed_run_leaves_no_token_in_any_file(tiny_bert, topic_files, tmp_path):
+    data = ["--train_file", topic_files["train"]]
+    long = ["--use_cpu", "true", "--hub_token", SECRET, "--num_train_epochs", "500"]
+    trained = ["--model_name_or_path", tiny_bert, *data, *long]
+    killed([ROOT / "run_itpt.py", *trained], "checkpoint-*/whole", tmp_path / "itpt")
+    killed([ROOT / "run_finetune.py", *trained], "checkpoint-*/whole", tmp_path / "one")
+    folds = [ROOT / "run_finetune.py", *trained, "--num_folds", "2", "--seeds", "1", "2"]
+    killed(folds, "checkpoint-*/whole", tmp_path / "folds")
+    probed = [ROOT / "run_probe.py", "--models", f"base={tiny_bert}", *data]
+    killed(probed, "*.npy", tmp_path / "probed")
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.name == "training_args.bin" for path in left) >= 3
+    assert not [path for path in left if SECRET.encode() in path.read_bytes()]
+    arguments = torch.load(
+        next(tmp_path.rglob("training_args.bin")), weights_only=False, map_location="cpu"
+    )
+    assert arguments.hub_token is None
 
 
 EVIL = "from pathlib import Path\nPath({mark!r}).write_text('run')\n"
