@@ -23,6 +23,7 @@ from bertchain.arguments.training import (
     RegulariserArguments,
 )
 from bertchain.errors import InputError, at_least, exclude
+from bertchain.runtime.given import Hooks
 
 
 @dataclass
@@ -133,6 +134,7 @@ class Arguments(NamedTuple):
     run: RunArguments
     training: Any  # transformers.TrainingArguments, which takes seconds to import
     run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+    hooks: Hooks = Hooks()  # what only Python can give
 
     @property
     def sources(self) -> tuple[DataArguments, TextArguments, LabelArguments, SpanArguments]:

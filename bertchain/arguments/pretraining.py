@@ -10,6 +10,7 @@ from bertchain.arguments.common import (
     check_training,
 )
 from bertchain.errors import InputError, at_least, one_of, share
+from bertchain.runtime.given import Hooks
 
 
 @dataclass
@@ -211,6 +212,7 @@ class Arguments(NamedTuple):
     run: RunArguments
     training: Any  # transformers.TrainingArguments, which takes seconds to import
     run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+    hooks: Hooks = Hooks()  # what only Python can give
 
 
 def check_combinations(args: Arguments) -> None:

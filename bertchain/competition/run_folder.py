@@ -16,6 +16,8 @@ from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
+from bertchain.models.modeling import DocumentClassifier
+from bertchain.runtime import given
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process
 from bertchain.runtime.files import write_json, write_yaml
@@ -216,6 +218,16 @@ class RunFolder:
             logger.info("Wrote %s", self.folder)
         barrier()
 
+    def models(self, hooks: given.Hooks) -> dict[str, Any] | None:
+        """Return the trained models by name, if they are kept; those trained before are loaded."""
+        if hooks.models is None:
+            return None
+        for member in self.members:
+            if member.name not in hooks.models:
+                path = self.folder_of(member)
+                hooks.models[member.name] = DocumentClassifier.from_pretrained(path)
+        return {member.name: hooks.models[member.name] for member in self.members}
+
     def remove_checkpoints(self, member: Member) -> None:
         """Delete a member's checkpoints, unless --keep_checkpoints; the main process calls this."""
         if not self.keep_checkpoints:
@@ -268,7 +280,7 @@ def make_manifest(
     left_out = {*FREE, *FILES, *FOLDERS}
     arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
     model = run_config["model_name_or_path"]
-    files = {n: hash_files([Path(run_config[n])]) for n in FILES if run_config.get(n)}
+    files = {n: hash_file(run_config[n]) for n in FILES if run_config.get(n)}
     for name in FOLDERS:
         folder = run_config.get(name)
         if folder and os.path.isdir(folder):
@@ -278,6 +290,13 @@ def make_manifest(
     if run_config.get("dataset_name") and tables:
         files["dataset_name"] = hash_tables(tables)
     return {"arguments": json.loads(json.dumps(arguments)), "files": files, "seed": seed}
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a file's content, or of the rows of a table in memory."""
+    if given.is_held(path):
+        return hash_tables({"": Table(given.find(path), path)})
+    return hash_files([Path(path)])
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -191,6 +191,7 @@ def write_run(trainer: PretrainingTrainer, results: dict[str, Any], args: Argume
         if not args.run.keep_checkpoints:
             remove_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
+    args.hooks.keep("", trainer)
 
 
 def _card(title: str, results: dict[str, Any], run_config: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
+from bertchain.runtime import screen
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
 from bertchain.runtime.files import atomic_write
 from bertchain.runtime.locks import wait_for_lock
@@ -154,7 +155,7 @@ class FeatureStore:
         if done.any():
             logger.info("%s: %d of %d batches were there", what, done.sum(), len(batches))
         fresh, last = [], time.monotonic()
-        for i in tqdm(mine, desc=f"Features of {what}", disable=not is_main_process()):
+        for i in tqdm(mine, desc=f"Features of {what}", disable=screen.bars_are_hidden()):
             rows = self.rows_of(dataset, batches[i])
             features[rows] = self.compute(dataset[batches[i]], poolings)
             fresh.append(i)

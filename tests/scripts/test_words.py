@@ -53,7 +53,7 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         "output_dir": str(tmp_path / "o"),
         **({"analyses": ["control", "mdl"]} if kind == "words" else {}),
     }
-    headline = run_probe.main(arguments)
+    headline = run_probe.main(arguments).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     assert score["base: best frozen layer"] > max(0.85, score["majority class"])
     assert set(headline["layer"][2:]) <= {f"{k} word" for k in range(5)}
@@ -66,7 +66,7 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         np.testing.assert_allclose(measured["selectivity"].dropna(), expected, atol=1e-12)
         report = (tmp_path / "o" / "report.md").read_text()
         assert "## Selectivity" in report and "## Description length" in report
-    again = run_probe.main([str(tmp_path / "o" / "run_args.yaml")])
+    again = run_probe.main([str(tmp_path / "o" / "run_args.yaml")]).headline
     pd.testing.assert_frame_equal(again, headline)
 
 
@@ -136,7 +136,7 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
             **{"test_file": str(sentences / "test.jsonl.gz"), "output_dir": str(tmp_path / "q")},
             **target,
         }
-    )
+    ).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     own = score["tuned: as fine-tuned, own head"]
     assert own == pytest.approx(results["test_accuracy"])
