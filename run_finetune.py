@@ -54,26 +54,28 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from bertchain import metrics
-from bertchain.competition import ensemble, pseudo_labels, run_folder, submission
+from bertchain.competition import ensemble, manifests, pseudo_labels, run_folder, submission
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
-from bertchain.runtime import checkpoints, distributed, files
-from bertchain.training import initialization, losses, prediction, saving, trainer
+from bertchain.runtime import checkpoints, files
+from bertchain.training import initialization, losses, outcome, prediction, saving, trainer
 
 logger = logging.getLogger("bertchain")
 
 
-def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
-    """Fine-tune as the arguments say: flags, a dict, or None for the command line.
+@cli.callable_again
+def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
+    """Fine-tune as the arguments say: flags, keywords, a dict or a file; else the command line.
 
-    Returns:
-        all metrics, as in all_results.json.
+    Returns the metrics, as in all_results.json, with the folder, predictions and model beside them.
     """
     # 1. Arguments
+    argv, hooks = cli.take(argv, arguments, ClassifierTrainer)
     defaults = DEFAULTS | trainer.device_precision(argv) | finetuning.default_folder(argv)
-    args = finetuning.Arguments(*cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults))
+    parsed = cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults)
+    args = finetuning.Arguments(*parsed, hooks)
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
-    cli.start_logging()
+    cli.start_logging(args.training.disable_tqdm)
     finetuning.check_combinations(args)
     source = args.checkpoint
     trained = run_folder.read_members(source.model_name_or_path)  # to predict with
@@ -98,14 +100,13 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     seen = check_rows(task, members, [rows["pseudo"] for rows in pseudo.values()], args)
     manifest = None
     if task.has_training_rows:
-        manifest = run_folder.make_manifest(args.run_config, seed, task.tables)
+        manifest = manifests.make_manifest(args.run_config, seed, task.tables)
     folder, asked = args.training.output_dir, args.training.resume_from_checkpoint
     with run_folder.RunFolder(folder, members, manifest, args.run, asked) as run:  # locked
         ensemble.write_folds(run.folder, task)
 
         # 5. Train each and predict with it; members that are done stay as they are
-        results: dict[str, Any] = {}
-        unfinished = run.unfinished()
+        results, unfinished = {}, run.unfinished()
         if unfinished and task.has_training_rows and not cli.is_given("learning_rate", argv):
             initialization.suggest_rate(path, args)
         for number, member in enumerate(unfinished):
@@ -122,7 +123,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
 
         # 7. Results; the arguments repeat the run
         run.write_results(results | seen, args.run_config, seed)
-    return results | seen
+    return outcome.RunResult(results | seen, run.folder, task.predicted_splits, run.models(hooks))
 
 
 def fine_tune(
@@ -149,12 +150,13 @@ def fine_tune(
     # b. Trainer
     blocks, rate = modeling.num_blocks(model.encoder.config), args.training.learning_rate
     given, scratch = args.run_config, run.scratch_of(member)
-    fit = ClassifierTrainer(
+    fit = args.hooks.trainer_class(
         loss=losses.build_loss(args.losses, args.training, spec, model.config, labels),
         rates=layers.layer_rates(blocks, rate, **args.rates.rates),
         unfreeze_every=args.rates.unfreeze_every,
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
+        patience=args.run.early_stopping_patience,
         folder=folder,
         seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
         model=model,
@@ -164,7 +166,7 @@ def fine_tune(
         processing_class=preprocessor.tokenizer,
         data_collator=preprocessor.collator,
         compute_metrics=metrics.metric_function(spec, model.config, args.run.extra_metrics),
-        callbacks=[*trainer.early_stopping(args.run.early_stopping_patience), *stop_in_time],
+        callbacks=[*args.hooks.callbacks, *stop_in_time],
     )
 
     # c. Train, and keep the best checkpoint
@@ -175,15 +177,14 @@ def fine_tune(
         initialization.merge_lora(lora, fit, folder, args.adapter)
 
     # d. Predict, rows in their order
-    for split in ("validation", "test"):
-        if split in rows:
-            results |= prediction.predict(fit, rows[split], split, spec, folder)
+    for split in [name for name in ("validation", "test") if name in rows]:
+        results |= prediction.predict(fit, rows[split], split, spec, folder)
 
-    # e. Write the model, its curves, its results
-    if trains and distributed.is_main_process():
+    # e. Write the model, its curves, its results; of many models no encoders
+    if trains:
         saving.write_member(fit, spec, folder, results, given, with_encoder=not run.has_several)
         run.remove_checkpoints(member)
-    distributed.barrier()
+    args.hooks.keep(member.name, fit)
     return results
 
 

@@ -48,18 +48,21 @@ from transformers import TrainingArguments, set_seed
 from bertchain.data import batching
 from bertchain.pretraining import corpora, masked_lm, packing, trainer, vocabulary
 from bertchain.runtime import checkpoints, files, outputs
+from bertchain.training import outcome
 
 
-def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
-    """Pretrain further as the arguments say: flags, a dict, or None for the command line.
+@cli.callable_again
+def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
+    """Pretrain as the arguments say: flags, keywords, a dict or a file; else the command line.
 
-    Returns the metrics, as in all_results.json.
+    Returns the metrics, as in all_results.json, with the folder and the model beside them.
     """
     # 1. Arguments
+    argv, hooks = cli.take(argv, arguments, MaskedLMTrainer)
     parsed = cli.parse((*pretraining.GROUPS, TrainingArguments), argv, DEFAULTS)
-    args = pretraining.Arguments(*parsed)
+    args = pretraining.Arguments(*parsed, hooks)
     training, checkpoint = args.training, args.checkpoint
-    cli.start_logging()
+    cli.start_logging(training.disable_tqdm)
     pretraining.check_combinations(args)
     resume_from = checkpoints.find_checkpoint(training.output_dir, training.resume_from_checkpoint)
     set_seed(training.seed)
@@ -85,9 +88,9 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
     results = documents.counts(rows, held_out) | {"untrained_weights": len(untrained)}
     results |= {"new_tokens": len(new_tokens), "transductive": args.corpus.include_test_text}
 
-    with outputs.claim(training.output_dir, training.resume_from_checkpoint):
+    with outputs.claim(training.output_dir, resume_from), files.disk_errors(training.output_dir):
         # 5. Trainer
-        fit = MaskedLMTrainer(
+        fit = hooks.trainer_class(
             packing=args.packing,
             run=args.run,
             weights=documents.weights,
@@ -100,16 +103,15 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
             processing_class=tokenizer,
             data_collator=collator,
             compute_metrics=masked_lm.MaskedLMScores(held_out["corpus"][:]),
+            callbacks=hooks.callbacks,
         )
 
         # 6. Train, keep the best, and measure it on the held-out documents
-        with files.disk_errors(training.output_dir):
-            results |= fit.train(resume_from_checkpoint=resume_from).metrics
-        results |= fit.evaluate()
+        results |= fit.train(resume_from_checkpoint=resume_from).metrics | fit.evaluate()
 
         # 7. Write the checkpoint, curves and results
         trainer.write_run(fit, results, args)
-    return results
+    return outcome.RunResult(results, training.output_dir, models=hooks.models)
 
 
 class MaskedLMTrainer(trainer.PretrainingTrainer):

@@ -46,27 +46,29 @@ from bertchain.probing import (
     torch_probes,
 )
 from bertchain.runtime import distributed, outputs
+from bertchain.training import outcome
 
 logger = logging.getLogger("bertchain")
 
 
-def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
-    """Probe as the arguments say: flags, a dict, or None for the command line.
+@cli.callable_again
+def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
+    """Probe as the arguments say: flags, keywords, a dict or a file; else the command line.
 
-    Returns:
-        the headline table; every score is in results.csv.
+    Returns the main scores by what has them, with the folder and its tables beside them.
     """
     # 0. A checkpoint is to be described: that needs no data
+    argv = cli.as_flags(argv, arguments)
     path = cli.value_of("describe", argv)
     if path is not None:
         trusted = cli.is_true("trust_remote_code", argv)
         print(describe.describe_checkpoint(path, trust_remote_code=trusted))
-        return pd.DataFrame()
+        return outcome.RunResult({}, "")
 
     # 1. Arguments
     args = probing.Arguments(*cli.parse(probing.GROUPS, argv))
     folder, seed = Path(args.run.output_dir), args.run.seed
-    cli.start_logging()
+    cli.start_logging(args.run.disable_tqdm)
     probing.check_combinations(args)
     paths = probed_models.model_paths(args.models)
     distributed.start_processes()
@@ -83,7 +85,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         ]
         distributed.close_process_group()
         if not distributed.is_main_process():
-            return pd.DataFrame()
+            return outcome.RunResult({}, folder)
 
         # 4. What needs no encoder; probes on each layer; the head a model was fine-tuned with
         labels = {split: task.hard_labels(split) for split in task.labelled_splits}
@@ -106,7 +108,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> pd.DataFrame:
         report.write_report(folder, board, headline, tables, models, descriptions, args.run_config)
     headline = headline.drop(columns="key")
     logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
-    return headline
+    return outcome.RunResult(scoreboard.main_scores(headline), folder, headline=headline)
 
 
 # ---------------------------------------------------------------- probes

@@ -5,21 +5,26 @@ Imports nothing heavy, so that `--help` answers at once.
 
 import dataclasses
 import errno
+import functools
+import gc
+import inspect
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from bertchain.errors import InputError, as_input_error, nearest
+from bertchain.errors import InputError, as_input_error, check_numbers, nearest
 from bertchain.help import default_of, print_help
+from bertchain.runtime import given, screen
 from bertchain.runtime.distributed import (
     PRECISION,
     close_process_group,
@@ -31,6 +36,7 @@ from bertchain.runtime.distributed import (
     rank_and_size,
     was_left_alone,
 )
+from bertchain.runtime.screen import start_logging as start_logging  # scripts call it here
 from bertchain.runtime.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
@@ -39,7 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bertchain")
 
-Given = Sequence[str] | dict[str, Any] | None  # flags, a dict, or None for the command line
+# flags, a dict, a .yaml or .json file of arguments, or None for the command line
+Given = Sequence[str] | Mapping[str, Any] | str | os.PathLike | None
 FOLLOWED = ("eval_strategy", "save_strategy", "eval_steps", "save_steps", "logging_steps")
 SECRETS = ("hub_token",)  # never written to a file
 DISK_ERRORS = (  # a full disk, no permission, a file where a folder should be, also without a path
@@ -104,6 +111,7 @@ def parse(
             cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
             for cls in dataclass_types
         ]
+    check_numbers(values)
     check_output_dir(values.get("output_dir"))
     run_config = {k: v for k, v in values.items() if v is not None and k not in SECRETS}
     return *objects, run_config
@@ -157,25 +165,62 @@ def describe_unknown(word: str, names: Sequence[str]) -> str:
     return f"unknown argument --{name}{nearest(name, [*names])}"
 
 
-def as_flags(argv: Given) -> list[str]:
-    """Turn whatever `parse` takes into plain flags; a file is replaced by what it holds."""
+def as_flags(argv: Given, arguments: Mapping[str, Any] | None = None) -> list[str]:
+    """Turn whatever `parse` takes into plain flags; a file is replaced by what it holds.
+
+    Args:
+        arguments: override `argv`, of which None then means that there is none, not the command
+            line; a value of None takes a file's away.
+
+    Raises:
+        InputError: naming the argument, for a value that no flag can stand for.
+    """
+    arguments = arguments or {}
     if argv is None:
-        argv = sys.argv[1:]
-    if isinstance(argv, dict):
-        argv = flags_of(argv)
-    argv = list(argv)
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = flags_of(read_arguments(argv[0])) + argv[1:]
-    return argv
+        argv = [] if arguments or screen.in_kernel() else sys.argv[1:]
+    if isinstance(argv, Mapping):
+        return flags_of({**argv, **arguments})
+    words = [argv] if isinstance(argv, str | os.PathLike) else argv
+    words = [str(given.to_plain("argv", word)) for word in words]
+    if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml", ".json")):
+        read = read_arguments(words[0])
+        words = flags_of({k: v for k, v in read.items() if k not in arguments}) + words[1:]
+    return words + flags_of(arguments)
 
 
-def flags_of(arguments: dict[str, Any]) -> list[str]:
-    """Turn values into flags, so that 1e-4, which YAML reads as text, is read as a number."""
+def take(
+    argv: Given, arguments: Mapping[str, Any], trainer_class: type
+) -> tuple[list[str], given.Hooks]:
+    """Take what was given to a main: flags (see `as_flags`), and what only Python can give.
+
+    Args:
+        arguments: keyword arguments; those of a dict may as well be in `argv`.
+        trainer_class: the script's own.
+
+    Raises:
+        InputError: as `as_flags` and `given.Hooks.take`.
+    """
+    if isinstance(argv, Mapping):
+        argv, arguments = {}, {**argv, **arguments}
+    arguments = dict(arguments)
+    hooks = given.Hooks.take(arguments, trainer_class)
+    return as_flags(argv, arguments), hooks
+
+
+def flags_of(arguments: Mapping[str, Any]) -> list[str]:
+    """Turn values into flags, so that 1e-4, which YAML reads as text, is read as a number.
+
+    Raises:
+        InputError: as `given.to_plain`, and for lists of lists.
+    """
     flags = []
     for name, value in arguments.items():
+        value = given.to_plain(name, value)
         if value is None or value == []:
             continue
         if isinstance(value, list):
+            if any(item is None or isinstance(item, list | dict) for item in value):
+                raise InputError(f"--{name}: a list of text or numbers is needed, not {value}")
             flags += [f"--{name}", *map(str, value)]
         else:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -326,10 +371,46 @@ def refuse_fp16(fp16: bool, on_cpu: bool) -> None:
         raise InputError("--fp16 needs a GPU; leave it out, or use --bf16")
 
 
+def callable_again(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a main one that Python can call over and over: it leaves nothing in memory behind.
+
+    Tables that were given are let go, also those that a traceback holds; progress bars are shown
+    as before; errors of the disk become one line.
+    """
+
+    @functools.wraps(main)
+    def called(*argv: Any, **arguments: Any) -> Any:
+        try:
+            with given.released(), screen.bars_as_before():
+                return main(*argv, **arguments)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            traceback.clear_frames(error.__traceback__)
+            raise InputError(describe_disk_error(error)) from error
+        except (InputError, KeyboardInterrupt) as error:
+            while error is not None:  # nobody looks into the frames of these
+                traceback.clear_frames(error.__traceback__)
+                error = error.__cause__ or error.__context__
+            raise
+        finally:
+            gc.collect()
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+    return called
+
+
+def describe_disk_error(error: OSError) -> str:
+    """Say in one line what the disk would not do."""
+    return f"{error.filename or 'a file'}: {error.strerror}"
+
+
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main. A user's mistake becomes one line and exit code 2."""
     try:
-        main()
+        inspect.unwrap(main)()  # the process ends: nothing has to be let go
         close_process_group()
     except InputError as error:
         fail(str(error))
@@ -341,7 +422,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except OSError as error:
         if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
             raise
-        fail(f"{error.filename or 'a file'}: {error.strerror}")
+        fail(describe_disk_error(error))
     except RuntimeError as error:
         if not was_left_alone(error):
             raise
@@ -361,12 +442,3 @@ def fail(message: str, quiet: bool = False) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     leave(2, line)
     sys.exit(2)
-
-
-def start_logging() -> None:
-    """Log progress to standard error, from the main process alone."""
-    style = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(level=logging.WARNING, **style)
-    level = logging.INFO if is_main_process() else logging.ERROR
-    logging.getLogger("bertchain").setLevel(level)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it raises is said by us

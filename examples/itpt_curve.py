@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import run_finetune
 from bertchain import cli, metrics
 from bertchain.errors import InputError
-from bertchain.runtime import files, records
+from bertchain.runtime import figures, files, records
 
 
 def main() -> None:
@@ -141,6 +141,7 @@ def plot(path: Path, scores: pd.DataFrame, metric: str, history: pd.DataFrame) -
     right.set_yscale("log")
     right.set_title("Masked language model")
     for axis in (left, right):
+        figures.tick_whole_numbers(axis)
         axis.grid(alpha=0.3)
     with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -25,6 +25,7 @@ from bertchain.arguments.training import (
 from bertchain.cli import Given, is_given
 from bertchain.errors import InputError, at_least, exclude
 from bertchain.runtime import outputs
+from bertchain.runtime.given import Hooks
 
 
 @dataclass
@@ -135,6 +136,7 @@ class Arguments(NamedTuple):
     run: RunArguments
     training: Any  # transformers.TrainingArguments, which takes seconds to import
     run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+    hooks: Hooks = Hooks()  # what only Python can give
 
     @property
     def sources(self) -> tuple[DataArguments, TextArguments, LabelArguments, SpanArguments]:

@@ -11,6 +11,7 @@ from bertchain.arguments.common import (
 )
 from bertchain.errors import InputError, at_least, one_of, share
 from bertchain.runtime import outputs
+from bertchain.runtime.given import Hooks
 
 
 @dataclass
@@ -212,6 +213,7 @@ class Arguments(NamedTuple):
     run: RunArguments
     training: Any  # transformers.TrainingArguments, which takes seconds to import
     run_config: dict[str, Any]  # every argument that is not None, to repeat the run
+    hooks: Hooks = Hooks()  # what only Python can give
 
 
 def check_combinations(args: Arguments) -> None:

@@ -160,6 +160,7 @@ class RunArguments:
 
     output_dir: str = arg("probed", "Folder for report.html, results.csv and more.", common=True)
     seed: int = arg(42, "Seed of the validation split and of all that is drawn.", common=True)
+    disable_tqdm: bool = arg(False, "Show no progress bars.")
 
 
 GROUPS = (

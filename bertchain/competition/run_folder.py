@@ -1,11 +1,8 @@
 """The output folder of a run: its members, its manifest, its lock, and where checkpoints go."""
 
-import hashlib
-import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +14,17 @@ import numpy as np
 from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
 from bertchain.competition import manifests
-from bertchain.data.tables import Table
 from bertchain.errors import InputError
-from bertchain.runtime import locks, outputs
+from bertchain.models.loading import load_classifier
+from bertchain.runtime import given, locks, outputs
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
-from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
-from bertchain.runtime.files import hash_file, write_json, write_yaml
+from bertchain.runtime.distributed import barrier, broadcast, is_main_process
+from bertchain.runtime.files import write_json, write_yaml
 from bertchain.runtime.records import versions
-from bertchain.runtime.resuming import ROWS, refuse_other_steps
 
 logger = logging.getLogger(__name__)
 
 FILE, EARLIER_FILE = outputs.MANIFESTS
-ROWS_AT_ONCE = 10_000
 
 
 # ---------------------------------------------------------------- members
@@ -148,7 +143,7 @@ class RunFolder:
             InputError: where another run holds the lock, or its results lie in the folder.
         """
         several = self.manifest is not None and self.has_several
-        check = partial(check_manifest, manifest=self.manifest) if several else None
+        check = partial(manifests.check_manifest, manifest=self.manifest) if several else None
         with self._stack as stack:  # releases the locks if the manifest cannot be written
             stack.enter_context(outputs.claim(self.folder, self.asked, check))
             if self.scratch != self.folder:  # of the same name and manifest in two places
@@ -229,122 +224,21 @@ class RunFolder:
             logger.info("Wrote %s", self.folder)
         barrier()
 
+    def models(self, hooks: given.Hooks) -> dict[str, Any] | None:
+        """Return the trained models by name, if they are kept; those trained before are loaded."""
+        if hooks.models is None:
+            return None
+        for member in self.members:
+            if member.name not in hooks.models:
+                path = self.folder_of(member)
+                hooks.models[member.name], _ = load_classifier(path)
+        return {member.name: hooks.models[member.name] for member in self.members}
+
     def remove_checkpoints(self, member: Member) -> None:
-        """Delete a member's checkpoints, unless --keep_checkpoints; the main process calls this."""
-        if not self.keep_checkpoints:
+        """Delete a member's checkpoints, unless --keep_checkpoints; all processes call this."""
+        if not self.keep_checkpoints and is_main_process():
             remove_checkpoints(self.scratch_of(member))
-
-
-# ---------------------------------------------------------------- manifest
-
-# Arguments that change no model: a run may be resumed with another value.
-FREE = {
-    "at_least_one_label",
-    "checkpoint_dir",
-    "dataloader_num_workers",
-    "disable_tqdm",
-    "fit_thresholds",
-    "folds",
-    "keep_checkpoints",
-    "log_level",
-    "log_level_replica",
-    "logging_steps",
-    "logging_strategy",
-    "output_dir",
-    "per_device_eval_batch_size",
-    "positive_label",
-    "report_to",
-    "resume_from_checkpoint",
-    "run_name",
-    "sample_submission",
-    "seeds",
-    "submission_values",
-    "time_budget",
-    "use_cpu",
-}
-# Arguments that count by their product, see `make_manifest`.
-SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
-# Arguments whose content counts, not their path.
-FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
-FOLDERS = ("model_name_or_path", "tokenizer_name")
-
-
-def make_manifest(
-    run_config: dict[str, Any], seed: int, tables: dict[str, Table] | None = None
-) -> dict[str, Any]:
-    """Build the manifest of a run: what makes its models and what they predict.
-
-    Args:
-        run_config: all arguments by name.
-        tables: by split; of a --dataset_name their rows are hashed, as the files of others are.
-
-    Returns:
-        arguments that change a model; files: hash by argument; seed; step: its number of rows, by
-        whatever processes, batches and accumulation.
-    """
-    left_out = {*FREE, *FILES, *FOLDERS, *SHARES}
-    arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
-    model = run_config["model_name_or_path"]
-    files = {n: hash_files([Path(run_config[n])]) for n in FILES if run_config.get(n)}
-    for name in FOLDERS:
-        folder = run_config.get(name)
-        if folder and os.path.isdir(folder):
-            files[name] = hash_files(p for p in Path(folder).iterdir() if p.is_file())
-    if not os.path.isdir(model):
-        arguments["model_name_or_path"] = model
-    if run_config.get("dataset_name") and tables:
-        files["dataset_name"] = hash_tables(tables)
-    rows = rank_and_size()[1] * math.prod(run_config.get(name) or 1 for name in SHARES)
-    arguments = json.loads(json.dumps(arguments))
-    return {"arguments": arguments, "files": files, "seed": seed, "step": {ROWS: rows}}
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of the files' contents, in the order of their paths; missing files are left out."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        if not path.is_file():
-            continue
-        digest.update(bytes.fromhex(hash_file(path)))
-    return digest.hexdigest()
-
-
-def hash_tables(tables: dict[str, Table]) -> str:
-    """SHA-256 of the rows of all splits: where their copy lies, and how old it is, do not count."""
-    digest = hashlib.sha256()
-    for split, (rows, _) in sorted(tables.items()):
-        digest.update(split.encode())
-        for piece in rows.with_format("arrow").iter(ROWS_AT_ONCE):
-            digest.update(json.dumps(piece.to_pylist(), default=str).encode())
-    return digest.hexdigest()
-
-
-def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raises InputError, naming what differs, if the folder holds models of another run."""
-    if not any((folder / name).is_file() for name in outputs.MANIFESTS):
-        outputs.check_unused(folder)
-    begun = [*folder.glob("*/all_results.json"), *folder.glob("*/checkpoint-*")]
-    if not begun:
-        return
-    previous = manifests.read_manifest(folder / FILE) if (folder / FILE).is_file() else None
-    if (folder / EARLIER_FILE).is_file() or (previous and "step" not in previous):
-        raise InputError(
-            f"--output_dir {folder} holds a run of an earlier version, which this one predicts "
-            "with but does not continue; choose another --output_dir, or delete it"
-        )
-    if previous is None:
-        return
-    refuse_other_steps(str(folder), previous["step"], manifest["step"])
-    for kind in ("arguments", "files"):
-        for name in sorted({*previous[kind], *manifest[kind]}):
-            old, new = previous[kind].get(name), manifest[kind].get(name)
-            if old == new:
-                continue
-            what = f"was {old} and is {new}" if kind == "arguments" else "holds something else now"
-            raise InputError(
-                f"--{name} {what}, and {folder} has models that were trained before; choose "
-                "another --output_dir, or delete it"
-            )
+        barrier()
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], members: Sequence[Member]) -> None:

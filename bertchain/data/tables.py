@@ -29,6 +29,7 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import parquet
 
 from bertchain.errors import InputError, as_input_error
+from bertchain.runtime import given
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def read_table(
 ) -> Dataset | IterableDataset:
     """Read .csv, .tsv, .txt (a document a line), .json, .jsonl or .parquet, each also .gz.
 
+    The name of a table in memory gives that table, see runtime/given.py.
+
     Columns of .csv and .tsv come as text, so that "NA", "007" and "1e5" stay what they are; what a
     label means is inferred later, from all values.
 
@@ -60,6 +63,8 @@ def read_table(
     Raises:
         InputError: for a missing, empty, undecodable or malformed file.
     """
+    if given.is_held(path):
+        return given.find(path).to_iterable_dataset() if streaming else given.find(path)
     file = Path(path)
     if file.is_dir():
         raise InputError(f"{path} is a folder; name a file, or by --dataset_name a saved data set")
@@ -289,8 +294,8 @@ def read_splits(
         InputError: if no split is there; as `read_table` and `read_hub_table`.
     """
     if dataset_name is None:
-        given = {split: path for split, path in files.items() if path}
-        tables = {s: Table(read_table(p, delimiter, encoding), p) for s, p in given.items()}
+        there = {split: path for split, path in files.items() if path}
+        tables = {s: Table(read_table(p, delimiter, encoding), p) for s, p in there.items()}
     else:
         splits = {s: read_hub_table(dataset_name, dataset_config_name, s) for s in files}
         tables = {s: Table(t, f"{dataset_name} ({s})") for s, t in splits.items() if t is not None}

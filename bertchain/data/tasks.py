@@ -117,6 +117,13 @@ class Task:
         return spans.target_texts(rows) if self.num_spans else all_text(rows)
 
     @property
+    def predicted_splits(self) -> list[str]:
+        """What a run writes predictions of: with folds out-of-fold, in place of validation."""
+        known = ("validation", "test") if self.folds is None else ("test",)
+        averaged = [split for split in known if split in self.documents]
+        return averaged if self.folds is None else ["oof", *averaged]
+
+    @property
     def labelled_splits(self) -> list[str]:
         """Splits whose documents have labels: a test split may have none."""
         return [split for split, rows in self.documents.items() if "labels" in rows.column_names]

@@ -23,7 +23,7 @@ from bertchain.pretraining.streaming import DocumentStream
 from bertchain.runtime.checkpoints import remove_checkpoints
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
-from bertchain.runtime.resuming import ROWS, ResumableTrainer, early_stopping
+from bertchain.runtime.resuming import ROWS, ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,9 @@ class PretrainingTrainer(ResumableTrainer):
         pooler: weights to save along.
         kwargs: for the Trainer.
         """
-        super().__init__(**kwargs)
+        super().__init__(patience=run.early_stopping_patience, **kwargs)
         if run.save_at_steps:
             self.add_callback(KeepSteps(run.save_at_steps, self))
-        for callback in early_stopping(run.early_stopping_patience):
-            self.add_callback(callback)
         self.model_accepts_loss_kwargs = True  # counts masked tokens over steps and processes
         self.packing = packing
         self.weights = weights
@@ -212,6 +210,7 @@ def write_run(trainer: PretrainingTrainer, results: dict[str, Any], args: Argume
         if not args.run.keep_checkpoints:
             remove_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
+    args.hooks.keep("", trainer)
 
 
 def _card(title: str, results: dict[str, Any], run_config: dict[str, Any]) -> str:

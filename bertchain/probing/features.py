@@ -23,6 +23,7 @@ from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
 from bertchain.probing.feature_files import allocate, is_array, mark_of
+from bertchain.runtime import screen
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
 from bertchain.runtime.files import check_seal, seal, sync
 from bertchain.runtime.locks import wait_for_lock
@@ -179,7 +180,7 @@ class FeatureStore:
             fresh.clear()
 
         left = [i for i in mine if i not in there]
-        for i in tqdm(left, desc=f"Features of {what}", disable=not is_main_process()):
+        for i in tqdm(left, desc=f"Features of {what}", disable=screen.bars_are_hidden()):
             found = self.compute(dataset[batches[i]], poolings)
             features[self.rows_of(dataset, batches[i])] = found
             fresh[i] = mark_of(found)

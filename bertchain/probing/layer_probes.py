@@ -15,6 +15,7 @@ from bertchain.probing.probed_models import ProbedModel
 from bertchain.probing.probes import ProbeLabels, ProbeResult
 from bertchain.probing.scoreboard import Scoreboard, ScoreKey
 from bertchain.probing.solvers import Fit
+from bertchain.runtime import screen
 
 Probe = Callable[..., ProbeResult]  # features by split, labels -> the best fit
 Paths = dict[tuple[int, int], list[Fit]]  # (layer, pooling) -> linear fits
@@ -93,6 +94,7 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> 
         found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
             delayed(work)(*job) for job in jobs
         )
-        results = list(tqdm(found, total=len(jobs), desc=what))
+        hidden = screen.bars_are_hidden()
+        results = list(tqdm(found, total=len(jobs), desc=what, disable=hidden))
     torch.set_num_threads(threads)
     return results

@@ -225,6 +225,13 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
     )
 
 
+def main_scores(headline: pd.DataFrame) -> dict[str, float]:
+    """The scores of a headline table by what has them: on test, without one on validation."""
+    on_validation, on_test = headline.columns[2:4]
+    chosen = headline[on_test].fillna(headline[on_validation])
+    return dict(zip(headline["what"], chosen.tolist(), strict=True))
+
+
 def key_of(row: pd.Series) -> ScoreKey:
     """The key of a row of scores, in which no layer is NaN."""
     layer = None if pd.isna(row["layer"]) else int(row["layer"])

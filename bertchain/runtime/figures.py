@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -21,6 +22,19 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def tick_whole_numbers(axis: Axes) -> None:
+    """Tick whole numbers alone along the bottom: there is no step or layer 1.5."""
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def add_legend(place: Figure | Axes, **options: Any) -> None:
+    """Add a legend to a figure or axis; none where nothing has a name."""
+    axes = getattr(place, "axes", None)
+    drawn = axes if isinstance(axes, list) else [place]
+    if any(axis.get_legend_handles_labels()[0] for axis in drawn):
+        place.legend(**options)
 
 
 def layers_figure(
@@ -49,14 +63,14 @@ def layers_figure(
     for probe, dashes in (("majority", ":"), ("tf-idf", "--")):
         for value in scores[scores["probe"] == probe]["value"]:
             axis.axhline(value, color="grey", linestyle=dashes, label=probe)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    tick_whole_numbers(axis)
     axis.set(
         xlabel="layer (0 = embeddings)",
         ylabel=name or f"{split} {metric}",
         title="Linear probe by layer",
     )
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    add_legend(figure, loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -75,11 +89,11 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
             style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i + 1}"}
             axis.errorbar(own["layer"] + shift, own[value], own["± 95 %"], label=model, **style)
         axis.axhline(0, color="grey", linewidth=0.8)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        tick_whole_numbers(axis)
         axis.set(xlabel="layer (0 = embeddings)", title=f"{pooling} pooling")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel=f"gain, {value}")
-    axes[-1].legend(fontsize=8)
+    add_legend(axes[-1], fontsize=8)
     return figure
 
 
@@ -97,9 +111,9 @@ def drift_figure(drift: pd.DataFrame) -> Figure | None:
     left.set(xlabel="layer (0 = embeddings)", ylabel="linear CKA", title="Features, as before = 1")
     right.set(xlabel="layer (0 = embeddings)", ylabel="relative change", title="Weights")
     for axis in (left, right):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        tick_whole_numbers(axis)
         axis.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    add_legend(left, fontsize=8)
     return figure
 
 
@@ -155,12 +169,12 @@ def _lines(
         if one_layer:
             axis.set_xticks(x, rows["model"], rotation=60, ha="right", fontsize=7)
         else:
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            tick_whole_numbers(axis)
             axis.set_xlabel("layer (0 = embeddings)")
         axis.set_title(column, fontsize="small")
         axis.grid(alpha=0.3)
     if not one_layer:
-        axes[-1].legend(fontsize=7)
+        add_legend(axes[-1], fontsize=7)
     return figure
 
 

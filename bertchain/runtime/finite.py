@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from bertchain.errors import InputError
 from bertchain.models.weights import not_finite
+from bertchain.runtime import screen
 from bertchain.runtime.checkpoints import complete_checkpoints
 from bertchain.runtime.files import open_to_all
 
@@ -27,6 +28,8 @@ class FiniteTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if screen.in_notebook():  # a line for each step and evaluation
+            self.remove_callback(PrinterCallback)
         self.bad_loss: Tensor | bool = False  # of a batch of this step; stays on its device
         self.checked_step = self.skipped = 0
         if self.compute_metrics is not None:

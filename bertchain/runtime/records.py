@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from bertchain.runtime import figures
 from bertchain.runtime.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
@@ -127,22 +128,24 @@ def _is_timing(key: str) -> bool:
 
 
 def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) -> None:
-    """Plot the loss curves, beside them the metric that chooses the best checkpoint."""
-    from matplotlib.figure import Figure  # no pyplot: no display, no global state
+    """Plot the loss curves, beside them the metric that chooses the best checkpoint.
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    What was never measured is left out: a training loss, where fewer steps than --logging_steps
+    were taken, or all evaluations.
+    """
+    figure = figures.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
-    for column, label in (("train_loss", "training"), ("eval_loss", "validation")):
-        if column in history:
-            left.plot(history["step"], history[column], marker="o", label=label)
-    left.set(xlabel="step", ylabel="loss", title="Loss")
-    if left.lines:
-        left.legend()
-    if metric in history:
-        right.plot(history["step"], history[metric], marker="o", color="tab:green")
+    curves = {"train_loss": (left, "training", "C0"), "eval_loss": (left, "validation", "C1")}
+    curves |= {metric: (right, None, "tab:green")}
+    for column, (axis, label, colour) in curves.items():
+        if column in history and history[column].notna().any():
+            axis.plot(history["step"], history[column], marker="o", color=colour, label=label)
     name = metric.removeprefix("eval_")
+    left.set(xlabel="step", ylabel="loss", title="Loss")
     right.set(xlabel="step", ylabel=name, title=f"Validation {name}")
+    figures.add_legend(left)
     for axis in (left, right):
+        figures.tick_whole_numbers(axis)
         axis.grid(alpha=0.3)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)

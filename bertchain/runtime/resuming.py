@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -32,9 +31,15 @@ class ResumableTrainer(FiniteTrainer):
     the last one that was logged.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, patience: int | None = None, **kwargs: Any):
+        """Args:
+        patience: evaluations without a better score after which training stops; None: never.
+        args, kwargs: for the Trainer.
+        """
         super().__init__(*args, **kwargs)
         self.add_callback(SaveAndExitOnSigterm())
+        if patience is not None:
+            self.add_callback(EarlyStopping(patience))
         self.logged_before = 0.0  # sum of the losses of steps before the resume
         self.resumed: dict[str, Any] | None = None  # losses to be added to the next one
         self.loss_since_log = torch.zeros(())  # sum of the losses of this process
@@ -152,8 +157,3 @@ class EarlyStopping(EarlyStoppingCallback):
             self.early_stopping_patience_counter = saved["attributes"][
                 "early_stopping_patience_counter"
             ]
-
-
-def early_stopping(patience: int | None) -> list[TrainerCallback]:
-    """Make the callback that stops after so many evaluations without a better score, if any."""
-    return [] if patience is None else [EarlyStopping(patience)]

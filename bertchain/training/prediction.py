@@ -71,7 +71,8 @@ def predict(
         write_predictions(path, spec, ids, probabilities, **columns)
     metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
     scores = {k: round(v, 4) for k, v in metrics.items() if is_score(k)}
-    logger.info("%s: %s", split, scores or f"{len(dataset)} rows predicted")
+    log = logger.getChild(split).info  # a notebook shows those of validation
+    log("%s: %s", split, scores or f"{len(dataset)} rows predicted")
     return metrics
 
 
@@ -125,19 +126,24 @@ def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str
     return table["id"].tolist(), table[spec.value_columns].to_numpy(dtype=np.float64)
 
 
-def read_written_table(path: str | os.PathLike) -> pd.DataFrame:
+def read_written_table(
+    path: str | os.PathLike, text: Sequence[str] = ("id", "label")
+) -> pd.DataFrame:
     """Read a csv that one of the scripts wrote: ids and labels as text, numbers to the last digit.
+
+    Args:
+        text: columns that are read as text, where there are such.
 
     Raises:
         InputError: naming the file, if it is missing or cannot be read.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    text = {"id": pa.string(), "label": pa.string()}
+    types = dict.fromkeys(text, pa.string())
     with as_input_error(str(path)):
         table = pa_csv.read_csv(
             path,
             parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa_csv.ConvertOptions(column_types=text, strings_can_be_null=False),
+            convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
         )
     return table.to_pandas()

@@ -14,6 +14,7 @@ from bertchain.errors import as_input_error
 from bertchain.metrics import MAIN_METRIC, is_score
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
+from bertchain.runtime.distributed import is_main_process
 from bertchain.runtime.files import atomic_files, hash_file, write_csv, write_json, write_text
 from bertchain.runtime.outputs import RESULTS
 from bertchain.runtime.records import evaluation_history, model_card, plot_history
@@ -29,11 +30,13 @@ def write_member(
 ) -> None:
     """Write a trained model, its curves and its results.
 
-    The results come last: a member with all_results.json is done. Only the main process calls this.
+    The results come last: a member with all_results.json is done. The main process writes.
 
     Args: as for `write_model`, and
         trainer: its training rows have the hash of each.
     """
+    if not is_main_process():
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     tokenizer = trainer.processing_class
     write_model(model, tokenizer, spec, folder, results, run_config, with_encoder)

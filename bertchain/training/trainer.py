@@ -35,7 +35,7 @@ from bertchain.runtime import best
 from bertchain.runtime.distributed import launcher_precision
 from bertchain.runtime.files import disk_errors
 from bertchain.runtime.finite import FiniteTrainer
-from bertchain.runtime.resuming import ResumableTrainer, early_stopping  # noqa: F401
+from bertchain.runtime.resuming import ResumableTrainer
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 

@@ -160,7 +160,7 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         # 7. Write the encoder, a classifier for each task, curves, results
         if distributed.is_main_process():
             write_models(fit, results, tasks, run.folder, args.run_config)
-            run.remove_checkpoints(member)
+        run.remove_checkpoints(member)
         run.write_results(results, args.run_config, training.seed)
     return results
 
@@ -217,7 +217,7 @@ def build_trainer(
         eval_dataset=multitask.rows_of(tasks, "validation"),
         processing_class=preprocessor.tokenizer,
         data_collator=multitask.TaskCollator(preprocessor.pad_id),
-        callbacks=trainer.early_stopping(args.run.early_stopping_patience),
+        patience=args.run.early_stopping_patience,
     )
 
 

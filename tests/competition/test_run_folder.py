@@ -10,11 +10,10 @@ from datasets import Dataset
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
+from bertchain.competition.manifests import check_manifest, make_manifest
 from bertchain.competition.run_folder import (
     Member,
     RunFolder,
-    check_manifest,
-    make_manifest,
     member_seed,
     plan_members,
     read_members,

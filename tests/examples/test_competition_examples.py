@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, make_rows, tiny_bert_config
-from forking import run_command, stand_in_path
+from forking import run_command
 
 import run_finetune
 from bertchain.competition import ensemble
@@ -205,15 +205,17 @@ def test_recipes_that_cannot_be(tmp_path):
 # ---------------------------------------------------------------- the notebook
 
 
-def test_the_notebook_runs_offline(competition, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_notebook_runs_offline(processes, competition, tmp_path):
+    """What its cells print is short, also where several processes train."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)
-    launch = f"{stand_in_path()} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
-    launch += " --mixed_precision no --dynamo_backend no --cpu"
     ours = {"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)}
-    ours |= {"MODEL": str(competition / "model"), "TEXT": "title abstract", "LABEL": "label"}
-    ours |= {"ID": "id", "LAUNCH": launch, "FURTHER_PRETRAIN": True, "TIME_BUDGET": "10m"}
-    ours["FLAGS"] = "--num_folds 3 --token_pooling mean --learning_rate 3e-3 --use_cpu true"
+    ours |= {"MODEL": str(competition / "model"), "TEXT": ["title", "abstract"], "LABEL": "label"}
+    ours |= {"ID": "id", "PROCESSES": processes, "TIME_BUDGET": "10m"}
+    ours["FURTHER_PRETRAIN"] = processes == 1
+    ours["OPTIONS"] = {"num_folds": 5 - processes, "token_pooling": "mean", "learning_rate": 3e-3}
+    ours["OPTIONS"] |= {"use_cpu": True, "num_train_epochs": 2}
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     named = {line.split("=")[0].strip() for line in cell.source.splitlines() if "=" in line}
     assert {n for names in named for n in names.split(", ")} == set(ours)  # none forgotten
@@ -224,6 +226,9 @@ def test_the_notebook_runs_offline(competition, tmp_path):
     client.execute()
     shown = json.dumps(notebook.cells)
     assert "oof_accuracy" in shown and "image/png" in shown and "30 rows" in shown
+    for cell in notebook.cells:
+        printed = "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
+        assert len(printed.splitlines()) <= 15, printed
     assert len(pd.read_csv(tmp_path / "submission.csv")) == 30
     assert not list(competition.glob("*checkpoint*"))  # the input folder stays as it was
     assert sorted(p.name for p in competition.iterdir()) == sorted(

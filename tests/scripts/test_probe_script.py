@@ -234,7 +234,7 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
         "id_column_name": "id",
         "output_dir": str(tmp_path / "o"),
     }
-    headline = run_probe.main(arguments)
+    headline = run_probe.main(arguments).headline
     assert list(headline["what"]) == [
         "majority class", "words counted (TF-IDF), linear",
         "base: best frozen layer", "base: last layer",
@@ -275,7 +275,7 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     features = list((tmp_path / "o" / "features").iterdir())
     assert len(features) == 2 * 3
     again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
-    again = run_probe.main([*again, "--features_dir", str(tmp_path / "o" / "features")])
+    again = run_probe.main([*again, "--features_dir", str(tmp_path / "o" / "features")]).headline
     pd.testing.assert_frame_equal(again, headline)
     assert sorted(features) == sorted((tmp_path / "o" / "features").iterdir())
 
@@ -290,7 +290,7 @@ def test_a_head_for_other_labels_is_not_scored(finetuned, topic_files, tmp_path,
             "train_file": str(tmp_path / "upper.csv"),
             "output_dir": str(tmp_path / "o"),
         }
-    )
+    ).headline
     assert "trained for other labels" in caplog.text
     assert len(headline) == 4 and headline["test accuracy"].isna().all()
 
@@ -313,7 +313,7 @@ def test_other_problem_types(problem_type, tiny_bert, topic_files, tmp_path):
     }
     if problem_type == "multi_label":
         arguments["label_delimiter"] = "|"
-    headline = run_probe.main(arguments)
+    headline = run_probe.main(arguments).headline
     metric = headline.columns[-2]
     majority, best = headline[metric][0], headline[metric][2]
     if problem_type == "multi_label":
@@ -359,7 +359,7 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
         "analyses": ["mdl"],
         "output_dir": str(tmp_path / "o"),
     }
-    headline = run_probe.main(arguments)
+    headline = run_probe.main(arguments).headline
     names = [name for name in headline["what"] if "best frozen layer" in name]
     assert names == [f"base: best frozen layer{more}" for more in ("", ", knn", ", mlp")]
     assert headline["test accuracy"][4:].min() > 0.6

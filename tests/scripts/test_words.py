@@ -53,7 +53,7 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         "output_dir": str(tmp_path / "o"),
         **({"analyses": ["control", "mdl"]} if kind == "words" else {}),
     }
-    headline = run_probe.main(arguments)
+    headline = run_probe.main(arguments).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     assert score["base: best frozen layer"] > max(0.85, score["majority class"])
     assert set(headline["layer"][2:]) <= {f"{k} word" for k in range(5)}
@@ -67,7 +67,7 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         report = (tmp_path / "o" / "report.md").read_text()
         assert "## Selectivity" in report and "## Description length" in report
     again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
-    again = run_probe.main(again)
+    again = run_probe.main(again).headline
     pd.testing.assert_frame_equal(again, headline)
 
 
@@ -138,7 +138,7 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
             **{"test_file": str(sentences / "test.jsonl.gz"), "output_dir": str(tmp_path / "q")},
             **target,
         }
-    )
+    ).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     own = score["tuned: as fine-tuned, own head"]
     assert own == pytest.approx(results["test_accuracy"])
