@@ -17,7 +17,7 @@ from bertchain.data.contamination import (
 )
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
-from bertchain.metrics import MAIN_METRIC, is_score
+from bertchain.metrics import is_score, main_metric
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text
@@ -45,7 +45,8 @@ def write_member(
     write_trained_on(folder, hashes_of(trainer.train_dataset), run_config)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
-    metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
+    chosen = main_metric(spec.problem_type, len(spec.names))[0]
+    metric = trainer.args.metric_for_best_model or chosen
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
     write_json(folder / "all_results.json", results | {"seed": trainer.args.seed})
 
