@@ -255,7 +255,7 @@ def check_splits(
             if given.get(flag) and split not in task.documents:
                 raise InputError(f"--{flag} needs --{split}_file")
     if task.has_training_rows:
-        trainer.choose_metric(copy.copy(args.training), task.spec.problem_type, given)
+        trainer.choose_metric(copy.copy(args.training), task.spec, given)
 
 
 def check_rows(

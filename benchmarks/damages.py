@@ -1,6 +1,6 @@
 """Damage the newest checkpoint of a run that was cut off, go on, and see what comes out.
 
-    python benchmarks/damages.py --model "$(python examples/find_minilm.py)" \\
+    python benchmarks/damages.py --model "$(python examples/find_encoder.py minilm)" \\
         --train_file train.csv --test_file test.csv
 
 Each file of a checkpoint gets each kind of damage, with no other checkpoint beside it and with an

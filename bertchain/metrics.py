@@ -16,20 +16,33 @@ from sklearn import metrics as sk
 from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
+from bertchain import ranking
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
 from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
 
 evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for each local metric
 
-MAIN_METRIC = {  # selects checkpoints, settings and layers; and whether more is better
+STANDARDISED = "rmse_standardised"
+MAIN_METRIC = {  # selects checkpoints, settings and layers; see `main_metric`
     "single_label": ("accuracy", True),
     "multi_label": ("lrap", True),
     "regression": ("rmse", False),
 }
-FEW = 16  # so many comparisons with all cost less than a sort
-NUMBERS_AT_ONCE = 2**22  # of columns that are copied together
-LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae")
+LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae", STANDARDISED)
+
+
+def main_metric(problem_type: str, labels: int = 1) -> tuple[str, bool]:
+    """Name the metric that selects checkpoints, settings and layers; and whether more is better.
+
+    Of several regression targets it is the standardised RMSE: in RMSE over all values the target
+    with the largest numbers would choose alone.
+
+    Args:
+        labels: number of labels or regression targets.
+    """
+    several = problem_type == "regression" and labels > 1
+    return (STANDARDISED, False) if several else MAIN_METRIC[problem_type]
 
 
 def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -44,7 +57,7 @@ def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
         "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
         "mcc": matthews(predicted, labels),
         "log_loss": float(-np.log(own.clip(smallest, 1 - smallest)).mean()),
-        "roc_auc": mean_roc_auc(probabilities, one_hot),
+        "roc_auc": ranking.mean_roc_auc(probabilities, one_hot),
     }
 
 
@@ -74,9 +87,9 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     return {
         "f1_micro": float(2 * hits.sum() / max(marks.sum(), 1)),
         "f1_macro": float(np.mean(2 * hits / np.maximum(marks, 1))),
-        "roc_auc_micro": mean_roc_auc(probabilities.reshape(-1, 1), truth.reshape(-1, 1)),
-        "roc_auc_macro": mean_roc_auc(probabilities, truth),
-        "lrap": ranking_precision(probabilities, truth),
+        "roc_auc_micro": ranking.mean_roc_auc(probabilities.reshape(-1, 1), truth.reshape(-1, 1)),
+        "roc_auc_macro": ranking.mean_roc_auc(probabilities, truth),
+        "lrap": ranking.ranking_precision(probabilities, truth),
         "subset_accuracy": float((truth == predicted).all(axis=1).mean()),
         "log_loss": mean_log_loss(probabilities, truth),
     }
@@ -84,43 +97,27 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
 
 def mean_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Mean log loss of 0/1 labels, both [n, labels], truth as bool; piece by piece."""
-    total, at_once = 0.0, max(1, NUMBERS_AT_ONCE // truth.shape[1])
+    total, at_once = 0.0, max(1, ranking.PIECE // truth.shape[1])
     for start in range(0, len(truth), at_once):
         p = probabilities[start : start + at_once].clip(1e-7, 1 - 1e-7)
         total -= np.log(np.where(truth[start : start + at_once], p, 1 - p)).sum()
     return float(total / truth.size)
 
 
-def ranking_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Label ranking average precision: over the labels of a row, the mean share of its labels among
-    all that score as high; 1 for a row with no label or all.
-
-    scikit-learn's ranks all labels of each row.
-
-    Args:
-        scores: [n, labels].
-        truth: bool [n, labels].
-    """
-    total = 0.0
-    for row, own in zip(scores, truth, strict=True):
-        positives = row[own]
-        if len(positives) in (0, len(row)):
-            total += 1.0
-            continue
-        ranks = len(row) - count_below(row, positives)[0]
-        total += float(np.mean((len(positives) - count_below(positives, positives)[0]) / ranks))
-    return total / len(truth)
-
-
 def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Scores of numbers: RMSE and MAE over all values, the mean correlation over targets.
+
+    With several targets also RMSE of standardised values, see `standardised_squares`.
 
     Args:
         predictions, targets: both [n, targets].
     """
     columns = range(targets.shape[1])
     pairs = [(predictions[:, c], targets[:, c]) for c in columns]
-    return {
+    several = {}
+    if targets.shape[1] > 1:
+        several = {STANDARDISED: float(standardised_squares(predictions, targets).mean() ** 0.5)}
+    return several | {
         "rmse": sk.root_mean_squared_error(targets.reshape(-1), predictions.reshape(-1)),
         "mae": sk.mean_absolute_error(targets, predictions),
         "pearson": float(np.mean([_correlation(pearsonr, p, t) for p, t in pairs])),
@@ -128,57 +125,36 @@ def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str,
     }
 
 
+def standardised_squares(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Squared errors, each divided by the variance of its target in these rows: [n, targets].
+
+    The root of the mean of a column is RMSE / standard deviation: 1 is what the mean would give. A
+    target that is the same in all rows is left as it is.
+    """
+    variance = targets.var(axis=0)
+    return (predictions - targets) ** 2 / np.where(variance > 0, variance, 1.0)
+
+
+def scores_of_targets(
+    predictions: np.ndarray, targets: np.ndarray, names: Sequence[str]
+) -> dict[str, float]:
+    """RMSE of each of several targets, in its unit and standardised; {} of one target.
+
+    Args: as for `regression_scores`.
+    """
+    if len(names) < 2:
+        return {}
+    plain = ((predictions - targets) ** 2).mean(axis=0) ** 0.5
+    standardised = standardised_squares(predictions, targets).mean(axis=0) ** 0.5
+    scores = {f"{name}_rmse": float(value) for name, value in zip(names, plain, strict=True)}
+    pairs = zip(names, standardised, strict=True)
+    return scores | {f"{name}_{STANDARDISED}": float(value) for name, value in pairs}
+
+
 def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:  # not defined for a constant
         return float("nan")
     return float(function(a, b).statistic)
-
-
-def mean_roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean one-versus-rest area under the ROC curve over classes; for two the usual area.
-
-    Args:
-        scores: [n, classes].
-        truth: 0/1 [n, classes]. Columns with one value alone are left out; if all are, it is NaN.
-    """
-    counts = np.count_nonzero(truth, axis=0)
-    columns = np.flatnonzero((counts > 0) & (counts < len(truth)))
-    at_once = max(1, NUMBERS_AT_ONCE // max(1, len(truth)))
-    areas = []
-    for start in range(0, len(columns), at_once):
-        own = columns[start : start + at_once]
-        if len(own) == truth.shape[1]:
-            own = slice(None)  # no copy
-        pairs = zip(scores[:, own].T, truth[:, own].T, strict=True)
-        areas += [roc_auc(column, mask.astype(bool)) for column, mask in pairs]
-    return float(np.mean(areas)) if areas else float("nan")
-
-
-def roc_auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs in order, where ties count half.
-
-    Each row that is true is compared with all, or found among all in order: a curve costs a sort
-    for each class, of which a thousand have a few rows each.
-
-    Args:
-        scores: [n].
-        truth: bool [n], of both values.
-    """
-    scores = np.ascontiguousarray(scores)
-    positives = scores[truth]
-    below, up_to = count_below(scores, positives)
-    number = len(positives)
-    in_order = (below.sum() + up_to.sum() - number**2) / 2  # less the pairs of two that are true
-    return float(in_order / (number * (len(scores) - number)))
-
-
-def count_below(values: np.ndarray, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count for each of some numbers [k] the values [n] below it, and those not above it."""
-    if len(some) > FEW:
-        ordered = np.sort(values)
-        return np.searchsorted(ordered, some, "left"), np.searchsorted(ordered, some, "right")
-    below = [np.count_nonzero(values < number) for number in some]
-    return np.array(below), np.array([np.count_nonzero(values <= number) for number in some])
 
 
 SCORES = {
@@ -194,10 +170,20 @@ _TWO_ROWS = {  # predictions and labels that any score can be computed of
 }
 
 
-def score_directions(problem_type: str) -> dict[str, bool]:
-    """Name the scores that an evaluation gives, and whether more of each is better."""
-    names = ["loss", *SCORES[problem_type](*_TWO_ROWS[problem_type])]
-    return {name: name not in LESS_IS_BETTER for name in names}
+def score_directions(problem_type: str, targets: Sequence[str] = ()) -> dict[str, bool]:
+    """Name the scores that an evaluation gives, and whether more of each is better.
+
+    Args:
+        targets: names of the regression targets, which have scores of their own.
+    """
+    given = _TWO_ROWS[problem_type]
+    if problem_type == "regression" and len(targets) > 1:
+        given = [np.repeat(values, len(targets), axis=1) for values in given]
+        of_targets = dict.fromkeys(scores_of_targets(*given, targets), False)
+    else:
+        of_targets = {}
+    names = ["loss", *SCORES[problem_type](*given)]
+    return {name: name not in LESS_IS_BETTER for name in names} | of_targets
 
 
 _VECTOR = datasets.Sequence(datasets.Value("float64"))
@@ -285,6 +271,8 @@ def score_function(
     def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         truth = spec.hard_labels(np.asarray(labels))
         scores = metric.compute(predictions=probabilities, references=truth)
+        if spec.problem_type == "regression":
+            scores |= scores_of_targets(probabilities, truth, spec.names)
         for function in extra:
             scores |= function(probabilities, truth)
         return scores

@@ -32,7 +32,7 @@ from bertchain.competition.thresholds import fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
-from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, score_function
+from bertchain.metrics import LESS_IS_BETTER, main_metric, score_function
 from bertchain.models.loading import read_classifier_config
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
@@ -248,11 +248,13 @@ def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> 
         truth: [n, labels].
     """
     runs, rows = len(predictions), predictions.shape[1]
+    variance = truth.var(axis=0)  # a target counts the same in any unit
+    scale = 1 / np.where(variance > 0, variance, 1.0)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         p = combine(weights, predictions)
         if spec.problem_type == "regression":
-            value, slope = ((p - truth) ** 2).sum(), 2 * (p - truth)
+            value, slope = (scale * (p - truth) ** 2).sum(), 2 * scale * (p - truth)
         else:
             p = np.clip(p, 1e-12, 1 - 1e-12)
             value, slope = -(truth * np.log(p)).sum(), -truth / p
@@ -287,7 +289,7 @@ def write_report(
     spec: LabelSpec,
 ) -> str:
     """Write report.md; returns its text."""
-    main_score, _ = MAIN_METRIC[spec.problem_type]
+    main_score, _ = main_metric(spec.problem_type, len(spec.names))
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
     for name, own in scores.items():

@@ -100,8 +100,9 @@ def finetune(path: str, seed: int, flags: list[str], folder: Path) -> dict:
 
 def main_metric(results: dict) -> str:
     """Name the main test score of the task, as far as the results hold one."""
-    names = [f"test_{metric}" for metric, *_ in metrics.MAIN_METRIC.values()]
-    return next((name for name in names if name in results), names[0])
+    mains = (metrics.STANDARDISED, *(metric for metric, *_ in metrics.MAIN_METRIC.values()))
+    names = [f"test_{metric}" for metric in mains]
+    return next((name for name in names if name in results), names[1])
 
 
 def summarise(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bertchain.cli import flags_of, read_arguments, run_script
 from bertchain.errors import InputError, nearest
-from bertchain.metrics import MAIN_METRIC
+from bertchain.metrics import MAIN_METRIC, STANDARDISED
 from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
@@ -168,7 +168,7 @@ def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def main_metric(results: dict[str, Any]) -> str:
     """Find the main score of the test set, else of the validation set."""
-    scores = [metric for metric, _ in MAIN_METRIC.values()]
+    scores = [STANDARDISED, *(metric for metric, _ in MAIN_METRIC.values())]
     names = [f"{prefix}_{metric}" for prefix in ("test", "eval") for metric in scores]
     found = next((name for name in names if name in results), None)
     if found is None:

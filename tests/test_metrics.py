@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from bertchain.metrics import FEW, DocumentMetrics, mean_roc_auc
+from bertchain import ranking
+from bertchain.metrics import DocumentMetrics, main_metric, scores_of_targets
+from bertchain.ranking import FEW, mean_roc_auc, roc_auc
 
 
 def test_single_label_by_hand():
@@ -43,6 +45,48 @@ def test_regression_by_hand():
         predictions=[[1.0], [1.0]], references=[[1.0], [3.0]]
     )
     assert np.isnan(constant["pearson"])
+
+
+def test_of_several_targets_none_counts_more_for_its_unit():
+    """RMSE standardised: the root of the mean over targets of squared error / variance."""
+    targets = np.array([[1.0, 1000.0], [3.0, 5000.0], [2.0, 3000.0]])
+    close = [0.1, 2000.0]  # on the small target, but not on the large one
+    metric = DocumentMetrics("regression")
+    both = [metric.compute(predictions=targets + error, references=targets) for error in (close, 1)]
+    assert both[0]["rmse"] == pytest.approx(np.sqrt((0.1**2 + 2000.0**2) / 2))
+    variance = targets.var(axis=0)
+    for scores, error in zip(both, (np.array(close), 1), strict=True):
+        expected = np.sqrt(np.mean(error**2 / variance))
+        assert scores["rmse_standardised"] == pytest.approx(expected)
+    half = targets.mean(axis=0) + 0.0 * targets
+    scores = metric.compute(predictions=half, references=targets)
+    assert scores["rmse_standardised"] == pytest.approx(1.0)  # as good as the mean
+    own = scores_of_targets(half + close, targets, ["low", "high"])
+    assert own["low_rmse"] == pytest.approx(np.sqrt(variance[0] + 0.01))
+    assert own["high_rmse_standardised"] == pytest.approx(np.sqrt(1 + 2000.0**2 / variance[1]))
+    same = metric.compute(predictions=[[1.0, 2.0], [2.0, 2.0]], references=[[1.0, 3.0]] * 2)
+    assert same["rmse_standardised"] == pytest.approx(np.sqrt((0 + 1 + 1 + 1) / 4))
+    assert main_metric("regression", 2) == ("rmse_standardised", False)
+    assert main_metric("regression", 1)[0] == "rmse" and "rmse_standardised" not in metric.compute(
+        predictions=[[1.0]] * 2, references=[[1.0], [2.0]]
+    )
+
+
+@pytest.mark.parametrize("digits", [2, 12])  # with ties and without
+def test_a_million_scores_are_ranked_without_a_sort(digits, monkeypatch):
+    """Here fewer: from how many on is set."""
+    monkeypatch.setattr(ranking, "MANY", 50_000)
+    monkeypatch.setattr(ranking, "PIECE", 2**12)
+    rng = np.random.default_rng(3)
+    scores = (rng.random(50_007) ** 9).round(digits)
+    scores[:3] = [0.0, 1.0, 1e-30]
+    truth = rng.random(len(scores)) < 0.01 + 0.02 * scores
+    truth[:3] = True
+    expected = sk.roc_auc_score(truth, scores)
+    sizes, sort = [], np.sort
+    monkeypatch.setattr(np, "sort", lambda values: sizes.append(len(values)) or sort(values))
+    assert roc_auc(scores, truth) == pytest.approx(expected, rel=1e-12)
+    assert max(sizes) <= 2**12
 
 
 def few_and_many(rng, n: int, labels: int) -> np.ndarray:

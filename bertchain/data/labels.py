@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from scipy.special import expit
 
 from bertchain.data.label_values import (
     all_numbers,
@@ -276,7 +277,7 @@ class LabelSpec:
         if self.problem_type == "regression":
             return logits
         if self.problem_type == "multi_label":
-            return np.exp(-np.logaddexp(0, -logits))  # a sigmoid that does not overflow
+            return expit(logits, out=logits)
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
         return np.divide(logits, logits.sum(axis=1, keepdims=True), out=logits)

@@ -8,11 +8,12 @@ import glob
 import gzip
 import io
 import logging
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,8 @@ def read_table(
     label means is inferred later, from all values.
 
     Args:
-        delimiter: of .csv and .tsv; None: found (.tsv: tab).
+        delimiter: of .csv and .tsv; None: the one that a first line such as sep=; names, else
+            found (.tsv: tab).
         streaming: read rows as they are asked for.
 
     Raises:
@@ -117,18 +119,20 @@ def load_file(kind: str, path: str, **options: Any) -> Dataset | IterableDataset
 
 
 def _read_delimited(
-    path: str, delimiter: str | None, encoding: str, streaming: bool
+    path: str, delimiter: str | None, encoding: str, streaming: bool, usual: str | None = None
 ) -> Dataset | IterableDataset:
-    delimiter = delimiter or find_delimiter(path, encoding)
+    named = named_delimiter(path, encoding)
+    delimiter = delimiter or named or usual or find_delimiter(path, encoding)
+    skipped = 0 if named is None else 1  # lines
     with open_text(path, encoding) as lines:
-        rows = csv_rows(lines, delimiter=delimiter)
+        rows = csv_rows(islice(lines, skipped, None), delimiter=delimiter)
         header, first = next(rows, []), next(rows, [])
     # an index that pandas wrote has no name; pandas reads it so
     header = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     twice = [name for name, n in Counter(header).items() if n > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]!r} occurs twice in the header")
-    unquoted = is_unquoted(path, delimiter, encoding)  # then all lines have as many tabs
+    unquoted = is_unquoted(path, delimiter, encoding, skipped)  # then all have as many tabs
     if not unquoted and len(first) > len(header):  # pandas would take first cells for an index
         raise InputError(
             f"{path}, row 1: {len(first)} cells, but the header has {len(header)}; name all "
@@ -142,6 +146,7 @@ def _read_delimited(
         features=Features({name: Value("string") for name in header}),
         keep_default_na=False,
         quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        skiprows=skipped,
         skip_blank_lines=len(header) > 1,  # with one column a blank line is an empty document
         streaming=streaming,
     )
@@ -150,7 +155,7 @@ def _read_delimited(
 def _read_tab_separated(
     path: str, delimiter: str | None, encoding: str, streaming: bool
 ) -> Dataset | IterableDataset:
-    return _read_delimited(path, delimiter or "\t", encoding, streaming)
+    return _read_delimited(path, delimiter, encoding, streaming, usual="\t")
 
 
 def _read_encoded(
@@ -191,6 +196,13 @@ def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     return csv.reader(lines, delimiter=delimiter)
 
 
+def named_delimiter(path: str, encoding: str) -> str | None:
+    """Read the delimiter that a first line names, as in sep=; of Excel; None without one."""
+    with open_text(path, encoding) as lines:
+        found = re.fullmatch(r'"?sep=(.)"?\s*', next(lines, ""), re.IGNORECASE)
+    return found and found[1]
+
+
 def find_delimiter(path: str, encoding: str) -> str:
     """Find the delimiter that gives the header the most columns, if the first rows have as many."""
     with open_text(path, encoding) as lines:
@@ -203,17 +215,20 @@ def find_delimiter(path: str, encoding: str) -> str:
     return max(DELIMITERS, key=fit)  # the first of equals: comma
 
 
-def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
+def is_unquoted(path: str, delimiter: str, encoding: str, skipped: int = 0) -> bool:
     """Return whether quotation marks in a tab-separated file are plain text.
 
     Many such files are not quoted at all, and a stray mark would swallow all rows up to the next
     one. A file counts as unquoted if every line has the same number of tabs but parsing with quotes
     gives fewer rows. A header whose names are in marks says that the file is quoted.
+
+    Args:
+        skipped: number of lines above the header.
     """
     if delimiter != "\t":
         return False
     with open_text(path, encoding) as lines:
-        header = next(lines, "")
+        header = next(islice(lines, skipped, None), "")
         if any(name.startswith('"') for name in header.split("\t")):
             return False
         every = chain([header], lines)
@@ -221,7 +236,7 @@ def is_unquoted(path: str, delimiter: str, encoding: str) -> bool:
     if len(widths) != 1:
         return False
     with open_text(path, encoding) as lines:
-        rows = sum(1 for row in csv_rows(lines, delimiter="\t") if row)
+        rows = sum(1 for row in csv_rows(islice(lines, skipped, None), delimiter="\t") if row)
     unquoted = rows != sum(widths.values())
     if unquoted:
         logger.info("%s: quotation marks are read as plain text", path)

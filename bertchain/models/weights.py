@@ -152,7 +152,7 @@ def read_weights(path: str | os.PathLike, **kwargs: Any) -> dict[str, Tensor]:
 
 
 def weight_files(path: str | os.PathLike, **kwargs: Any) -> list[Path]:
-    """List the safetensors files of a folder or a hub name.
+    """List the safetensors files of a folder or a hub name; none where they are made on demand.
 
     Args:
         kwargs: of `from_pretrained`: the revision is used.
@@ -162,7 +162,9 @@ def weight_files(path: str | os.PathLike, **kwargs: Any) -> list[Path]:
     single = cached_file(path, "model.safetensors", **where, **missing)
     files = [single]
     if single is None:
-        index = cached_file(path, "model.safetensors.index.json", **where)
+        index = cached_file(path, "model.safetensors.index.json", **where, **missing)
+        if index is None:
+            return []
         files, _ = get_checkpoint_shard_files(path, index, **where)
     return [Path(file) for file in files]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from bertchain.metrics import MAIN_METRIC, SCORES
+from bertchain.metrics import SCORES, main_metric
 from bertchain.probing.solvers import C_VALUES, FITS, Fit, Standardiser
 
 Score = Callable[[np.ndarray], float]  # predictions of validation rows -> a number, more is better
@@ -41,7 +41,7 @@ class ProbeLabels:
         """Score of predictions [n, num_labels] of the validation rows; more is better."""
         if self.score is not None:
             return self.score(predictions)
-        metric, more_is_better = MAIN_METRIC[self.problem_type]
+        metric, more_is_better = main_metric(self.problem_type, self.num_labels)
         value = SCORES[self.problem_type](predictions, self.by_split["validation"])[metric]
         return value if more_is_better else -value
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bertchain.data.labels import LabelSpec
-from bertchain.metrics import LESS_IS_BETTER, MAIN_METRIC, SCORES
+from bertchain.metrics import LESS_IS_BETTER, SCORES, main_metric, standardised_squares
 from bertchain.probing.probes import ProbeLabels
 
 SAMPLES = 1000  # of a bootstrap
@@ -34,7 +34,7 @@ class Scoreboard:
 
     def __init__(self, labels: dict[str, np.ndarray], spec: LabelSpec, seed: int):
         self.labels, self.spec, self.seed = labels, spec, seed
-        self.metric = MAIN_METRIC[spec.problem_type][0]
+        self.metric = main_metric(spec.problem_type, len(spec.names))[0]
         self.split = "test" if "test" in labels else "validation"
         self.rows: list[dict[str, Any]] = []
         self.each: dict[ScoreKey, np.ndarray] = {}
@@ -110,13 +110,15 @@ class Scoreboard:
 def row_scores(problem_type: str, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """What the main metric is the mean of [n]: hits, LRAP of a row, or its squared error.
 
-    RMSE is the root of the mean.
+    RMSE is the root of the mean; of several targets it is standardised.
 
     Args:
         probabilities: [n, labels]; of regression values.
     """
     if problem_type == "single_label":
         return (probabilities.argmax(axis=1) == truth).astype(float)
+    if problem_type == "regression" and truth.shape[1] > 1:
+        return standardised_squares(probabilities, truth).mean(axis=1)
     if problem_type == "regression":
         return ((probabilities - truth) ** 2).mean(axis=1)
     return np.array([_lrap(p, t) for p, t in zip(probabilities, truth.astype(bool), strict=True)])
@@ -175,7 +177,7 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
     Returns:
         a row for each; column key holds its `ScoreKey`.
     """
-    metric, more_is_better = MAIN_METRIC[board.spec.problem_type]
+    metric, more_is_better = board.metric, board.metric not in LESS_IS_BETTER
     results = board.table()
     scores = results[results["metric"] == metric]
     wide = scores.pivot_table(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bertchain.runtime.figures import as_png, as_svg
 from bertchain.runtime.files import atomic_write, write_text
-from bertchain.runtime.records import markdown_table
+from bertchain.runtime.records import escape_markdown, fenced, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,18 +57,19 @@ def write_report_files(folder: Path, title: str, sections: Sequence[Section]) ->
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Format a report for GitHub, its pictures as files beside it."""
-    parts = [f"# {title}\n"]
+    """Format a report for GitHub, its pictures as files beside it. Text is escaped."""
+    parts = [f"# {escape_markdown(title)}\n"]
     for section in sections:
-        parts.append(f"## {section.title}\n")
-        if section.text:
-            parts.append(f"**{section.text}**\n" if section.warning else f"{section.text}\n")
+        parts.append(f"## {escape_markdown(section.title)}\n")
+        for paragraph in filter(None, section.text.split("\n\n")):
+            text = escape_markdown(paragraph)
+            parts.append(f"**{text}**\n" if section.warning else f"{text}\n")
         if section.figure is not None:
-            parts.append(f"![{section.figure_text}]({section.name}.png)\n")
+            parts.append(f"![{escape_markdown(section.figure_text)}]({section.name}.png)\n")
         if section.table is not None:
             parts.append(markdown_table(section.table))
         if section.plain:
-            parts.append(f"```\n{section.plain}\n```\n")
+            parts.append(fenced(section.plain))
     return "\n".join(parts)
 
 

@@ -1,7 +1,9 @@
 """Records of a run: versions, Markdown tables, model card, training curves."""
 
+import json
 import math
 import os
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 
 from bertchain.runtime import figures
 from bertchain.runtime.files import atomic_write
+from bertchain.runtime.strict_yaml import load_yaml
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
@@ -43,6 +46,48 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
+def escape_markdown(text: Any) -> str:
+    """Write text from data as it is, on one line: it makes no heading, picture, link, HTML, code.
+
+    Everything in Markdown that is not ours goes through here.
+    """
+    line = re.sub(r"&(?=#?\w+;)", "&amp;", " ".join(str(text).split()))
+    line = re.sub(r"([\\`*\[\]|])", r"\\\1", line).replace("<", "&lt;")
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", line)  # inside a word it is only itself
+    line = re.sub(r"^(?=[#>+=~-])", r"\\", line)
+    return re.sub(r"^(\d+)(?=[.)])", r"\1\\", line)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Format text that keeps its lines; marks in it do not end the block."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip()}\n{fence}\n"
+
+
+def without_folders(value: Any) -> Any:
+    """Name files and folders by their last part, in whatever holds them: paths are private.
+
+    Text of YAML or JSON, as --tasks takes it, is parsed and written anew.
+    """
+    if isinstance(value, dict):
+        return {name: without_folders(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(own) for own in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("{"):
+        try:
+            return json.dumps(without_folders(load_yaml(value)), ensure_ascii=False)
+        except (ValueError, TypeError, yaml.YAMLError):
+            return value
+    name, equals, path = value.rpartition("=")  # name=path
+    path = os.path.expanduser(path)
+    if os.path.isabs(path) or path.startswith(".") or (os.sep in path and os.path.exists(path)):
+        return f"{name}{equals}{Path(path).name or path}"
+    return value
+
+
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """Format a table as GitHub Markdown; text from data cannot break out of its cell.
 
@@ -53,7 +98,7 @@ def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     def cell(value: Any) -> str:
         if isinstance(value, float):
             return "" if math.isnan(value) else f"{value:.{digits}f}"
-        return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+        return escape_markdown(value)
 
     header = "| " + " | ".join(map(cell, table.columns)) + " |"
     rule = "|" + " --- |" * len(table.columns)
@@ -74,10 +119,10 @@ def model_card(
 
     Args:
         base_model: named in the card's header if it is a hub name, not a path.
-        summary: one sentence on what the model is.
+        title, summary: plain text; the summary is one sentence on what the model is.
         usage: Python code that loads it.
         metrics: floats become the table of results.
-        arguments: shown as YAML.
+        arguments: shown as YAML, files and folders by their last part.
     """
     front = {
         "library_name": "transformers",
@@ -85,17 +130,19 @@ def model_card(
         "tags": ["generated-by-script"],
     }
     is_path = os.path.isabs(base_model) or base_model.startswith(".") or base_model.count("/") > 1
-    if not is_path:
+    if not is_path and not os.path.isdir(base_model):
         front["base_model"] = base_model
     scores = pd.DataFrame(
         [(k, v) for k, v in metrics.items() if isinstance(v, float)], columns=["metric", "value"]
     )
+    shown = yaml.safe_dump(without_folders(arguments), allow_unicode=True)
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {title}\n\n{summary}\n\n"
-        f"## Load it\n\n```python\n{usage.strip()}\n```\n\n"
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n"
+        f"# {escape_markdown(title)}\n\n{escape_markdown(summary)}\n\n"
+        f"## Load it\n\n{fenced(usage, 'python')}\n"
         f"## Results\n\n{markdown_table(scores)}\n"
-        f"## Arguments\n\n```yaml\n{yaml.safe_dump(arguments, allow_unicode=True)}```\n\n"
-        f"## Versions\n\n```yaml\n{yaml.safe_dump(versions())}```\n"
+        f"## Arguments\n\n{fenced(shown, 'yaml')}\n"
+        f"## Versions\n\n{fenced(yaml.safe_dump(versions()), 'yaml')}"
     )
 
 

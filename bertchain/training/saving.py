@@ -11,7 +11,7 @@ from bertchain.cli import changed
 from bertchain.data.contamination import TRAINED_FILE, hashes_of, write_fingerprint
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import as_input_error
-from bertchain.metrics import MAIN_METRIC, is_score
+from bertchain.metrics import is_score, main_metric
 from bertchain.models.modeling import DocumentClassifier
 from bertchain.models.weights import check_finite
 from bertchain.runtime.distributed import is_main_process
@@ -43,7 +43,8 @@ def write_member(
     write_seen(folder, hashes_of(trainer.train_dataset), trainer.seen)
     history = evaluation_history(trainer.state.log_history)
     write_csv(folder / "history.csv", history)
-    metric = trainer.args.metric_for_best_model or MAIN_METRIC[spec.problem_type][0]
+    chosen = main_metric(spec.problem_type, len(spec.names))[0]
+    metric = trainer.args.metric_for_best_model or chosen
     plot_history(folder / "history.png", history, f"eval_{metric.removeprefix('eval_')}")
     files = {path.name: hash_file(path) for path in sorted(folder.glob("predictions_*.csv"))}
     write_json(folder / RESULTS, results | {"seed": trainer.args.seed, "files": files})

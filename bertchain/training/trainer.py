@@ -28,7 +28,7 @@ from bertchain.data.batching import (
 )
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError, as_input_error
-from bertchain.metrics import MAIN_METRIC, score_directions
+from bertchain.metrics import main_metric, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, num_blocks
 from bertchain.runtime import best
@@ -187,12 +187,12 @@ def member_arguments(
         training.eval_strategy = "no"
         training.load_best_model_at_end = False
         return training
-    choose_metric(training, spec.problem_type, given)
+    choose_metric(training, spec, given)
     return training
 
 
 def choose_metric(
-    training: TrainingArguments, problem_type: str, given: dict[str, Any]
+    training: TrainingArguments, spec: LabelSpec, given: dict[str, Any]
 ) -> TrainingArguments:
     """Set which metric chooses the best checkpoint, in place; see `best.choose_metric`.
 
@@ -202,9 +202,10 @@ def choose_metric(
         InputError: as `best.choose_metric`.
     """
     if training.load_best_model_at_end and given.get("metric_for_best_model") is None:
-        training.metric_for_best_model = MAIN_METRIC[problem_type][0]
+        training.metric_for_best_model = main_metric(spec.problem_type, len(spec.names))[0]
     others = bool(given.get("extra_metrics"))
-    best.choose_metric(training, given, score_directions(problem_type), others)
+    directions = score_directions(spec.problem_type, spec.names)
+    best.choose_metric(training, given, directions, others)
     return training
 
 

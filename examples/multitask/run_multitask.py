@@ -288,7 +288,7 @@ def mean_score(results: dict[str, float], tasks: Tasks) -> float:
     """Mean over tasks of the main validation score, negative where less is better."""
     scores = []
     for name, task in tasks.items():
-        metric, more_is_better = metrics.MAIN_METRIC[task.spec.problem_type]
+        metric, more_is_better = metrics.main_metric(task.spec.problem_type, len(task.spec.names))
         scores.append(results[f"eval_{name}_{metric}"] * (1 if more_is_better else -1))
     return float(np.mean(scores))
 

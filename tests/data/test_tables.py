@@ -73,6 +73,22 @@ def test_the_delimiter_flag_wins(tmp_path):
     assert read_table(path, delimiter=":").column_names == ["id", "text,more"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+@pytest.mark.parametrize("line", ["sep=;\n", "\ufeffsep=;\r\n", '"sep=;"\n', "SEP=\t\n"])
+def test_a_first_line_that_names_the_delimiter_is_read(tmp_path, name, line):
+    """As Excel writes and wants it."""
+    mark = "\t" if "\t" in line else ";"
+    text = f"{line}text{mark}label\na, b, c{mark}x\nd, e{mark}y\n"
+    path = tmp_path / name
+    with (gzip.open if name.endswith("gz") else open)(path, "wb") as file:
+        file.write(text.encode())
+    expected = {"text": ["a, b, c", "d, e"], "label": ["x", "y"]}
+    assert read_table(str(path)).to_dict() == expected
+    assert next(iter(read_table(str(path), streaming=True))) == {"text": "a, b, c", "label": "x"}
+    if mark == ";":  # the flag wins
+        assert read_table(str(path), "|").column_names == ["text;label"]
+
+
 def test_commas_inside_text_do_not_hide_a_semicolon(tmp_path):
     path = write(tmp_path / "a.csv", "id;text\n1;a, b, c\n2;d\n3;e, f\n")
     assert read_table(path).column_names == ["id", "text"]

@@ -30,6 +30,10 @@ def test_row_scores_average_to_the_main_metric():
     expected = SCORES["multi_label"](p, multi)["lrap"]
     assert row_scores("multi_label", p, multi).mean() == pytest.approx(expected)
     values, targets = RNG.normal(size=(50, 2)), RNG.normal(size=(50, 2))
+    targets[:, 1] *= 100
+    expected = SCORES["regression"](values, targets)["rmse_standardised"]
+    assert row_scores("regression", values, targets).mean() ** 0.5 == pytest.approx(expected)
+    values, targets = values[:, :1], targets[:, :1]
     expected = SCORES["regression"](values, targets)["rmse"]
     assert row_scores("regression", values, targets).mean() ** 0.5 == pytest.approx(expected)
 

@@ -187,15 +187,12 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_ends_alike(
     }
     run_finetune.main(arguments | {"output_dir": str(tmp_path / "whole")})
     before = signal.getsignal(signal.SIGTERM)
-    own = run_finetune.trainer.early_stopping
-    monkeypatch.setattr(run_finetune.trainer, "early_stopping", lambda p: [*own(p), Preempt(13)])
     with pytest.raises(SystemExit) as left:
-        run_finetune.main(arguments | {"output_dir": str(tmp_path / "cut")})
+        run_finetune.main(arguments, output_dir=str(tmp_path / "cut"), callbacks=Preempt(13))
     assert left.value.code == 143 and "left after step 14" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in checkpoints_in(tmp_path / "cut")][-1] == "checkpoint-14"
     assert not (tmp_path / "cut" / "all_results.json").exists()
-    monkeypatch.setattr(run_finetune.trainer, "early_stopping", own)
     again = {"output_dir": str(tmp_path / "cut"), "resume_from_checkpoint": "last"}
     run_finetune.main(arguments | again)
     names = ("predictions_test.csv", "predictions_validation.csv", "model.safetensors")

@@ -94,6 +94,63 @@ def test_tables_escape_what_could_break_them():
     assert table == "| a\\|b | n |\n| --- | --- |\n| &lt;i>x y\\|z | 0.1235 |\n"
 
 
+EVIL = (
+    "<script>alert(1)</script>",
+    "![x](https://evil.example/p.png)",
+    "[click](https://evil.example)",
+    "a\n\n# Heading",
+    "# Heading",
+    "```\n# out of the block\n```",
+    "~~~",
+    "> quoted",
+    "1. first",
+    "- one\n- two",
+    "a | b",
+    "**bold** __init__ `code` &lt;b&gt;",
+    "C:\\[x]",
+)
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_text_from_data_stays_text_in_markdown(text):
+    """It is what a reader of Markdown shows of it, and nothing but text."""
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    plain = " ".join(text.split())
+    card = model_card(title=text, base_model="b", pipeline_tag="p", summary=text, usage="u",
+                      metrics={text: 0.5}, arguments={"label": text})  # fmt: skip
+    body = card.split("---\n", 2)[2]
+    tokens = reader.parse(body)
+    inside = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inside} <= {"text", "text_special"}
+    assert sum(token.type == "heading_open" for token in tokens) == 5  # ours
+    assert not [t for t in tokens if t.type in ("html_block", "blockquote_open", "list_item_open")]
+    shown = ["".join(c.content for c in token.children) for token in tokens if token.children]
+    assert shown.count(plain) == 3  # title, summary, table
+    (arguments,) = [t.content for t in tokens if t.type == "fence" and "label" in t.content]
+    assert yaml.safe_load(arguments) == {"label": text}
+
+
+def test_cards_name_files_by_their_last_part(tmp_path):
+    (tmp_path / "a b.csv").write_text("")
+    tasks = json.dumps({"t": {"train_file": f"{tmp_path}/a b.csv", "label_column_name": "x/y"}})
+    given = {
+        "train_file": [f"{tmp_path}/a b.csv", "news=/home/me/secret/n.csv"],
+        "model_name_or_path": "org/name",
+        "output_dir": "../out",
+        "tasks": tasks,
+        "text_separator": "/",
+        "learning_rate": 1e-5,
+    }
+    card = model_card(title="t", base_model=str(tmp_path), pipeline_tag="p", summary="s",
+                      usage="u", metrics={}, arguments=given)  # fmt: skip
+    assert str(tmp_path) not in card and "secret" not in card
+    shown = yaml.safe_load(card.split("## Arguments")[1].split("```yaml\n")[1].split("```")[0])
+    assert shown["train_file"] == ["a b.csv", "news=n.csv"] and shown["output_dir"] == "out"
+    assert shown["model_name_or_path"] == "org/name" and shown["text_separator"] == "/"
+    expected = {"t": {"train_file": "a b.csv", "label_column_name": "x/y"}}
+    assert json.loads(shown["tasks"]) == expected
+
+
 def test_model_cards_name_a_hub_base_and_no_folder():
     fields = dict(title="t", pipeline_tag="fill-mask", summary="s", usage="u", arguments={})
     for base, known in (("bert-base-uncased", True), ("org/name", True), ("/tmp/x", False)):

@@ -83,6 +83,11 @@ def test_markdown_and_files(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Title") and "![gains](gains.png)" in text and "**careful**" in text
     assert text == to_markdown("Title", sections())
+    assert "<script>" not in text.replace(f"```\n{EVIL}\n```", "")
+    fence = [Section("a", EVIL, f"{EVIL}\n\n# no heading", plain="```\n# no heading\n```")]
+    text = to_markdown(EVIL, fence)
+    assert "````\n```\n# no heading\n```\n````\n" in text and "\n\\# no heading\n" in text
+    assert "<script>" not in text
     for name in ("layers", "gains", "drift", "pca", "confusion"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert drift_figure(pd.DataFrame({"model": ["a"], "layer": [0]})) is None

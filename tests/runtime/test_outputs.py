@@ -5,7 +5,7 @@ import os
 import pytest
 
 from bertchain.errors import InputError
-from bertchain.runtime.checkpoints import WHOLE, checkpoints_in, find_checkpoint
+from bertchain.runtime.checkpoints import checkpoints_in, find_checkpoint, mark_whole
 from bertchain.runtime.files import atomic_files, atomic_write
 from bertchain.runtime.outputs import (
     RESULTS,
@@ -114,7 +114,8 @@ def test_a_run_begins_anew_where_no_checkpoint_is_whole(tmp_path):
         find_checkpoint(tmp_path, None)
     fill(tmp_path, UNFINISHED)
     assert find_checkpoint(tmp_path, None) is None
-    fill(tmp_path, f"checkpoint-6/{WHOLE}")
+    fill(tmp_path, "checkpoint-6/model.safetensors")
+    mark_whole(tmp_path / "checkpoint-6", {})
     with pytest.raises(InputError, match=r"checkpoint-6 .*--resume_from_checkpoint last"):
         find_checkpoint(tmp_path, None)
     assert find_checkpoint(tmp_path, "last") == str(tmp_path / "checkpoint-6")

@@ -52,10 +52,8 @@ def runs(arguments, tmp_path_factory):
     """Folders of a whole run, and of one that got SIGTERM."""
     folder = tmp_path_factory.mktemp("runs")
     run_finetune.main(arguments | {"output_dir": str(folder / "whole")})
-    own = run_finetune.trainer.early_stopping
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(run_finetune.trainer, "early_stopping", lambda p: [*own(p), Preempt()])
-        run_finetune.main(arguments | {"output_dir": str(folder / "cut")})
+    with pytest.raises(SystemExit):
+        run_finetune.main(arguments, output_dir=str(folder / "cut"), callbacks=Preempt)
     assert [path.name for path in checkpoints_in(folder / "cut")] == ["checkpoint-6"]
     return folder
 

@@ -82,6 +82,8 @@ def test_directions_of_all_scores():
         found = score_directions(problem_type)
         assert {name for name, more in found.items() if not more} <= {*LESS_IS_BETTER}
         assert not found["loss"] and len(found) > 4
+    found = score_directions("regression", ["a", "b"])
+    assert found["rmse_standardised"] is found["b_rmse"] is False and found["pearson"] is True
     assert masked_lm.score_directions(["a", "a"]) == masked_lm.DIRECTIONS
     assert masked_lm.score_directions(["a", "b"])["masked_accuracy_b"] is True
 
@@ -101,6 +103,25 @@ def test_an_extra_metric_has_the_direction_given(
     results = tune(tiny_bert, topic_files, tmp_path / "o", **flags)
     history = pd.read_csv(tmp_path / "o" / "history.csv")[f"eval_{metric}"]
     assert results[f"eval_{metric}"] == pick(history) and len(set(history)) > 1
+
+
+def test_of_several_targets_no_large_one_chooses_alone(tiny_bert, tmp_path):
+    rows = pd.DataFrame(make_rows(90))
+    rows["small"] = [len(text.split()) / 10 for text in rows["text"]]
+    rows["large"] = rows["label"].map({"animals": 1000.5, "moods": 9000.0, "places": 2000.0})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    files = {"train": str(tmp_path / "rows.csv")}
+    targets = {"label_column_name": ["small", "large"]}
+    results = tune(tiny_bert, files, tmp_path / "o", **targets, **UNSTEADY)
+    history = pd.read_csv(tmp_path / "o" / "history.csv")
+    best = min(history["eval_rmse_standardised"])
+    assert results["eval_rmse_standardised"] == pytest.approx(best, rel=1e-5)
+    assert results["eval_rmse"] > 100 * results["eval_small_rmse"] > 0
+    both = [results[f"eval_{name}_rmse_standardised"] for name in ("small", "large")]
+    mean = (sum(value**2 for value in both) / 2) ** 0.5
+    assert results["eval_rmse_standardised"] == pytest.approx(mean)
+    flags = targets | {"metric_for_best_model": "large_rmse", "max_steps": 3}
+    tune(tiny_bert, files, tmp_path / "p", **flags, **{**UNSTEADY, "eval_strategy": "epoch"})
 
 
 @pytest.mark.usefixtures("never_trains")
