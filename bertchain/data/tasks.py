@@ -16,7 +16,7 @@ from bertchain.data.contamination import HASH_COLUMN, hash_pieces
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
-from bertchain.data.tables import Table, read_splits
+from bertchain.data.tables import Table, read_splits, with_column
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.loading import is_document_classifier
@@ -59,7 +59,7 @@ class Task:
         documents = preprocessor.encode(self.documents)
         if self.has_training_rows:
             hashes = hash_pieces(self.documents["train"])
-            documents["train"] = documents["train"].add_column(HASH_COLUMN, hashes)
+            documents["train"] = with_column(documents["train"], HASH_COLUMN, hashes)
         return self.with_documents(documents)
 
     def only(self, splits: Iterable[str]) -> "Task":
