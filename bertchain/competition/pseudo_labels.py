@@ -13,6 +13,7 @@ from datasets import Dataset, concatenate_datasets
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.data.labels import LabelSpec
+from bertchain.data.tables import with_column
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
 from bertchain.training.prediction import read_written_table
@@ -91,5 +92,5 @@ def count(rows: dict[str, Dataset]) -> dict[str, int]:
 def _relabelled(rows: Dataset, labels: np.ndarray, weight: float) -> Dataset:
     """Rows with labels [n, labels] and a column weight in place of their own."""
     kept = [name for name in rows.column_names if name not in ("labels", "weight")]
-    rows = rows.select_columns(kept).add_column("labels", labels.tolist())
-    return rows.add_column("weight", [weight] * len(rows))
+    rows = with_column(rows.select_columns(kept), "labels", labels.tolist())
+    return with_column(rows, "weight", [weight] * len(rows))

@@ -11,7 +11,14 @@ from datasets import Dataset, Features, Value
 
 from bertchain.data.label_values import to_name
 from bertchain.data.labels import LabelSpec
-from bertchain.data.tables import Table, first_rows, require_cells, require_columns
+from bertchain.data.tables import (
+    Table,
+    fingerprint,
+    first_rows,
+    require_cells,
+    require_columns,
+    with_column,
+)
 from bertchain.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +73,7 @@ def to_documents(
         remove_columns=table.column_names,
         features=Features({name: Value("string") for name in ("id", *written)}),
         load_from_cache_file=False,  # a cache does not notice changed code
+        new_fingerprint=fingerprint(table, convert),
         desc=f"Reading {Path(source).name}",
     )
     _warn_of_empty(documents, source)
@@ -152,5 +160,5 @@ def label_documents(
         documents[split] = to_documents(rows, source, **columns)
         if split != "test" or spec.has_labels(rows):
             labels = spec.encode(rows, source)
-            documents[split] = documents[split].add_column("labels", labels)
+            documents[split] = with_column(documents[split], "labels", labels)
     return documents

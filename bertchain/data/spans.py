@@ -16,7 +16,13 @@ from bertchain.arguments.common import SpanArguments
 from bertchain.data.batching import DocumentCollator
 from bertchain.data.documents import to_id
 from bertchain.data.labels import LabelSpec
-from bertchain.data.tables import Table, first_rows, require_cells, require_columns
+from bertchain.data.tables import (
+    Table,
+    first_rows,
+    require_cells,
+    require_columns,
+    with_column,
+)
 from bertchain.errors import InputError
 from bertchain.models.modeling import IGNORED
 from bertchain.models.windows import SpecialTokens, WindowSpec, cut_windows
@@ -168,7 +174,7 @@ def with_labels(documents: Dataset, spec: LabelSpec) -> Dataset:
         if stray:
             raise InputError(f"document {name}: label {stray[0]!r} is not one of the classifier's")
         labels.append([place[tag] for tag in tags])
-    return documents.add_column("labels", labels)
+    return with_column(documents, "labels", labels)
 
 
 def target_texts(documents: Dataset) -> list[str]:

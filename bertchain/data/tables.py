@@ -27,6 +27,7 @@ from datasets import (
     load_dataset,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher, generate_random_fingerprint
 from pyarrow import parquet
 
 from bertchain.errors import InputError, as_input_error
@@ -317,6 +318,23 @@ def read_splits(
     if not tables:
         raise InputError(f"--dataset_name {dataset_name} has no split {', '.join(files)}")
     return tables
+
+
+def fingerprint(rows: Dataset, *made_by: Any) -> str:
+    """Name what is made of rows by a function or with some values, for `new_fingerprint=`.
+
+    Left to itself `datasets` computes the same, but takes an interrupt that comes meanwhile for a
+    function that cannot be hashed, and goes on.
+    """
+    try:
+        return Hasher.hash((rows._fingerprint, *made_by))
+    except Exception:  # a tokenizer of a user's own may be of any kind
+        return generate_random_fingerprint()
+
+
+def with_column(rows: Dataset, name: str, column: Any) -> Dataset:
+    """Add a column to rows."""
+    return rows.add_column(name, column, new_fingerprint=fingerprint(rows, name, column))
 
 
 def first_rows(table: Dataset, limit: int | None) -> Dataset:

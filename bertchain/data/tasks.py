@@ -16,7 +16,7 @@ from bertchain.data.contamination import HASH_COLUMN, hashes_of, with_hashes
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
-from bertchain.data.tables import Table, read_splits
+from bertchain.data.tables import Table, read_splits, with_column
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.loading import is_document_classifier, read_classifier_config
@@ -59,7 +59,8 @@ class Task:
         documents = preprocessor.encode(self.documents)
         for split, rows in documents.items():
             if HASH_COLUMN not in rows.column_names:  # of words in documents
-                documents[split] = rows.add_column(HASH_COLUMN, hashes_of(self.documents[split]))
+                hashes = hashes_of(self.documents[split])
+                documents[split] = with_column(rows, HASH_COLUMN, hashes)
         return self.with_documents(documents)
 
     def only(self, splits: Iterable[str]) -> "Task":

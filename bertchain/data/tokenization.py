@@ -17,6 +17,7 @@ from transformers import (
 
 from bertchain.data import spans
 from bertchain.data.batching import DocumentCollator
+from bertchain.data.tables import fingerprint
 from bertchain.errors import InputError, as_input_error
 from bertchain.models.loading import max_positions, quiet_loading, read_config, read_configs
 from bertchain.models.support import count_token_types
@@ -271,6 +272,7 @@ def to_windows(
         convert,
         batched=True,
         remove_columns=names,
+        new_fingerprint=fingerprint(documents, convert),
         load_from_cache_file=False,  # would skip the counts, and not notice changed code
         desc="Tokenizing",
     )

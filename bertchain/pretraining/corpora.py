@@ -16,7 +16,7 @@ from bertchain.arguments.pretraining import CorpusArguments, PackingArguments
 from bertchain.data.contamination import hash_texts
 from bertchain.data.documents import all_text, to_documents
 from bertchain.data.splits import hold_out
-from bertchain.data.tables import first_rows
+from bertchain.data.tables import first_rows, with_column
 from bertchain.errors import InputError
 from bertchain.pretraining.packing import RowMaker, to_rows
 from bertchain.pretraining.sources import Source, parse_corpus_weights, resolve_sources
@@ -108,7 +108,7 @@ def read_corpora(sources: Sequence[Source]) -> Dataset:
         documents = to_documents(
             rows, source.name, columns, source.text_separator, source.text_pair
         )
-        tables.append(documents.add_column("corpus", [source.corpus] * len(documents)))
+        tables.append(with_column(documents, "corpus", [source.corpus] * len(documents)))
         logger.info("%s, %s: %d documents", source.corpus, source.name, len(rows))
     return concatenate_datasets(tables)
 
@@ -144,7 +144,7 @@ def clean(
     if not len(left):
         raise InputError(f"no text is left of {len(texts)} documents ({counts})")
     logger.info("Left out: %s", ", ".join(f"{k} {n}" for k, n in counts.items() if k != "read"))
-    return documents.select(left).add_column("hash", hashes[left]), counts
+    return with_column(documents.select(left), "hash", hashes[left]), counts
 
 
 def split_corpora(documents: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertchain.arguments.pretraining import MaskArguments, PackingArguments
+from bertchain.data.tables import fingerprint
 from bertchain.data.tokenization import resolve_windows
 from bertchain.data.words import SEGMENTERS, Segmenter
 from bertchain.errors import InputError
@@ -140,6 +141,7 @@ def to_rows(documents: Dataset, maker: RowMaker) -> Dataset:
         maker,
         batched=True,
         remove_columns=documents.column_names,
+        new_fingerprint=fingerprint(documents, maker),
         load_from_cache_file=False,  # a cache does not notice changed code
         desc="Windows",
     )
@@ -188,9 +190,11 @@ def pack_rows(rows: Dataset, capacity: int) -> Dataset:
         windows = np.flatnonzero(corpus == name)
         packed += [windows[row].tolist() for row in pack(lengths[windows].tolist(), capacity)]
 
-    return Dataset.from_dict({"windows": packed}).map(
+    plan = Dataset.from_dict({"windows": packed})
+    return plan.map(
         lambda row: join_windows(rows[row["windows"]]),
         remove_columns=["windows"],
+        new_fingerprint=fingerprint(plan, "packed", rows._fingerprint),
         load_from_cache_file=False,
         desc="Packing",
     )
@@ -319,7 +323,13 @@ class MaskingCollator:
             ids, labels = self.masked({**row, "key": HELD_OUT + number})
             return {"input_ids": ids.tolist(), "labels": labels.tolist()}
 
-        masked = rows.map(convert, with_indices=True, load_from_cache_file=False, desc="Masking")
+        masked = rows.map(
+            convert,
+            with_indices=True,
+            load_from_cache_file=False,
+            new_fingerprint=fingerprint(rows, convert),
+            desc="Masking",
+        )
         if all(label == IGNORE for labels in masked["labels"] for label in labels):
             raise InputError(
                 "the held-out text is so short that no token of it is masked; give more text or a "

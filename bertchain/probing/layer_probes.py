@@ -90,11 +90,12 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> 
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(limits=1):
-        found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
-            delayed(work)(*job) for job in jobs
-        )
-        hidden = screen.bars_are_hidden()
-        results = list(tqdm(found, total=len(jobs), desc=what, disable=hidden))
-    torch.set_num_threads(threads)
-    return results
+    try:
+        with threadpool_limits(limits=1):
+            found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
+                delayed(work)(*job) for job in jobs
+            )
+            hidden = screen.bars_are_hidden()
+            return list(tqdm(found, total=len(jobs), desc=what, disable=hidden))
+    finally:
+        torch.set_num_threads(threads)

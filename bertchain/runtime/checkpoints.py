@@ -89,7 +89,8 @@ def _damaged_file(checkpoint: Path, counts: Callable[[str], bool]) -> str | None
 class SaveAndExitOnSigterm(TrainerCallback):
     """On SIGTERM end the step, save a checkpoint and exit with code 143.
 
-    A machine that is about to be taken away sends SIGTERM; the run can be resumed elsewhere.
+    A machine that is about to be taken away sends SIGTERM; the run can be resumed elsewhere. Who
+    trains calls `restore_handler` in the end, also after an error or an interrupt.
     """
 
     def __init__(self) -> None:
@@ -119,7 +120,8 @@ class SaveAndExitOnSigterm(TrainerCallback):
         self.asked = broadcast(self.asked)  # or one process would wait for the others alone
         if not self.asked:
             return
-        self._restore_handler()
+        self.asked = False  # it is answered here
+        self.restore_handler()
         logger.warning(
             "SIGTERM: left after step %d, whose checkpoint is written; go on with the same command "
             "(without folds and seeds: and --resume_from_checkpoint last)",
@@ -131,12 +133,19 @@ class SaveAndExitOnSigterm(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._restore_handler()
+        self.restore_handler()
 
-    def _restore_handler(self) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-            self.previous = None
+    def restore_handler(self) -> None:
+        """Give the signal back the handler that it had before training, if it has ours.
+
+        One that came after the last step, or before an error, goes to that handler.
+        """
+        if self.previous is None:
+            return
+        signal.signal(signal.SIGTERM, self.previous)
+        self.previous = None
+        if self.asked:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def checkpoints_in(folder: str | os.PathLike) -> list[Path]:

@@ -14,6 +14,7 @@ from bertchain import cli
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.data import contamination
 from bertchain.data.batching import DocumentCollator, GroupedByLength
+from bertchain.data.tables import with_column
 from bertchain.data.tasks import Task, load_task
 from bertchain.errors import InputError
 from bertchain.models.modeling import DocumentClassifier
@@ -101,7 +102,7 @@ def rows_of(tasks: Tasks, split: str) -> dict[str, Dataset]:
 
 def with_task(rows: Dataset, name: str) -> Dataset:
     """Add a column with the task's name."""
-    return rows.add_column("task", [name] * len(rows))
+    return with_column(rows, "task", [name] * len(rows))
 
 
 # ---------------------------------------------------------------- model

@@ -9,6 +9,7 @@ import pytest
 from transformers import TrainerCallback, TrainerState
 
 import run_finetune
+import run_itpt
 from bertchain.errors import InputError
 from bertchain.runtime import checkpoints
 from bertchain.runtime.checkpoints import (
@@ -158,6 +159,49 @@ def test_no_process_exits_on_sigterm_before_the_main_process_does(monkeypatch):
     callback.asked = True
     callback.on_save(None, TrainerState(), None)
     assert not callback.asked
+
+
+@pytest.mark.parametrize("script", [run_finetune, run_itpt])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_broken_off_gives_the_signal_back(
+    script, error, tiny_bert, topic_files, tmp_path, monkeypatch
+):
+    """The stop button of a notebook; its kernel must still end on SIGTERM."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            assert signal.getsignal(signal.SIGTERM) != before
+            raise error("stop")
+
+    name = "ClassifierTrainer" if script is run_finetune else "MaskedLMTrainer"
+    own = getattr(script, name)
+
+    class Stopped(own):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.add_callback(Stop())
+
+    monkeypatch.setattr(script, name, Stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = {"model_name_or_path": tiny_bert, "train_file": topic_files["train"]}
+    arguments |= {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True}
+    with pytest.raises(error, match="stop"):
+        script.main(arguments)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_after_the_last_step_goes_to_who_had_it_before():
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        callback = checkpoints.SaveAndExitOnSigterm()
+        callback.on_train_begin(None, TrainerState(), None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert callback.asked and not got
+        callback.on_train_end(None, TrainerState(), None)
+        assert got == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Preempt(TrainerCallback):
