@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for processes that tests start; before torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.fsync = lambda number: None  # what a test writes need not outlast a power cut
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -101,6 +101,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, cap
         find_checkpoint(tmp_path, "last")
 
 
+def test_a_checkpoint_is_marked_when_its_files_are_on_the_disk(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(checkpoints, "sync", lambda path: order.append(path.name))
+    monkeypatch.setattr(checkpoints, "write_json", lambda path, _: order.append(path.name))
+    for name in ("model.safetensors", "optimizer.pt"):
+        (tmp_path / name).touch()
+    mark_whole(tmp_path, {})
+    assert order == ["model.safetensors", "optimizer.pt", WHOLE]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 1}'])
 def test_a_damaged_mark_marks_nothing(tmp_path, content):
     write(tmp_path / "checkpoint-5")
