@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers.utils import cached_file
 
 from bertchain.data.documents import all_text
+from bertchain.data.tables import with_column
 from bertchain.data.words import plain_words
 from bertchain.errors import InputError
 from bertchain.runtime.files import atomic_write, check_seal, seal
@@ -215,7 +216,7 @@ def _count_overlaps(
 
 def with_hashes(documents: Dataset) -> Dataset:
     """Add a column with the hash of each document, so that its text is hashed once in a run."""
-    return documents.add_column(HASH_COLUMN, hashes_of(documents))
+    return with_column(documents, HASH_COLUMN, hashes_of(documents))
 
 
 def hashes_of(documents: Dataset) -> np.ndarray:
