@@ -82,6 +82,9 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a table that a script wrote, with ids, labels and predicted labels as text."""
     from bertchain.training.prediction import read_written_table  # imports scikit-learn
 
-    columns = pd.read_csv(path, nrows=0).columns
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+    except pd.errors.EmptyDataError:  # the history of a run without evaluations
+        return pd.DataFrame()
     classified = any(name.startswith("prob_") for name in columns)
     return read_written_table(path, ("id", "label", *(["prediction"] if classified else [])))

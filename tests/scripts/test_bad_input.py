@@ -310,7 +310,7 @@ CASES = [
     Case("a seed below 0 to pretrain with", PRE, flags(seed=-1), ("seed -1", "2^32")),
     Case("a seed below 0 to probe with", PROBE, flags(seed=-1), ("seed -1", "2^32")),
     Case("a rate that is no number", TUNE, flags(learning_rate="nan"), ("learning_rate", "finite")),
-    Case("a rate below 0", TUNE, flags(learning_rate="-1e-5"), ("learning_rate", "at least 0")),
+    Case("a rate below 0", TUNE, flags(learning_rate="-0.5"), ("learning_rate", "at least 0")),
     Case("a table that was in memory", TUNE, flags(train_file="<train_file: DataFrame, 12 rows>"), ("in memory", "train_file=...")),
     Case("a corpus that was in memory", PRE, flags(train_file="<train_file: Dataset, 12 rows>"), ("in memory", "train_file=...")),
     Case("unknown flag", TUNE, flags(learning_rat="1e-4"), ("learning_rat", "learning_rate")),

@@ -23,7 +23,8 @@ from bertchain.errors import InputError
 from bertchain.runtime import screen
 
 TRAIN, TEST = pd.DataFrame(make_rows(90)), pd.DataFrame(make_rows(30, seed=1))
-QUICK = BASICS | {"num_train_epochs": 1}
+QUICK = BASICS | {"num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
+QUICK |= {"load_best_model_at_end": False}
 
 
 @pytest.fixture
@@ -119,6 +120,7 @@ def test_what_comes_back(common):
     assert [*result.predictions] == ["validation", "test"]
     assert result.predictions["validation"]["prediction"].isin(TRAIN["label"]).all()
     assert {"history", "optimizer_groups", "predictions_test"} <= {*result.tables}
+    assert result.tables["history"].empty and len(result.tables["optimizer_groups"])
     assert not result.model.training and result.model.device.type == "cpu"
     assert result.model.config.id2label[0] == "animals"
     assert "\n" not in repr(result) and "'test_accuracy': " in repr(result)
@@ -168,8 +170,7 @@ class Watch(TrainerCallback):
 def test_nothing_is_left_in_memory(script, common, tmp_path):
     watch, left_out = Watch(), ("token_pooling", "id_column_name")
     given = {name: v for name, v in common.items() if name not in left_out}
-    given |= {"train_file": TRAIN, "callbacks": [watch], "max_steps": 3, "eval_strategy": "no"}
-    given |= {"load_best_model_at_end": False, "save_strategy": "no"}
+    given |= {"train_file": TRAIN, "callbacks": [watch], "max_steps": 3}
     kept = script.main(**given, keep_model=True)
     assert len(watch.models) == watch.alive == 1 and kept.model is not None
     del kept
@@ -266,11 +267,11 @@ def test_a_notebook_gets_a_few_lines(common, caplog, capfd):
             assert not printers
             return super().train(*args, **kwargs)
 
-    given = {"train_file": TRAIN, "test_file": TEST, "num_folds": 3, "trainer_class": Mine}
+    given = {"train_file": TRAIN, "test_file": TEST, "num_folds": 2, "trainer_class": Mine}
     run_finetune.main(**common, **given)
     lines = [record.getMessage() for record in caplog.records if "bertchain" in record.name]
     assert lines[0].startswith("Labels: ") and lines[-1].startswith("Wrote ") and len(lines) <= 7
-    assert sum(line.startswith("validation: ") for line in lines) == 3
+    assert sum(line.startswith("validation: ") for line in lines) == 2
     assert not capfd.readouterr().out
     screen.start_logging()
     caplog.clear()
@@ -294,7 +295,8 @@ def test_the_examples_of_the_documentation_run(tiny_bert, tmp_path, monkeypatch)
         words = rows.assign(price=rows["label"].map(prices), text="the " + rows["text"].str[:0])
         words.to_csv(tmp_path / f"{name}.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    quick = {"use_cpu": True, "disable_tqdm": True, "freeze": "encoder", "head_learning_rate": 0.1}
+    quick = {n: v for n, v in QUICK.items() if n in run_finetune.DEFAULTS} | {"use_cpu": True}
+    quick |= {"num_train_epochs": 4, "freeze": "encoder", "head_learning_rate": 0.1}
     monkeypatch.setattr(run_finetune, "DEFAULTS", run_finetune.DEFAULTS | quick)
     names: dict = {}
     for block in blocks:
