@@ -7,8 +7,9 @@ from conftest import ROOT
 from forking import run_command
 
 GROWTH = """
-import ctypes, sys
+import ctypes, os, sys
 sys.path.insert(0, {root!r})
+os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)  # set by the process that tests
 {first}
 import torch
 
