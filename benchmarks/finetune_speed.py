@@ -161,7 +161,8 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
         encoded = dict(tokenizer(rows["text"], truncation=True, max_length=size, padding=padding))
         return encoded | {"length": [sum(mask) for mask in encoded["attention_mask"]]}
 
-    rows = documents.map(tokenize, batched=True, remove_columns=["id", "text"])
+    others = [name for name in documents.column_names if name != "labels"]
+    rows = documents.map(tokenize, batched=True, remove_columns=others)
     pad = DataCollatorWithPadding(tokenizer)
 
     def collate(batch: list) -> dict:

@@ -82,15 +82,7 @@ def check_unused(folder: str | os.PathLike, asked: str | None = None) -> None:
     Raises:
         InputError: naming what lies there.
     """
-    from bertchain.runtime.checkpoints import checkpoints_in  # imports transformers
-
     folder = Path(folder)
-    others = {p for p in folder.glob("checkpoint-*") if p.is_dir()} - {*checkpoints_in(folder)}
-    if others:
-        raise InputError(
-            f"{min(others)}: the Trainer would delete it with checkpoints that it does not keep; "
-            "rename it, or choose another --output_dir"
-        )
     if asked is not None and asked.lower() in ("last", "true"):
         return
     if asked is not None and os.path.realpath(asked) == os.path.realpath(folder / Path(asked).name):

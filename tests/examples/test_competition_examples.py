@@ -105,7 +105,7 @@ def written_run(folder, spec, labels, oof, test, cuts=None):
     member = folder / "fold-0"
     member.mkdir(parents=True)
     encoder = tiny_bert_config(100)
-    config = DocumentClassifierConfig(encoder_config=encoder, **spec.config_fields())
+    config = DocumentClassifierConfig(encoder_config=encoder, layers=[1], **spec.config_fields())
     config.save_pretrained(member)
     (member / "all_results.json").write_text("{}")
     manifest = {"members": [{"name": "fold-0", "fold": 0, "seed": 1}]}
@@ -212,7 +212,7 @@ def test_the_notebook_runs_offline(processes, competition, tmp_path):
     notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)
     ours = {"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)}
     ours |= {"MODEL": str(competition / "model"), "TEXT": ["title", "abstract"], "LABEL": "label"}
-    ours |= {"ID": "id", "PROCESSES": processes, "TIME_BUDGET": "10m"}
+    ours |= {"ID": "id", "PROCESSES": processes, "PRECISION": "no", "TIME_BUDGET": "10m"}
     ours["FURTHER_PRETRAIN"] = processes == 1
     ours["OPTIONS"] = {"num_folds": 5 - processes, "token_pooling": "mean", "learning_rate": 3e-3}
     ours["OPTIONS"] |= {"use_cpu": True, "num_train_epochs": 2}
