@@ -1,6 +1,7 @@
 """Probes on every layer and pooling of a model, side by side on all cores."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,7 +92,8 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], what: str) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(limits=1):
+        with threadpool_limits(limits=1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told by Fit.converged; threads share the filters
             found = Parallel(n_jobs=cpu_count(), prefer="threads", return_as="generator")(
                 delayed(work)(*job) for job in jobs
             )

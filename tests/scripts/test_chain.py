@@ -152,7 +152,7 @@ def test_two_processes_extract_the_features_of_one(folder):
 def test_mistakes_are_one_line_and_exit_code_2(folder, script, arguments, message):
     model = [] if script == "run_probe.py" else ["--model_name_or_path", "model"]
     before = sorted(os.listdir(folder))
-    done = run_command(ROOT / script, *model, *arguments, cwd=folder)
+    done = run_command(ROOT / script, *model, *arguments, "--output_dir", "none", cwd=folder)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith(f"{script}: error: {message}")
     assert "Traceback" not in done.stderr and sorted(os.listdir(folder)) == before

@@ -107,7 +107,8 @@ def test_the_attack_uses_this_batch_alone_and_leaves_no_trace():
 
 def test_adversarial_runs_learn(run):
     for flags in ({"fgm_epsilon": 0.3}, {"awp_epsilon": 1e-3}):
-        results, _ = run(**flags, gradient_accumulation_steps=2, per_device_train_batch_size=8)
+        flags |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
+        results, _ = run(next(iter(flags)), **flags)
         assert results["eval_accuracy"] > 0.9
     with pytest.raises(InputError, match="need trained weights to move"):
         run("frozen", fgm_epsilon=0.3, freeze="embeddings")

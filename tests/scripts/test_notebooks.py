@@ -7,6 +7,7 @@ import re
 import weakref
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -225,6 +226,16 @@ def test_a_mistake_is_one_line_in_a_notebook(common):
 # ---------------------------------------------------------------- what is shown
 
 
+@pytest.fixture
+def with_bars():
+    """Other tests may have hidden them."""
+    before = are_progress_bars_disabled()
+    datasets.enable_progress_bars()
+    yield
+    (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
+
+
+@pytest.mark.usefixtures("with_bars")
 def test_one_switch_silences_all_bars(common, tmp_path, capfd):
     def shown(main, **given) -> str:
         capfd.readouterr()
@@ -239,9 +250,11 @@ def test_one_switch_silences_all_bars(common, tmp_path, capfd):
     for main, given in ((run_finetune.main, tuning), (run_probe.main, probing)):
         bars = re.compile(r"it/s|s/it|examples/s|\d%")
         assert bars.search(shown(main, **given | {"disable_tqdm": False}))
-        assert not bars.search(shown(main, **given | {"disable_tqdm": True}))
+        again = {"disable_tqdm": True, "output_dir": f"{given['output_dir']}_again"}
+        assert not bars.search(shown(main, **given | again))
 
 
+@pytest.mark.usefixtures("with_bars")
 def test_bars_come_from_one_process(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with screen.bars_as_before():

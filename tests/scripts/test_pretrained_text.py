@@ -97,11 +97,12 @@ def test_a_probe_says_which_models_have_seen_the_test_text(
     assert counts == [135, 0]  # no score is too good for that
     assert "Too good" not in report and "their scores are too good" not in caplog.text
     other = {"train_file": topic_files["test_labels"], "test_file": topic_files["train"]}
+    other["output_dir"] = str(tmp_path / "other")
     run_probe.main(given | other | {"models": [f"tuned={tmp_path / 'tuned'}"]})
     tested = count_seen(hash_texts(pd.read_csv(topic_files["train"])["text"]), seen)
     assert f"{tested} of 150 test documents have the words of rows" in caplog.text
     text = f"Too good: what is scored was trained on before, with its labels, by tuned ({tested} te"
-    assert text in (tmp_path / "probed" / "report.md").read_text()
+    assert text in (tmp_path / "other" / "report.md").read_text()
     assert "Transductive: test text was in the further pretraining of itpt (4 documents)" in report
 
 
