@@ -58,12 +58,14 @@ TUNING += " --id_column_name id --num_train_epochs 3"
 PROBING = "--models base=model other=model --train_file train.csv --test_file train.csv"
 PROBING += " --id_column_name id --analyses change geometry"
 RUNS = {
-    "one": Run("run_finetune", TUNING, ("predictions_*.csv", "model.safetensors")),
-    "folds": Run("run_finetune", f"{TUNING} --num_folds 2", ("predictions_*.csv", "folds.csv")),
+    "one": Run("run_finetune", TUNING, ("predictions_*.csv", "history.csv", "model.safetensors")),
+    "folds": Run(
+        "run_finetune", f"{TUNING} --num_folds 2", ("predictions_*.csv", "history.csv", "folds.csv")
+    ),
     "itpt": Run(
         "run_itpt",
         f"--model_name_or_path model --train_file train.csv {TRAINING} --num_train_epochs 2",
-        ("model.safetensors", "config.json"),
+        ("model.safetensors", "config.json", "history.csv"),
     ),
     "probe": Run("run_probe", PROBING, ("results.csv", "drift.csv", "geometry.csv")),
 }

@@ -64,9 +64,13 @@ def read_configs(
         else:
             config = AutoConfig.from_pretrained(path, **NO_CODE | kwargs)
     check_supported(config, path)
-    blocks = num_blocks(config)
+    blocks, hidden = num_blocks(config), getattr(config.get_text_config(), "hidden_size", 1)
     if not isinstance(blocks, int) or not 1 <= blocks <= MOST_BLOCKS:
         raise InputError(f"--model_name_or_path {path}: its config.json says {blocks!r} blocks")
+    if not isinstance(hidden, int):
+        raise InputError(
+            f"--model_name_or_path {path}: its config.json says hidden size {hidden!r}"
+        )
     return settle(config), classifier
 
 

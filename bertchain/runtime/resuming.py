@@ -92,6 +92,12 @@ class ResumableTrainer(FiniteTrainer):
         self.resumed = mark.get("losses")
         self.logged_before = self.resumed["logged"] if self.resumed else 0.0
 
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kw: Any) -> Any:
+        """Train with the batch size that is asked for: transformers 5.0 takes the checkpoint's."""
+        if not self.args.auto_find_batch_size:
+            batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kw)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on a batch; the first one after a resume takes up the sum of losses."""
         loss = super().training_step(*args, **kwargs)

@@ -8,8 +8,10 @@ import signal
 import numpy as np
 import pandas as pd
 import pytest
+import transformers
 from conftest import ROOT
 from forking import run_command
+from packaging.version import Version
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 import run_finetune
@@ -85,6 +87,10 @@ def test_another_way_to_share_out_a_step_goes_on_with_the_same_steps(arguments, 
     pd.testing.assert_frame_equal(*histories, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.1"),
+    reason="transformers 5.0 cannot load an optimizer in several processes on CPUs",
+)
 def test_two_processes_go_on_where_one_was_cut_off(arguments, runs, cut):
     flags = arguments | {"per_device_train_batch_size": 8, "output_dir": str(cut)}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
