@@ -139,8 +139,10 @@ def run_armed(run: str, phase: str, name: str, arguments: list[str]) -> None:
     script = RUNS[run].script
     sys.argv = [f"{script}.py", *arguments]
     number = signal.Signals[f"SIG{name}"]
-    if number == signal.SIGINT:  # a job in the background of a shell ignores it
-        signal.signal(number, signal.default_int_handler)
+    # jobs in the background of a shell ignore SIGINT, those under nohup SIGHUP
+    own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    if number != signal.SIGKILL:
+        signal.signal(number, own)
     module = importlib.import_module(script)
     arm(run, phase, number)
     cli.run_script(module.main)
