@@ -384,7 +384,7 @@ def callable_again(main: Callable[..., Any]) -> Callable[..., Any]:
             with given.released(), screen.bars_as_before():
                 return main(*argv, **arguments)
         except OSError as error:
-            if error.errno not in DISK_ERRORS:
+            if not is_of_a_file(error):
                 raise
             traceback.clear_frames(error.__traceback__)
             raise InputError(describe_disk_error(error)) from error
@@ -400,6 +400,11 @@ def callable_again(main: Callable[..., Any]) -> Callable[..., Any]:
                 torch.cuda.empty_cache()
 
     return called
+
+
+def is_of_a_file(error: OSError) -> bool:
+    """Return whether an error is of a file or the disk, which the user can mend."""
+    return error.errno is not None and (error.filename is not None or error.errno in DISK_ERRORS)
 
 
 def describe_disk_error(error: OSError) -> str:
@@ -420,7 +425,7 @@ def run_script(main: Callable[[], Any]) -> None:
             print(line, file=sys.stderr, flush=True)
         os._exit(130)  # threads that are at work would abort an orderly end
     except OSError as error:
-        if error.errno is None or (error.filename is None and error.errno not in DISK_ERRORS):
+        if not is_of_a_file(error):
             raise
         fail(describe_disk_error(error))
     except RuntimeError as error:

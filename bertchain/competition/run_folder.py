@@ -14,6 +14,7 @@ import numpy as np
 from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
 from bertchain.competition import manifests
+from bertchain.competition.manifests import EARLIER_FILE, FILE
 from bertchain.errors import InputError
 from bertchain.models.loading import load_classifier
 from bertchain.runtime import given, locks, outputs
@@ -23,8 +24,6 @@ from bertchain.runtime.files import write_json, write_yaml
 from bertchain.runtime.records import versions
 
 logger = logging.getLogger(__name__)
-
-FILE, EARLIER_FILE = outputs.MANIFESTS
 
 
 # ---------------------------------------------------------------- members

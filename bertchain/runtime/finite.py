@@ -13,7 +13,7 @@ from transformers import EvalPrediction, PrinterCallback, Trainer
 from bertchain.errors import InputError
 from bertchain.models.weights import not_finite
 from bertchain.runtime import screen
-from bertchain.runtime.checkpoints import SaveAndExitOnSigterm, complete_checkpoints
+from bertchain.runtime.checkpoints import complete_checkpoints
 from bertchain.runtime.files import open_to_all
 
 MOST_SKIPPED = 25  # steps in a row: fp16 halves its scale of 65,536 at each, so none is left
@@ -34,15 +34,6 @@ class FiniteTrainer(Trainer):
         self.checked_step = self.skipped = 0
         if self.compute_metrics is not None:
             self.compute_metrics = self._checked(self.compute_metrics)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; SIGTERM then does what it did before, however it ends."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, SaveAndExitOnSigterm):
-                    callback.restore_handler()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on a batch as the Trainer does, and remember whether its loss is finite."""

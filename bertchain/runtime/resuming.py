@@ -37,7 +37,8 @@ class ResumableTrainer(FiniteTrainer):
         args, kwargs: for the Trainer.
         """
         super().__init__(*args, **kwargs)
-        self.add_callback(SaveAndExitOnSigterm())
+        self.on_sigterm = SaveAndExitOnSigterm()
+        self.add_callback(self.on_sigterm)
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
         self.logged_before = 0.0  # sum of the losses of steps before the resume
@@ -93,10 +94,16 @@ class ResumableTrainer(FiniteTrainer):
         self.logged_before = self.resumed["logged"] if self.resumed else 0.0
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kw: Any) -> Any:
-        """Train with the batch size that is asked for: transformers 5.0 takes the checkpoint's."""
+        """Train with the batch size that is asked for: transformers 5.0 takes the checkpoint's.
+
+        SIGTERM then does what it did before, however training ends.
+        """
         if not self.args.auto_find_batch_size:
             batch_size = self.args.train_batch_size
-        return super()._inner_training_loop(batch_size, *args, **kw)
+        try:
+            return super()._inner_training_loop(batch_size, *args, **kw)
+        finally:
+            self.on_sigterm.restore_handler()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Train on a batch; the first one after a resume takes up the sum of losses."""
