@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     for name in ("model", "train_file", "test_file"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--label_column_name", default="label")
     parser.add_argument("--files", nargs="+", default=[*FILES], choices=FILES)
     parser.add_argument("--kinds", nargs="+", default=[*KINDS], choices=[*KINDS])
     args = parser.parse_args(argv)
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         "model_name_or_path": args.model,
         "train_file": args.train_file,
         "test_file": args.test_file,
+        "label_column_name": args.label_column_name,
         "max_train_samples": 100,
         "max_predict_samples": 50,
         "max_seq_length": 32,

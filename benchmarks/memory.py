@@ -111,7 +111,8 @@ def make_inputs(folder: Path, documents: int) -> None:
         for _ in range(documents):
             length = min(400, int(rng.lognormvariate(4, 1)) + 5)
             text = " ".join(f"w{int(WORDS * rng.random() ** 3)}" for _ in range(length))
-            file.write(json.dumps({"text": text}) + "\n")
+            row = {"text": text, "label": "long" if length > 60 else "short"}
+            file.write(json.dumps(row) + "\n")
 
 
 def arguments(folder: Path, options: argparse.Namespace) -> list[str]:

@@ -116,11 +116,14 @@ def has_anyone_spoken() -> bool:
 def leave(code: int, message: str) -> None:
     """End a process of several at once; the launcher gets the message for its report.
 
-    An orderly end could wait for the others, or abort with the process group that is open. Does
-    nothing where there is one process.
+    An orderly end could wait for the others, or abort with the process group that is open. The
+    others learn of it where the group is used next, so it is started first: they would wait for
+    this process. Does nothing where there is one process.
     """
     if rank_and_size()[1] == 1:
         return
+    with suppress(Exception):
+        start_processes()
     report = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if report:
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
