@@ -9,6 +9,7 @@ from bertchain.arguments.common import (
     arg,
     check_training,
 )
+from bertchain.cli import read_arguments
 from bertchain.errors import InputError, at_least, one_of, share
 from bertchain.runtime import outputs
 from bertchain.runtime.given import Hooks
@@ -216,6 +217,17 @@ class Arguments(NamedTuple):
     hooks: Hooks = Hooks()  # what only Python can give
 
 
+def tables_of(corpora: str | None) -> list[Any]:
+    """List the paths in --corpora, and its own; what is no path is refused where it is read."""
+    if corpora is None:
+        return []
+    listed = []
+    for entries in read_arguments(corpora, "--corpora").values():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            listed.append(entry.get("file") if isinstance(entry, dict) else entry)
+    return [*listed, *([] if corpora.startswith("{") else [corpora])]
+
+
 def check_combinations(args: Arguments) -> None:
     """Check combinations of arguments across groups.
 
@@ -228,6 +240,7 @@ def check_combinations(args: Arguments) -> None:
         training.output_dir,
         train_file=[name.partition("=")[2] or name for name in args.corpus.train_file],
         test_file=[name.partition("=")[2] or name for name in args.corpus.test_file],
+        corpora=tables_of(args.corpus.corpora),
         dataset_name=args.corpus.dataset_name,
         model_name_or_path=checkpoint.model_name_or_path,
         config_name=checkpoint.config_name,

@@ -341,6 +341,7 @@ CASES = [
     Case("output is the model", TUNE, out_at("model"), ("--output_dir", "is --model_name_or_path")),
     Case("output in the model", PRE, out_at("model/itpt"), ("--output_dir", "lies in --model_name_or_path")),
     Case("output around the data", TUNE, out_at("."), ("--output_dir", "holds --train_file")),
+    Case("output around a corpus", PRE, lambda f, m: {"train_file": None, "corpora": json.dumps({"notes": [{"file": str(f / "o" / "a.csv")}]})}, ("--output_dir", "holds --corpora")),
     Case("output without a name", PROBE, flags(output_dir=""), ("--output_dir is empty",)),
     Case("output of a run that has ended", TUNE, out_at("done", all_results__json="{}"), ("--output_dir", "has ended", "another")),
     Case("output with a model", PRE, out_at("done", model__safetensors="x"), ("--output_dir", "holds a model")),
