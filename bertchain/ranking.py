@@ -3,8 +3,11 @@
 Where there are thousands of labels, a few of which are true, no label and no row is sorted.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
+THREADS = 2  # that look scores up; more wait for memory
 FEW = 16  # so many comparisons with all cost less than a sort
 MANY = 2**20  # so many scores cost more to sort than a table of intervals
 MANY_TIMES = 20  # where scores are so many times as many as the true ones, they are not sorted
@@ -67,17 +70,19 @@ def count_pairs(scores: np.ndarray, some: np.ndarray) -> float:
     above = len(some) - np.cumsum(counts, out=counts, dtype=counts.dtype)
     above = above.astype(np.int32)
     above[intervals(some)] = -1  # some are in this interval
-    pairs = 0.0
-    for start in range(0, len(scores), PIECE):
+
+    def count(start: int) -> float:
         piece = scores[start : start + PIECE]
         found = above.take(intervals(piece), mode="clip")  # none is outside; faster
         near = np.sort(piece[np.flatnonzero(found < 0)])
-        pairs += int(found.sum()) + len(near)  # each of these has -1
         below = np.searchsorted(some, near)
         tied = near[some[np.minimum(below, len(some) - 1)] == near]
         up_to = np.searchsorted(some, tied, "right") - np.searchsorted(some, tied)
-        pairs += len(some) * len(near) - int(below.sum()) - int(up_to.sum()) / 2
-    return pairs
+        of_near = len(some) * len(near) - int(below.sum()) - int(up_to.sum()) / 2
+        return int(found.sum()) + len(near) + of_near  # each of near has -1 in found
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return float(sum(threads.map(count, range(0, len(scores), PIECE))))
 
 
 def intervals(values: np.ndarray) -> np.ndarray:
