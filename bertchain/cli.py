@@ -412,8 +412,14 @@ def describe_disk_error(error: OSError) -> str:
     return f"{error.filename or 'a file'}: {error.strerror}"
 
 
-def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's main. A user's mistake becomes one line and exit code 2."""
+def run_script(main: Callable[[], Any], description: str | None = None) -> None:
+    """Run a script's main. A user's mistake becomes one line and exit code 2.
+
+    Args:
+        description: answers --help, of a script that has no parser which does.
+    """
+    if description and {"-h", "--help"} & {*sys.argv[1:]}:
+        return print(description.strip())
     try:
         inspect.unwrap(main)()  # the process ends: nothing has to be let go
         close_process_group()

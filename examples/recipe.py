@@ -96,4 +96,4 @@ def fill(value: Any, names: dict[str, str], where: str) -> Any:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, __doc__)

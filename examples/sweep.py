@@ -250,4 +250,4 @@ def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, __doc__)

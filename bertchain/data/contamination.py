@@ -101,12 +101,19 @@ def read_fingerprints(path: str | os.PathLike, **hub: object) -> dict[str, np.nd
 
 
 def _read_hashes(path: Path) -> np.ndarray:
-    """Read sorted hashes; raises InputError where the file is not what was written."""
+    """Read sorted hashes.
+
+    Raises:
+        InputError: where the file is not what was written.
+        OSError: where it cannot be read.
+    """
     try:
         hashes = np.load(path, allow_pickle=False)
         whole = check_seal(path) is not False and hashes.ndim == 1  # earlier versions: no seal
         whole = whole and hashes.dtype == np.uint64 and bool((hashes[1:] > hashes[:-1]).all())
-    except Exception:  # np.load and zipfile raise of many types
+    except Exception as error:  # np.load and zipfile raise of many types
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         whole = False
     if not whole:
         raise InputError(

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bertchain.errors import InputError
 from bertchain.runtime.distributed import broadcast, close_process_group, rank_and_size
 from bertchain.runtime.files import hash_file, sync, write_json
-from bertchain.runtime.outputs import UNFINISHED
+from bertchain.runtime.outputs import CHOOSE, UNFINISHED, has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -208,9 +208,12 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
         if found is None:
             why = "".join(f"; {path.name} {damage}" for path, damage in damages.items())
             what_to_do = "delete them" if complete else "leave it out"
+            what_to_do += ", and the run begins anew"
+            if has_ended(folder):
+                what_to_do = f"its run has ended; {CHOOSE}"
             raise InputError(
                 f"--resume_from_checkpoint {asked}: no whole checkpoint-* in {folder}{why}; "
-                f"{what_to_do}, and the run begins anew"
+                f"{what_to_do}"
             )
         return str(found)
     if not os.path.isdir(asked):

@@ -95,7 +95,7 @@ def check_unused(folder: str | os.PathLike, asked: str | None = None) -> None:
         )
     if (folder / UNFINISHED).is_file():
         return
-    if (folder / RESULTS).is_file():
+    if has_ended(folder):
         reuse = f" (--features_dir {folder / 'features'} reads its features again)"
         raise InputError(
             f"--output_dir {folder} holds a run that has ended ({RESULTS}); {CHOOSE}"
@@ -104,6 +104,12 @@ def check_unused(folder: str | os.PathLike, asked: str | None = None) -> None:
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if weights:
         raise InputError(f"--output_dir {folder} holds a model ({weights[0].name}); {CHOOSE}")
+
+
+def has_ended(folder: str | os.PathLike) -> bool:
+    """Return whether a run wrote its results into a folder, and none is at work there."""
+    folder = Path(folder)
+    return (folder / RESULTS).is_file() and not (folder / UNFINISHED).is_file()
 
 
 def check_apart(folder: str | os.PathLike, **inputs: str | Sequence[str] | None) -> None:

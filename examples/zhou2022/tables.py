@@ -336,4 +336,4 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, __doc__)

@@ -421,3 +421,13 @@ def test_the_readme_shows_the_ratios_that_were_measured():
     rows = [line for line in measured if line.startswith("|")]
     assert len(rows) > 10
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("examples/**/*.py")), ids=lambda p: p.name)
+def test_every_example_answers_help(script, tmp_path):
+    if "__main__" not in script.read_text(encoding="utf-8"):
+        pytest.skip("no script")
+    done = run_command(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert script.name in done.stdout and len(done.stdout.splitlines()) > 2
+    assert not [*tmp_path.iterdir()]

@@ -343,6 +343,7 @@ CASES = [
     Case("output around the data", TUNE, out_at("."), ("--output_dir", "holds --train_file")),
     Case("output around a corpus", PRE, lambda f, m: {"train_file": None, "corpora": json.dumps({"notes": [{"file": str(f / "o" / "a.csv")}]})}, ("--output_dir", "holds --corpora")),
     Case("output without a name", PROBE, flags(output_dir=""), ("--output_dir is empty",)),
+    Case("going on where a run has ended", TUNE, lambda f, m: out_at("done", all_results__json="{}")(f, m) | {"resume_from_checkpoint": "last"}, ("no whole checkpoint-*", "has ended", "another")),
     Case("output of a run that has ended", TUNE, out_at("done", all_results__json="{}"), ("--output_dir", "has ended", "another")),
     Case("output with a model", PRE, out_at("done", model__safetensors="x"), ("--output_dir", "holds a model")),
     Case("output of a run with folds", PRE, out_at("done", manifest__json="{}"), ("--output_dir", "with folds")),

@@ -195,3 +195,17 @@ def test_hashes_of_an_earlier_version_have_no_seal(tmp_path):
     hashes = np.unique(contamination.hash_texts(f"text {i}" for i in range(50)))
     np.save(tmp_path / contamination.HASH_FILE, hashes)
     assert (contamination.read_fingerprint(tmp_path) == hashes).all()
+
+
+def test_hashes_that_cannot_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    """The disk says why; only what was read and is not right is damaged."""
+    (tmp_path / TRAINED_FILE).write_bytes(b"")
+    with pytest.raises(InputError, match="is damaged"):
+        read_fingerprint(tmp_path, TRAINED_FILE)
+
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(PermissionError):
+        read_fingerprint(tmp_path, TRAINED_FILE)
