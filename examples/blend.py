@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,53 +51,46 @@ class Run:
     test: np.ndarray  # [m, labels]
 
 
+class Given(NamedTuple):
+    """What is blended: the runs' predictions, and what they are of."""
+
+    spec: LabelSpec
+    table: pd.DataFrame  # the first run's predictions_oof.csv
+    truth: np.ndarray  # [n, labels], 0 or 1, or numbers
+    test_ids: list[str]
+    runs: list[Run]
+    sample: SampleSubmission | None
+
+    @property
+    def folds(self) -> np.ndarray:
+        return self.table["fold"].to_numpy()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The true labels, as scores take them."""
+        return self.truth.argmax(axis=1) if self.spec.problem_type == "single_label" else self.truth
+
+
 def main() -> None:
     """Fit the weights, and write the blend and its report."""
-    options = read_options()
+    options = read_options(__doc__)
     start_logging()
-    folder = Path(options.output_dir)
-    spec = read_spec(options.runs)
-    table = read_written_table(Path(options.runs[0]) / "predictions_oof.csv")
-    test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
-    sample = read_sample(options, spec, test_ids, table["label"])
-    truth = encode(table, spec)
-    runs = [read_run(path, spec, table, test_ids) for path in options.runs]
-    folds = table["fold"].to_numpy()
-
-    oof = np.stack([run.oof for run in runs])  # [runs, n, labels]
-    weights = fit_weights(oof, truth, spec)
-    nested = np.empty_like(runs[0].oof)
-    for fold in np.unique(folds):
-        inside = folds == fold
-        others = fit_weights(oof[:, ~inside], truth[~inside], spec)
-        nested[inside] = combine(others, oof[:, inside])
-    blended = combine(weights, np.stack([run.test for run in runs]))
-
-    scores_of = score_function(spec, [])
-    labels = truth.argmax(axis=1) if spec.problem_type == "single_label" else truth
-    candidates = {run.name: run.oof for run in runs}
-    candidates |= {"mean of all": oof.mean(axis=0), BLEND: nested}
-    scores = {name: scores_of(p, labels) for name, p in candidates.items()}
-    cuts, gains = fit_thresholds(options.runs, nested, truth, folds)
-    scores[BLEND] |= gains
-    ids, columns = table["id"].tolist(), {"fold": folds, "label": table["label"].tolist()}
-    write_predictions(folder / "predictions_oof.csv", spec, ids, nested, cuts, **columns)
-    write_predictions(folder / "predictions_test.csv", spec, test_ids, blended, cuts)
-    write_thresholds(folder, cuts)
-    if sample is not None:
-        filled = sample.fill(test_ids, blended, spec.decide(blended, cuts), spec)
-        write_csv(folder / "submission.csv", filled)
-    by_run = dict(zip([run.name for run in runs], weights.tolist(), strict=True))
-    report = write_report(folder, scores, by_run, runs, spec)
+    given = read_given(options)
+    weights, nested = fit_nested(given)
+    blended = combine(weights, np.stack([run.test for run in given.runs]))
+    scores = score_runs(given) | {BLEND: score_function(given.spec, [])(nested, given.labels)}
+    write_ensemble(options, given, nested, blended, scores[BLEND])
+    by_run = dict(zip([run.name for run in given.runs], weights.tolist(), strict=True))
+    report = write_report(Path(options.output_dir), scores, by_run, given)
     results = {"scores": scores, "weights": by_run, "versions": versions()}
-    write_json(folder / "all_results.json", results)
+    write_json(Path(options.output_dir) / "all_results.json", results)
     print(report)
 
 
-def read_options() -> argparse.Namespace:
-    """Parse the command line."""
+def read_options(description: str, **more: dict[str, Any]) -> argparse.Namespace:
+    """Parse the command line. Args: more: further arguments, as argparse takes them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--output_dir", required=True)
@@ -105,6 +99,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--positive_label", help="As in run_finetune.py.")
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
     parser.add_argument("--encoding", default="utf-8", help="Of the sample.")
+    for name, argument in more.items():
+        parser.add_argument(f"--{name}", **argument)
     options = parser.parse_args()
     if len(options.runs) < 2:
         raise InputError("give two runs or more")
@@ -112,6 +108,17 @@ def read_options() -> argparse.Namespace:
 
 
 # ---------------------------------------------------------------- reading
+
+
+def read_given(options: argparse.Namespace) -> Given:
+    """Read all that is blended. Raises InputError where the runs do not fit each other."""
+    spec = read_spec(options.runs)
+    table = read_written_table(Path(options.runs[0]) / "predictions_oof.csv")
+    test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
+    sample = read_sample(options, spec, test_ids, table["label"])
+    truth = encode(table, spec)
+    runs = [read_run(path, spec, table, test_ids) for path in options.runs]
+    return Given(spec, table, truth, test_ids, runs, sample)
 
 
 def read_spec(paths: list[str]) -> LabelSpec:
@@ -214,6 +221,17 @@ def split_labels(text: str, names: Sequence[str], joint: str) -> set[str]:
 # ---------------------------------------------------------------- weights and thresholds
 
 
+def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
+    """Fit weights [runs] on all rows; combine each fold [n, labels] with those of the others."""
+    oof = np.stack([run.oof for run in given.runs])  # [runs, n, labels]
+    nested = np.empty_like(given.runs[0].oof)
+    for fold in np.unique(given.folds):
+        inside = given.folds == fold
+        others = fit_weights(oof[:, ~inside], given.truth[~inside], given.spec)
+        nested[inside] = combine(others, oof[:, inside])
+    return fit_weights(oof, given.truth, given.spec), nested
+
+
 def fit_thresholds(
     paths: list[str], predictions: np.ndarray, truth: np.ndarray, folds: np.ndarray
 ) -> tuple[Thresholds | None, dict[str, float]]:
@@ -278,17 +296,47 @@ def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> 
     return weights / weights.sum()
 
 
-# ---------------------------------------------------------------- report
+# ---------------------------------------------------------------- results
+
+
+def score_runs(given: Given) -> dict[str, dict[str, float]]:
+    """Score the out-of-fold predictions of each run and their mean."""
+    scores_of = score_function(given.spec, [])
+    found = {run.name: run.oof for run in given.runs}
+    found["mean of all"] = np.mean([run.oof for run in given.runs], axis=0)
+    return {name: scores_of(p, given.labels) for name, p in found.items()}
+
+
+def write_ensemble(
+    options: argparse.Namespace,
+    given: Given,
+    oof: np.ndarray,
+    test: np.ndarray,
+    scores: dict[str, float],
+) -> None:
+    """Write predictions [n, labels] and [m, labels], thresholds, and the submission.
+
+    The scores of thresholds are added to `scores`.
+    """
+    folder, spec = Path(options.output_dir), given.spec
+    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds)
+    scores |= gains
+    columns = {"fold": given.folds, "label": given.table["label"].tolist()}
+    ids = given.table["id"].tolist()
+    write_predictions(folder / "predictions_oof.csv", spec, ids, oof, cuts, **columns)
+    write_predictions(folder / "predictions_test.csv", spec, given.test_ids, test, cuts)
+    write_thresholds(folder, cuts)
+    if given.sample is not None:
+        decided = spec.decide(test, cuts)
+        filled = given.sample.fill(given.test_ids, test, decided, spec)
+        write_csv(folder / "submission.csv", filled)
 
 
 def write_report(
-    folder: Path,
-    scores: dict[str, dict[str, float]],
-    weights: dict[str, float],
-    runs: list[Run],
-    spec: LabelSpec,
+    folder: Path, scores: dict[str, dict[str, float]], weights: dict[str, float], given: Given
 ) -> str:
     """Write report.md; returns its text."""
+    spec, runs = given.spec, given.runs
     main_score, _ = main_metric(spec.problem_type, len(spec.names))
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
