@@ -126,8 +126,8 @@ class Soak:
             kill_at = time.monotonic() + self.random.uniform(*self.options.kill_after)
             ended = self.finish(self.start(out, *more), kill_at if kill_at < until else None)
             last = "".join(ended.said.strip().splitlines()[-1:])
-            if ended.code == 0:
-                break
+            if ended.code == 0 or (ended.code == 2 and "holds a run that has ended" in ended.said):
+                break  # the second: killed after its last write
             if ended.code == 2 and "--resume_from_checkpoint last" in ended.said and not more:
                 more = ["--resume_from_checkpoint", "last"]
             elif ended.code == 2 and more and "no checkpoint" in ended.said:

@@ -16,11 +16,16 @@ out = pathlib.Path({out!r})
 out.mkdir(exist_ok=True)
 starts = out / "starts"
 starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+if {ended}:
+    (out / "history.csv").write_text("same")
 if out.name == "out" and len(starts.read_text()) == 1:
     time.sleep(60)
 again = len(starts.read_text()) > 1
 if again and "last" not in sys.argv and {refuses}:
     print("say --resume_from_checkpoint last")
+    sys.exit(2)
+if again and {ended}:
+    print("holds a run that has ended")
     sys.exit(2)
 (out / "history.csv").write_text("{tells}" if again else "same")
 if again and {leaves}:
@@ -29,6 +34,7 @@ if again and {leaves}:
 CASES = {
     "as left alone": ({}, ""),
     "only with the flag": ({"refuses": True}, ""),
+    "after its last write": ({"ended": True}, ""),
     "other output": ({"tells": "other"}, "differ: history.csv"),
     "half-written": ({"leaves": True}, "left: .writing-x"),
 }
@@ -40,7 +46,13 @@ def test_a_killed_round(case, tmp_path, monkeypatch):
     soak = runpy.run_path(str(ROOT / "benchmarks" / "soak.py"))["Soak"]
 
     def start(self, out: str, *more: str) -> subprocess.Popen:
-        values = {"out": str(self.folder / out), "refuses": False, "tells": "same", "leaves": False}
+        values = {
+            "out": str(self.folder / out),
+            "refuses": False,
+            "ended": False,
+            "tells": "same",
+            "leaves": False,
+        }
         script = SCRIPT.format(**values | changes)
         with open(self.folder / "said", "w") as said:
             return subprocess.Popen([sys.executable, "-c", script, *more], stdout=said)
