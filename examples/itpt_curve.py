@@ -56,7 +56,9 @@ def main() -> None:
     )
     sign = -1.0 if metric.partition("_")[2] in metrics.LESS_IS_BETTER else 1.0
     steps = summarise(scores, "step", 0, metric, sign)
-    best = int(steps[steps["step"] != 0].sort_values("gain")["step"].iloc[-1])
+    best = int(
+        steps["step"][steps["gain"].where(steps["step"] != 0).idxmax()]
+    )  # the first of equals
     blends = {("blend", share): folder / "blends" / str(share) for share in options.blends}
     for (_, share), path in blends.items():
         blending.write_blend(paths[best], paths[0], share, path)
