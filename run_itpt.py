@@ -39,6 +39,7 @@ DEFAULTS = {
 if __name__ == "__main__":
     cli.start_script(__doc__, pretraining.GROUPS, DEFAULTS)
 
+import functools
 from typing import Any
 
 import torch.nn.functional as F
@@ -46,8 +47,8 @@ from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
 from bertchain.data import batching
-from bertchain.pretraining import corpora, masked_lm, packing, trainer, vocabulary
-from bertchain.runtime import checkpoints, files, outputs
+from bertchain.pretraining import corpora, head_warmup, masked_lm, packing, trainer, vocabulary
+from bertchain.runtime import files, outputs
 from bertchain.training import outcome
 
 
@@ -64,7 +65,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     training, checkpoint = args.training, args.checkpoint
     cli.start_logging(training.disable_tqdm)
     pretraining.check_combinations(args)
-    resume_from = checkpoints.find_checkpoint(training.output_dir, training.resume_from_checkpoint)
+    resume_from = head_warmup.find_checkpoint(training)
     set_seed(training.seed)
 
     # 2. Documents of each corpus, some held out
@@ -83,21 +84,18 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     collator = packing.MaskingCollator.for_model(model, tokenizer, args.mask, training.seed)
     held_out = collator.mask_for_good(packing.to_rows(documents.held_out, maker))
     rows = documents.rows(maker, args.packing, training)
-    if args.packing.packing:
-        rows = masked_lm.pack_for(model, rows, maker.windows.max_seq_length, collator)
+    rows = masked_lm.pack_for(model, rows, maker, collator) if args.packing.packing else rows
     results = documents.counts(rows, held_out) | {"untrained_weights": len(untrained)}
     results |= {"new_tokens": len(new_tokens), "transductive": args.corpus.include_test_text}
 
     with outputs.claim(training.output_dir, resume_from), files.disk_errors(training.output_dir):
-        # 5. Trainer
-        fit = hooks.trainer_class(
+        # 5. Train a head that the checkpoint lacks, alone
+        trainer_of = functools.partial(
+            hooks.trainer_class,
             packing=args.packing,
-            run=args.run,
             weights=documents.weights,
             hashes=trainer.all_seen(documents, path, hub_kwargs),
             pooler=pooler,
-            model=model,
-            args=batching.keep_all_columns(training),
             train_dataset=rows,
             eval_dataset=held_out,
             processing_class=tokenizer,
@@ -105,12 +103,15 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
             compute_metrics=masked_lm.MaskedLMScores(held_out["corpus"][:]),
             callbacks=hooks.callbacks,
         )
+        head_log = head_warmup.warm_up(trainer_of, model, untrained, args, resume_from)
 
-        # 6. Train, keep the best, and measure it on the held-out documents
-        results |= fit.train(resume_from_checkpoint=resume_from).metrics | fit.evaluate()
+        # 6. Train all, keep the best, and measure it on the held-out documents
+        fit = trainer_of(model=model, run=args.run, args=batching.keep_all_columns(training))
+        results |= fit.train(resume_from_checkpoint=resume_from).metrics | fit.measure()
 
         # 7. Write the checkpoint, curves and results
-        trainer.write_run(fit, results, args)
+        results |= head_warmup.scores(head_log)
+        trainer.write_run(fit, results, args, head_log)
     return outcome.RunResult(results, training.output_dir, models=hooks.models)
 
 

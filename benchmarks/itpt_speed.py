@@ -198,7 +198,7 @@ def our_trainer(
     documents = Dataset.from_dict({"text": texts, "corpus": ["task"] * len(texts)})
     rows = packing.to_rows(documents, maker)
     if asked.packing:
-        rows = masked_lm.pack_for(model, rows, options.max_seq_length, collator)
+        rows = masked_lm.pack_for(model, rows, maker, collator)
     return run_itpt.MaskedLMTrainer(
         packing=asked,
         run=RunArguments(),

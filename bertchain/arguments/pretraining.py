@@ -172,10 +172,23 @@ class CheckpointArguments(EncoderArguments):
 
 @dataclass
 class RunArguments:
-    """When training stops, and what is kept of it."""
+    """What is trained first, when training stops, and what is kept of it."""
 
     _argument_group_name = "run"
 
+    head_warmup_steps: int | None = arg(
+        None,
+        "Steps in which a masked-LM head that the checkpoint lacks is trained first, on the frozen "
+        "encoder; they come before those of the run. 0 = none.",
+        shown="until the held-out loss stops falling",
+        common=True,
+    )
+    head_warmup_learning_rate: float = arg(1e-3, "Learning rate of these steps.")
+    blend_with_start: float = arg(
+        0.0,
+        "Share of the weights before training in the encoder that is saved: (1 - share) * trained "
+        "+ share * start.",
+    )
     early_stopping_patience: int | None = arg(
         None,
         "Number of evaluations without a better held-out loss after which training stops.",
@@ -188,6 +201,10 @@ class RunArguments:
     keep_checkpoints: bool = arg(False, "Keep checkpoint-* folders after training.")
 
     def __post_init__(self) -> None:
+        at_least("head_warmup_steps", self.head_warmup_steps, 0)
+        at_least("head_warmup_learning_rate", self.head_warmup_learning_rate, 0)
+        if not 0 <= self.blend_with_start <= 1:
+            raise InputError(f"--blend_with_start {self.blend_with_start} must be 0, 1 or between")
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         for step in self.save_at_steps:
             at_least("save_at_steps", step, 0)
@@ -249,6 +266,10 @@ def check_combinations(args: Arguments) -> None:
     outputs.check_unused(training.output_dir, training.resume_from_checkpoint)
     if args.run.early_stopping_patience is not None and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end true")
+    if args.run.head_warmup_steps and checkpoint.config_name:
+        raise InputError("--head_warmup_steps: from scratch there is no encoder to wait for a head")
+    if args.run.blend_with_start and checkpoint.config_name:
+        raise InputError("--blend_with_start: from scratch there is no start to go back to")
     if not args.corpus.streaming:
         return
     if training.max_steps < 1:

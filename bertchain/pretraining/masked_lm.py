@@ -25,7 +25,7 @@ from bertchain.errors import InputError, as_input_error
 from bertchain.models.encoding import keep_padding_out, last_bert_block
 from bertchain.models.loading import is_document_classifier, read_config
 from bertchain.models.weights import load_pretrained, some
-from bertchain.pretraining.packing import MaskingCollator, join_windows, pack_rows
+from bertchain.pretraining.packing import MaskingCollator, RowMaker, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
 from bertchain.runtime import best
 
@@ -112,12 +112,7 @@ def load_masked_lm(
     if of_encoder:
         logger.warning("Not in %s, random: %s", path, some(of_encoder))
     if of_head:
-        logger.warning(
-            "%s holds no masked-LM head: %s start untrained, so the loss starts high and the first "
-            "steps train mostly the head",
-            path,
-            ", ".join(of_head),
-        )
+        logger.warning("%s holds no masked-LM head: %s start untrained", path, ", ".join(of_head))
     return model, untrained
 
 
@@ -230,17 +225,18 @@ class SparseHead:
 
 
 def pack_for(
-    model: PreTrainedModel, rows: Dataset, capacity: int, collator: MaskingCollator
+    model: PreTrainedModel, rows: Dataset, maker: RowMaker, collator: MaskingCollator
 ) -> Dataset:
     """Pack rows, after a trial of the longest windows that the model keeps them apart.
 
     Args:
         rows: of one window each.
-        capacity: tokens of a packed row.
+        maker: made them; a packed row has as many tokens as its longest windows.
 
     Raises:
         InputError: if it does not.
     """
+    capacity = maker.windows.max_seq_length
     lengths = np.array(rows["length"][:])
     order = np.argsort(-lengths, kind="stable").tolist()
     longest, shortest = order[0], order[-1]

@@ -1,11 +1,13 @@
 """The Trainer of masked language models: batches, evaluation, and what it writes."""
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +18,14 @@ from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments,
 from bertchain.cli import changed
 from bertchain.data.contamination import HASH_FILE, read_fingerprints, write_fingerprint
 from bertchain.errors import InputError
+from bertchain.pretraining.blending import blend, blended, encoder_weights
 from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
 from bertchain.pretraining.streaming import DocumentStream
 from bertchain.runtime.checkpoints import remove_checkpoints
 from bertchain.runtime.files import atomic_files, write_csv, write_json, write_text, write_yaml
+from bertchain.runtime.outputs import HEAD_WARMUP
 from bertchain.runtime.records import evaluation_history, model_card, plot_history, versions
 from bertchain.runtime.resuming import ROWS, ResumableTrainer
 
@@ -59,12 +63,19 @@ class PretrainingTrainer(ResumableTrainer):
         self.hashes = hashes
         self.pooler = pooler or {}
         self.sparse_head = SparseHead(self.model)
+        self.share = run.blend_with_start
+        if self.share and self.is_fsdp_enabled:
+            raise InputError("--blend_with_start does not go with FSDP, which splits the weights")
+        self.start = encoder_weights(self.model) if self.share else {}
 
     def step_content(self) -> dict[str, Any]:
         args, packing, data = self.args, self.packing, self.train_dataset
         content = {"--batch_by_length": packing.batch_by_length, "seed of their order": args.seed}
         if args.data_seed is not None:
             content["seed of their order"] = args.data_seed
+        frozen = sum(not parameter.requires_grad for parameter in self.model.parameters())
+        if frozen:  # of a head warm-up, say
+            content["number of frozen parameters"] = frozen
         batches = args.gradient_accumulation_steps * args.world_size
         if isinstance(data, StreamedBatches):  # each process reads other documents
             content["number of processes"] = args.world_size
@@ -131,22 +142,35 @@ class PretrainingTrainer(ResumableTrainer):
     def save_plain(self, folder: Path) -> None:
         """Write a plain masked-LM checkpoint, its tokenizer and the hashes of all it has seen.
 
-        Called by all processes.
+        Where that is asked for, the encoder is blended with the start. Called by all processes.
 
         Raises:
             InputError: for weights that are not finite.
         """
         self.check_weights()
-        weights = self.accelerator.get_state_dict(self.model)
-        hashes = self.hashes()
-        if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model)
-            with atomic_files(folder) as temporary:
-                model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
-                self.processing_class.save_pretrained(temporary)
-                for name, own in hashes.items():
-                    write_fingerprint(temporary, own, name)
+        model, hashes = self.accelerator.unwrap_model(self.model), self.hashes()
+        with blended(model, self.start, self.share):
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.is_world_process_zero():
+                with atomic_files(folder) as temporary:
+                    model.save_pretrained(temporary, state_dict={**weights, **self.pooler})
+                    self.processing_class.save_pretrained(temporary)
+                    for name, own in hashes.items():
+                        write_fingerprint(temporary, own, name)
         self.accelerator.wait_for_everyone()
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate on the held-out documents when training has ended.
+
+        Where that is asked for, the encoder is then blended with the start for good, and evaluated
+        again; the scores before are called unblended.
+        """
+        scores = self.evaluate()
+        if not self.start:
+            return scores
+        blend(self.accelerator.unwrap_model(self.model), self.start, self.share)
+        self.start = {}
+        return {f"unblended_{name}": scores[name] for name in SCORES} | self.evaluate()
 
 
 class KeepSteps(TrainerCallback):
@@ -194,12 +218,24 @@ def all_seen(
 # ---------------------------------------------------------------- the output folder
 
 
-def write_run(trainer: PretrainingTrainer, results: dict[str, Any], args: Arguments) -> None:
-    """Write the checkpoint, its card, curves, arguments and results. Called by all processes."""
+def write_run(
+    trainer: PretrainingTrainer,
+    results: dict[str, Any],
+    args: Arguments,
+    head_log: list[dict[str, Any]],
+) -> None:
+    """Write the checkpoint, its card, curves, arguments and results. Called by all processes.
+
+    Args:
+        head_log: the log of a head warm-up, whose steps come before those of the run.
+    """
     folder, run_config = Path(trainer.args.output_dir), args.run_config
     trainer.save_plain(folder)
     if trainer.is_world_process_zero():
         history = evaluation_history(trainer.state.log_history)
+        if head_log:
+            phases = {"head": evaluation_history(head_log), "all": history}
+            history = pd.concat([t.assign(phase=name) for name, t in phases.items()])
         write_csv(folder / "history.csv", history)
         plot_history(folder / "history.png", history, "eval_masked_accuracy")
         write_text(folder / "README.md", _card(folder.name, results, run_config))
@@ -209,6 +245,7 @@ def write_run(trainer: PretrainingTrainer, results: dict[str, Any], args: Argume
         logger.info("Wrote %s: perplexity %.2f", folder, results["eval_perplexity"])
         if not args.run.keep_checkpoints:
             remove_checkpoints(folder)
+            shutil.rmtree(folder / HEAD_WARMUP, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     args.hooks.keep("", trainer)
 

@@ -170,7 +170,8 @@ def is_cut_off(checkpoint: Path) -> bool:
     """
     if (checkpoint / WHOLE).is_file() or not checkpoint.is_dir():
         return False
-    ours = (checkpoint.parent / UNFINISHED).is_file()
+    folders = (checkpoint.parent, checkpoint.parent.parent)  # the second of a head warm-up
+    ours = any((folder / UNFINISHED).is_file() for folder in folders)
     return ours or not any(path.suffix in OF_WEIGHTS for path in checkpoint.iterdir())
 
 
@@ -199,7 +200,7 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
     """
     left, complete = checkpoints_in(folder), complete_checkpoints(folder)
     if asked is None:
-        _check_none_left([path for path in left if not is_cut_off(path)], complete)
+        check_none_left([path for path in left if not is_cut_off(path)], complete)
         return None
     if asked.lower() in ("last", "true"):
         found, damages = newest_fit(folder)
@@ -226,7 +227,7 @@ def find_checkpoint(folder: str | os.PathLike, asked: str | None) -> str | None:
     return asked
 
 
-def _check_none_left(left: list[Path], complete: list[Path]) -> None:
+def check_none_left(left: list[Path], complete: list[Path]) -> None:
     """Raises InputError where checkpoints are left that a new run would mix with its own."""
     if complete:
         raise InputError(

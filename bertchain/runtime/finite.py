@@ -24,7 +24,12 @@ class FiniteTrainer(Trainer):
 
     What fp16 does with gradients beyond its range, to skip the step and to go on with a smaller
     scale, is left alone, unless it skips all steps.
+
+    Attributes:
+        rate_flag: the argument that the learning rate comes from.
     """
+
+    rate_flag = "learning_rate"
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -110,6 +115,6 @@ class FiniteTrainer(Trainer):
         written = complete_checkpoints(self.args.output_dir)
         kept = f"the last checkpoint is kept: {written[-1]}" if written else "no checkpoint is left"
         return InputError(
-            f"--learning_rate {rate:g}: training diverged, {what} not finite (NaN or infinity) at "
-            f"step {step}; use a smaller rate ({kept})"
+            f"--{self.rate_flag} {rate:g}: training diverged, {what} not finite (NaN or infinity) "
+            f"at step {step}; use a smaller rate ({kept})"
         )

@@ -22,6 +22,7 @@ from bertchain.runtime.distributed import is_main_process
 RESULTS = "all_results.json"  # the last file that a script writes
 UNFINISHED = ".unfinished"  # there while a run is at work, and left where it did not end
 MANIFESTS = ("manifest.json", "plan.json")  # of a run with members; the second of earlier versions
+HEAD_WARMUP = "head_warmup"  # folder in it of what run_itpt.py trains first
 WRITING = ".writing-"  # begins the temporary name of whatever is being written
 CHOOSE = "choose another --output_dir, or delete it"
 
@@ -148,9 +149,10 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """
     from bertchain.runtime.checkpoints import checkpoints_in, is_cut_off  # imports transformers
 
-    own = ("", "encoder/", "adapter/", "decisions/", "step-*/")  # what else a run writes to
+    own = ("", "encoder/", "adapter/", "decisions/", "step-*/", f"{HEAD_WARMUP}/end/")
     halves = [path for place in own for path in Path(folder).glob(f"{place}{WRITING}*")]
-    for path in [*halves, *filter(is_cut_off, checkpoints_in(folder))]:
+    saved = [*checkpoints_in(folder), *checkpoints_in(Path(folder) / HEAD_WARMUP)]
+    for path in [*halves, *filter(is_cut_off, saved)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

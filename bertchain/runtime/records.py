@@ -178,21 +178,29 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
     """Plot the loss curves, beside them the metric that chooses the best checkpoint.
 
     What was never measured is left out: a training loss, where fewer steps than --logging_steps
-    were taken, or all evaluations.
+    were taken, or all evaluations. Where a column `phase` tells of a head that was trained first,
+    its steps are those before 0.
     """
     figure = figures.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
+    steps, xlabel = history["step"], "step"
+    if "phase" in history:
+        of_head = history["phase"] == "head"
+        steps = steps - steps[of_head].max() * of_head
+        xlabel = "step (below 0: the head alone)"
     curves = {"train_loss": (left, "training", "C0"), "eval_loss": (left, "validation", "C1")}
     curves |= {metric: (right, None, "tab:green")}
     for column, (axis, label, colour) in curves.items():
         if column in history and history[column].notna().any():
-            axis.plot(history["step"], history[column], marker="o", color=colour, label=label)
+            axis.plot(steps, history[column], marker="o", color=colour, label=label)
     name = metric.removeprefix("eval_")
-    left.set(xlabel="step", ylabel="loss", title="Loss")
-    right.set(xlabel="step", ylabel=name, title=f"Validation {name}")
+    left.set(xlabel=xlabel, ylabel="loss", title="Loss")
+    right.set(xlabel=xlabel, ylabel=name, title=f"Validation {name}")
     figures.add_legend(left)
     for axis in (left, right):
         figures.tick_whole_numbers(axis)
         axis.grid(alpha=0.3)
+        if "phase" in history:
+            axis.axvline(0, color="grey", linestyle="--", linewidth=1)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=130)

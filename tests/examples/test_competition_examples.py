@@ -191,6 +191,30 @@ def test_the_recipe_of_a_competition(competition, tmp_path):
     assert again.stdout.count(": done") == 2
 
 
+def test_a_pilot_decides_what_is_fine_tuned(competition, tmp_path):
+    recipe = yaml.safe_load((ROOT / "examples" / "pilot.yaml").read_text())
+    recipe["steps"][1] |= {"seeds": [1, 2], "blends": [0.5]}
+    recipe["steps"][2]["num_folds"] = 2
+    (tmp_path / "pilot.yaml").write_text(yaml.safe_dump(recipe))
+    words = [f"data={competition}", f"model={competition / 'model'}", f"out={tmp_path / 'work'}"]
+    words += ["length=32", "epochs=1", "rate=3e-3", "pooling=mean", "some=2", "most=4"]
+    done = run_command(ROOT / "examples" / "recipe.py", "pilot.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    curve, tuned = tmp_path / "work" / "curve", tmp_path / "work" / "finetuned"
+    verdict = json.loads((curve / "verdict.json").read_text())
+    assert verdict["verdict"] in ("pays", "does not pay", "cannot be told yet")
+    assert verdict["metric"] == "eval_accuracy" and verdict["seeds"] == [1, 2]
+    best = max(
+        (2, 4), key=pd.read_csv(curve / "curve.csv").groupby("step")["eval_accuracy"].mean().get
+    )
+    assert {*verdict["frozen"]} == {"step-0", "step-2", "step-4", f"step-{best}-blend-0.5"}
+    assert all(0 < score <= 1 for score in verdict["frozen"].values())
+    arguments = yaml.safe_load((tuned / "run_args.yaml").read_text())
+    assert arguments["model_name_or_path"] == str(curve / "best")
+    results = json.loads((tuned / "all_results.json").read_text())
+    assert results["transductive"] is True  # best/ knows what it has seen
+
+
 def test_recipes_that_cannot_be(tmp_path):
     (tmp_path / "a.yaml").write_text("steps: [{script: run_itpt.py, output_dir: '{nowhere}/x'}]")
     (tmp_path / "b.yaml").write_text("steps: [{script: rm.py, output_dir: x}]")

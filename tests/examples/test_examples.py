@@ -1,5 +1,6 @@
 """The example data: what makes it an honest task; and the packaged model, where it is installed."""
 
+import argparse
 import hashlib
 import importlib.util
 import io
@@ -17,6 +18,9 @@ from transformers import AutoTokenizer
 
 import run_itpt
 from bertchain.errors import InputError
+
+sys.path.insert(0, str(ROOT / "examples"))
+import itpt_curve
 
 
 def load_example(name: str):
@@ -171,7 +175,8 @@ def steps(tmp_path_factory, tiny_bert, topic_files):
 def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     out = tmp_path / "curve"
     line = [ROOT / "examples" / "itpt_curve.py", "--base", tiny_bert, "--itpt", steps]
-    line += ["--seeds", 1, 2, "--output_dir", out, "--", "--train_file", topic_files["train"]]
+    line += ["--seeds", 1, 2, "--output_dir", out, "--metric", "test_accuracy", "--no_probe"]
+    line += ["--blends", 0.5, "--", "--train_file", topic_files["train"]]
     line += ["--test_file", topic_files["test_labels"], "--max_steps", 3, "--use_cpu"]
     done = run_command(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -188,7 +193,16 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     assert (out / "curve.png").stat().st_size > 10_000 and "| ITPT steps |" in (
         out / "curve.md"
     ).read_text()
-    assert not list(out.rglob("*.safetensors"))  # results stay, weights do not
+    assert not list((out / "runs").rglob("*.safetensors"))  # results stay, weights do not
+    blends = pd.read_csv(out / "blends.csv")
+    assert sorted(set(blends["blend"])) == [0.0, 0.5, 1.0]
+    start = scores[scores["step"] == 0]["test_accuracy"].tolist()
+    assert blends[blends["blend"] == 1]["test_accuracy"].tolist() == start
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert verdict["candidates"] == 3 and verdict["seeds"] == [1, 2]
+    source = steps / f"step-{verdict['step']}" if verdict["step"] else Path(tiny_bert)
+    weights = [(path / "model.safetensors").read_bytes() for path in (out / "best", source)]
+    assert verdict["blend"] or weights[0] == weights[1]
     before = (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns
     assert run_command(*line, cwd=tmp_path).returncode == 0
     assert (out / "runs" / "step-2-seed-1" / "done.json").stat().st_mtime_ns == before
@@ -196,6 +210,31 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     assert done.returncode == 2 and "as --base" in done.stderr
     done = run_command(*line[:3], "--itpt", tiny_bert, cwd=tmp_path)
     assert done.returncode == 2 and "no run of run_itpt.py ended there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict", "said"),
+    [
+        ([0.05, 0.052, 0.048, 0.051, 0.049], "pays", "step 4, blend 0: +0.0500"),
+        ([0.001, -0.001, 0.0, 0.001, -0.001], "does not pay", "nothing that was tried gains 0.01"),
+        ([0.05, -0.02, 0.03, 0.0, 0.04], "cannot be told yet", "some 16 seeds would tell"),
+        ([0.05], "cannot be told yet", "a handful of seeds will not tell"),
+    ],
+)
+def test_the_verdict_is_that_of_intervals_for_all_that_was_tried(gains, verdict, said):
+    runs, seeds = [], [*range(1, len(gains) + 1)]
+    for seed, gain in zip(seeds, gains, strict=True):
+        for step, score in ((0, 0.5), (2, 0.5 + gain / 5), (4, 0.5 + gain)):
+            runs.append({"step": step, "seed": seed, "eval_accuracy": score + seed / 10})
+    steps = itpt_curve.summarise(pd.DataFrame(runs), "step", 0, "eval_accuracy", 1.0)
+    blends = [{**run, "blend": 1 - run["step"] / 4} for run in runs]
+    blends = itpt_curve.summarise(pd.DataFrame(blends), "blend", 1.0, "eval_accuracy", 1.0)
+    options = argparse.Namespace(seeds=seeds, least_gain=0.01)
+    judged = itpt_curve.judge(steps, blends, 4, options)
+    assert judged["verdict"] == verdict and said in judged["said"]
+    assert judged["candidates"] == 3 and (judged["step"] == 4) == (verdict == "pays")
+    worse = itpt_curve.summarise(pd.DataFrame(runs), "step", 0, "eval_accuracy", -1.0)
+    assert worse["gain"].tolist() == (-steps["gain"]).tolist()  # less is better
 
 
 def test_a_vocabulary_from_scratch(tmp_path):

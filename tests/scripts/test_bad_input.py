@@ -327,6 +327,8 @@ CASES = [
     Case("half precision without a GPU", TUNE, flags(fp16="true"), ("fp16",)),
     Case("no rows to train on", TUNE, lambda f, m: {}, ("train_file",)),
     Case("pooling of one window", TUNE, flags(segment_pooling="max"), ("segment_pooling", "hierarchical")),
+    Case("a head warm-up of less than nothing", PRE, flags(head_warmup_steps=-1), ("head_warmup_steps -1", "at least 0")),
+    Case("a blend beyond the start", PRE, flags(blend_with_start=1.5), ("blend_with_start 1.5", "0, 1 or between")),
     Case("arguments given twice", PRE, arguments_file("seed: 1\nepochs: 2\nseed: 3\n"), ("args.yaml", "seed is given twice, line 1 and 3")),
     Case("arguments that hold themselves", PROBE, arguments_file("models: &m [*m]\n"), ("args.yaml", "line 1", "inside itself")),
     Case("arguments that are no text", TUNE, binary_arguments, ("args.yaml",)),

@@ -38,6 +38,7 @@ def further_pretrained(tmp_path_factory, tiny_bert):
         "train_file": [str(folder / "a.csv"), str(folder / "b.txt")],
         "output_dir": str(out),
         "num_train_epochs": 8,
+        "head_warmup_steps": 0,  # see test_head_warmup.py
         "learning_rate": 5e-3,
         "validation_split": 0.2,
         "disable_tqdm": True,
@@ -150,6 +151,7 @@ def run(tiny_bert, topic_files, tmp_path):
             "train_file": [topic_files["train"]],
             "max_train_samples": 60,
             "max_steps": 2,
+            "head_warmup_steps": 0,
             "learning_rate": 5e-3,
             "validation_split": 0.2,
             "output_dir": str(tmp_path / name),
