@@ -31,7 +31,8 @@ FEW_STEPS = 200  # below, a small table needs more epochs (Mosbach et al. 2021, 
 def find_underfitting(trainer: DocumentTrainer, rows: Dataset) -> dict[str, Any]:
     """Measure and say whether a trained classifier underfits its training rows.
 
-    All processes must call this. A head that is not linear is not judged.
+    All processes must call this. A head that is not linear is not judged, nor
+    a model that is sharded.
 
     Args:
         rows: encoded training documents with labels.
@@ -41,7 +42,8 @@ def find_underfitting(trainer: DocumentTrainer, rows: Dataset) -> dict[str, Any]
         underfitting, a sentence, where it does.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if type(model.head) is not nn.Linear:
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if type(model.head) is not nn.Linear or sharded:
         return {}
     if len(rows) > SAMPLE:
         rows = rows.select(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
