@@ -212,7 +212,7 @@ def train_one(
     Args:
         lora: see `initialization.merge_lora`.
     """
-    if args.model.head_init and resume_from is None:
+    if args.head.head_init and resume_from is None:
         head_probes.fit_head(fit, rows, task)
     trainer.raise_epochs(fit, args.run.min_steps)
     results = trainer.train(fit, resume_from, stop_in_time)

@@ -17,6 +17,7 @@ from bertchain.arguments.common import (
 from bertchain.arguments.competition import FoldArguments, SubmissionArguments
 from bertchain.arguments.training import (
     AdapterArguments,
+    HeadArguments,
     LossArguments,
     ModelArguments,
     RateArguments,
@@ -113,6 +114,7 @@ GROUPS = (
     WindowArguments,
     EncoderArguments,
     ModelArguments,
+    HeadArguments,
     RateArguments,
     LossArguments,
     RegulariserArguments,
@@ -133,6 +135,7 @@ class Arguments(NamedTuple):
     window: WindowArguments
     checkpoint: EncoderArguments
     model: ModelArguments
+    head: HeadArguments
     rates: RateArguments
     losses: LossArguments
     regularisers: RegulariserArguments
@@ -168,7 +171,7 @@ class Arguments(NamedTuple):
     @property
     def refits_head(self) -> bool:
         """Whether the head becomes a probe after training."""
-        return bool(self.model.head_refit) or not self.losses.trains_head
+        return bool(self.head.head_refit) or not self.losses.trains_head
 
     @property
     def keeps_last(self) -> str | None:

@@ -49,6 +49,29 @@ class ModelArguments:
     drop_layers_above: int | None = arg(
         None, "Highest block to keep; those above are removed and cost nothing."
     )
+
+    def __post_init__(self) -> None:
+        one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
+        poolings = ("cls", "mean", "max", "attention", "bilstm", "last", "pooler")
+        one_of("token_pooling", self.token_pooling, poolings)
+        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
+        at_least("segments_per_forward", self.segments_per_forward, 1)
+        at_least("dropout_samples", self.dropout_samples, 1)
+        at_least("drop_layers_above", self.drop_layers_above, 1)
+        probability("head_dropout", self.head_dropout)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields that the saved config carries."""
+        return {name: v for name, v in vars(self).items() if name != "drop_layers_above"}
+
+
+@dataclass
+class HeadArguments:
+    """Linear probes as the head."""
+
+    _argument_group_name = "linear probes as the head (converged, C chosen)"
+
     head_init: str | None = arg(
         None,
         "What the head is when training starts: probe, the converged linear probe of the frozen "
@@ -64,22 +87,8 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        one_of("layer_pooling", self.layer_pooling, ("concat", "mean", "max", "weighted"))
-        poolings = ("cls", "mean", "max", "attention", "bilstm", "last", "pooler")
-        one_of("token_pooling", self.token_pooling, poolings)
-        one_of("segment_pooling", self.segment_pooling, ("mean", "max", "attention"))
         one_of("head_init", self.head_init, ("probe",))
         one_of("head_refit", self.head_refit, ("probe",))
-        at_least("segments_per_forward", self.segments_per_forward, 1)
-        at_least("dropout_samples", self.dropout_samples, 1)
-        at_least("drop_layers_above", self.drop_layers_above, 1)
-        probability("head_dropout", self.head_dropout)
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Fields that the saved config carries."""
-        left_out = ("drop_layers_above", "head_init", "head_refit")
-        return {name: v for name, v in vars(self).items() if name not in left_out}
 
 
 @dataclass
