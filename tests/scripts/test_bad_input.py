@@ -326,7 +326,7 @@ CASES = [
     Case("nothing held out to evaluate", TUNE, flags(validation_split=0, eval_strategy="epoch"), ("eval_strategy", "validation_split 0")),
     Case("a best checkpoint of an untrained head", TUNE, flags(contrastive_weight=1, metric_for_best_model="accuracy"), ("metric_for_best_model", "contrastive_weight 1", "no head")),
     Case("a share above 1", TUNE, flags(contrastive_weight=2), ("contrastive_weight", "at most 1")),
-    Case("a contrast of numbers", TUNE, table(changed(label=[0.5 * i for i in range(12)]), contrastive_weight=0.5), ("contrastive_weight", "regression")),
+    Case("a contrast of numbers", TUNE, table(changed(label=[0.5 * i for i in range(12)]), contrastive_weight=0.5, validation_split=0.3), ("contrastive_weight", "regression")),
     Case("a contrast cut into batches", TUNE, flags(contrastive_weight=0.5, gradient_accumulation_steps=2), ("contrastive_weight", "gradient_accumulation_steps", "segments_per_forward")),
     Case("a contrast of words", TUNE, raw('{"tokens": ["a", "b"], "spans": [{"words": [[0]], "label": "X"}]}\n', "t.jsonl", spans_column_name="spans", contrastive_weight=0.5), ("contrastive_weight", "spans_column_name")),
     Case("a contrast of two passes", TUNE, flags(contrastive_weight=0.5, rdrop_alpha=1), ("contrastive_weight", "rdrop_alpha")),
