@@ -57,8 +57,19 @@ from bertchain import metrics
 from bertchain.competition import ensemble, manifests, pseudo_labels, run_folder, submission
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
+from bertchain.probing import head_probes
 from bertchain.runtime import checkpoints, files
-from bertchain.training import initialization, losses, outcome, prediction, saving, trainer
+from bertchain.training import (
+    contrastive,
+    head_features,
+    initialization,
+    losses,
+    outcome,
+    prediction,
+    saving,
+    trainer,
+    underfitting,
+)
 
 logger = logging.getLogger("bertchain")
 
@@ -71,7 +82,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     """
     # 1. Arguments
     argv, hooks = cli.take(argv, arguments, ClassifierTrainer)
-    defaults = DEFAULTS | trainer.device_precision(argv) | finetuning.default_folder(argv)
+    defaults = DEFAULTS | trainer.device_precision(argv) | finetuning.defaults_for(argv)
     parsed = cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults)
     args = finetuning.Arguments(*parsed, hooks)
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
@@ -156,6 +167,7 @@ def fine_tune(
         unfreeze_every=args.rates.unfreeze_every,
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
+        rows_of_a_class=args.rows_of_a_class,
         patience=args.run.early_stopping_patience,
         folder=folder,
         seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
@@ -169,12 +181,10 @@ def fine_tune(
         callbacks=[*args.hooks.callbacks, *stop_in_time],
     )
 
-    # c. Train, and keep the best checkpoint
+    # c. Train
     results: dict[str, Any] = {}
     if trains:
-        results = trainer.train(fit, resume_from, stop_in_time) | {"train_rows": len(labels)}
-        results |= pseudo_labels.count(rows)
-        initialization.merge_lora(lora, fit, folder, args.adapter)
+        results = train_one(fit, lora, rows, task, args, resume_from, stop_in_time)
 
     # d. Predict, rows in their order
     for split in [name for name in ("validation", "test") if name in rows]:
@@ -185,6 +195,33 @@ def fine_tune(
         saving.write_member(fit, spec, folder, results, given, with_encoder=not run.has_several)
         run.remove_checkpoints(member)
     args.hooks.keep(member.name, fit)
+    return results
+
+
+def train_one(
+    fit: trainer.DocumentTrainer,
+    lora: Any,
+    rows: dict[str, Dataset],
+    task: tasks.Task,
+    args: finetuning.Arguments,
+    resume_from: str | None,
+    stop_in_time: list[TrainerCallback],
+) -> dict[str, Any]:
+    """Train, and keep the best checkpoint; a probe may be the head before, or after. For results.
+
+    Args:
+        lora: see `initialization.merge_lora`.
+    """
+    if args.head.head_init and resume_from is None:
+        head_probes.fit_head(fit, rows, task)
+    trainer.raise_epochs(fit, args.run.min_steps)
+    results = trainer.train(fit, resume_from, stop_in_time)
+    results |= {"train_rows": len(task.labels_of(rows["train"]))} | pseudo_labels.count(rows)
+    initialization.merge_lora(lora, fit, fit.folder, args.adapter)
+    if args.refits_head:
+        results |= head_probes.fit_head(fit, rows, task)
+    else:
+        results |= underfitting.find_underfitting(fit, rows["train"])
     return results
 
 
@@ -224,7 +261,8 @@ class ClassifierTrainer(trainer.DocumentTrainer):
         inputs = {k: value for k, value in inputs.items() if k not in ("labels", "weight")}
         if loss.rdrop_alpha:  # two passes as one batch
             inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
-        logits = model(**inputs).logits
+        with head_features.kept_vectors(self.model, loss.contrastive_weight > 0) as kept:
+            logits = model(**inputs).logits
         if "token_positions" in inputs:
             logits, labels = modeling.without_padding(logits, labels)
         if loss.rdrop_alpha:
@@ -233,10 +271,13 @@ class ClassifierTrainer(trainer.DocumentTrainer):
         else:
             total = loss.total(logits, labels, weights)
         if num_items_in_batch is None:
-            return total / loss.divisor(labels, weights)
-        if self.args.average_tokens_across_devices:
-            total = total * self.accelerator.num_processes  # gradients are averaged over processes
-        return total / num_items_in_batch
+            mean = total / loss.divisor(labels, weights)
+        else:
+            shared = (
+                self.args.average_tokens_across_devices
+            )  # gradients are averaged over processes
+            mean = total * (self.accelerator.num_processes if shared else 1) / num_items_in_batch
+        return contrastive.mixed(loss, mean, kept, labels, weights, self.accelerator)
 
 
 def check_splits(
@@ -249,6 +290,7 @@ def check_splits(
             f"models; to train, name one of them, such as {Path(trained[0].checkpoint)}"
         )
     given, needs = args.run_config, {"train": ("num_folds", "fold_column_name", "seeds")}
+    needs["train"] += ("head_init", "head_refit")
     needs["test"] = ("sample_submission", "pseudo_label_file")
     for split, flags in needs.items():
         for flag in flags:

@@ -125,7 +125,7 @@ def following(defaults: dict[str, Any], argv: Given) -> dict[str, Any]:
     """
     given = {name: value_of(name, argv) for name in FOLLOWED}
     found = dict(defaults)
-    if "save_strategy" not in defaults:
+    if "save_strategy" not in defaults or defaults.get("eval_strategy") == "no":
         return found
     for one, other in (("eval_strategy", "save_strategy"), ("save_strategy", "eval_strategy")):
         if given[one] not in (None, "no", "best") and given[other] is None:

@@ -294,6 +294,8 @@ def used_by_models() -> dict[str, str]:
         "token_pooling": f"{bert['token_pooling']}, of a decoder {gpt2['token_pooling']}",
         "segments_per_forward": "all",
         "encoder_dropout": "the checkpoint's",
+        "head_init": "the checkpoint's, else random",
+        "head_refit": "what was trained",
         "lora_alpha": "2 * lora_r",
         "lora_target_modules": "all in the encoder",
     }
@@ -303,7 +305,14 @@ def used_by_rates() -> dict[str, str]:
     rates = finetuning.RateArguments().rates
     by_layer = layer_rates(4, 2.0, **rates)
     assert by_layer[HEAD] == 2.0 and by_layer[0] == 2.0 * rates["decay"] ** 4
+    losses, some = finetuning.LossArguments(), finetuning.LossArguments(contrastive_weight=0.5)
+    assert losses.rows_of_a_class(12) is None and losses.trains_head
+    *sizes, last = [some.rows_of_a_class(rows) for rows in (8, 9, 10)]
     return {
+        "contrastive_weight": "0, off",
+        "contrastive_temperature": str(losses.temperature),
+        "rows_per_class_in_batch": "off; with --contrastive_weight "
+        f"{', '.join(map(str, sizes))} or {last}, what divides the rows of a step",
         "layer_lr_decay": str(rates["decay"]),
         "head_learning_rate": "--learning_rate",
         "embedding_learning_rate": "learning_rate * decay^L",

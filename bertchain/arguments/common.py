@@ -173,12 +173,13 @@ class LabelArguments:
     validation_split: float = arg(
         0.1,
         "Share of the training rows held out for validation, stratified, when there is no "
-        "--validation_file.",
+        "--validation_file; of run_finetune.py also 0: none, and the last weights are kept.",
     )
 
     def __post_init__(self) -> None:
         one_of("problem_type", self.problem_type, ("single_label", "multi_label", "regression"))
-        share("validation_split", self.validation_split)
+        if self.validation_split != 0:
+            share("validation_split", self.validation_split)
 
 
 @dataclass

@@ -17,12 +17,13 @@ from bertchain.arguments.common import (
 from bertchain.arguments.competition import FoldArguments, SubmissionArguments
 from bertchain.arguments.training import (
     AdapterArguments,
+    HeadArguments,
     LossArguments,
     ModelArguments,
     RateArguments,
     RegulariserArguments,
 )
-from bertchain.cli import Given, is_given
+from bertchain.cli import Given, is_given, value_of
 from bertchain.errors import InputError, at_least, exclude
 from bertchain.runtime import outputs
 from bertchain.runtime.given import Hooks
@@ -38,6 +39,11 @@ class RunArguments:
         None, "Share of the training rows to use, stratified; shares of one seed are nested."
     )
     train_per_class: int | None = arg(None, "Number of training rows of each class to use.")
+    min_steps: int | None = arg(
+        None,
+        "Least number of optimizer steps; a small table gets more epochs than --num_train_epochs.",
+        common=True,
+    )
     batch_by_length: bool = arg(True, "Whether training batches hold rows of similar length.")
     extra_metrics: list[str] = arg(
         [],
@@ -65,6 +71,7 @@ class RunArguments:
         if self.time_budget is not None:
             to_seconds(self.time_budget)
         at_least("train_per_class", self.train_per_class, 1)
+        at_least("min_steps", self.min_steps, 1)
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
 
@@ -107,6 +114,7 @@ GROUPS = (
     WindowArguments,
     EncoderArguments,
     ModelArguments,
+    HeadArguments,
     RateArguments,
     LossArguments,
     RegulariserArguments,
@@ -127,6 +135,7 @@ class Arguments(NamedTuple):
     window: WindowArguments
     checkpoint: EncoderArguments
     model: ModelArguments
+    head: HeadArguments
     rates: RateArguments
     losses: LossArguments
     regularisers: RegulariserArguments
@@ -152,6 +161,26 @@ class Arguments(NamedTuple):
             asked.add("validation")  # chooses the best checkpoint
         return asked or {*flags}
 
+    @property
+    def rows_of_a_class(self) -> int | None:
+        """Rows of a class that come into a step together; None: as they come."""
+        training = self.training
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return self.losses.rows_of_a_class(rows * training.world_size)
+
+    @property
+    def refits_head(self) -> bool:
+        """Whether the head becomes a probe after training."""
+        return bool(self.head.head_refit) or not self.losses.trains_head
+
+    @property
+    def keeps_last(self) -> str | None:
+        """Why no evaluation chooses a checkpoint: a flag; None: one may."""
+        if not self.losses.trains_head:
+            return "--contrastive_weight 1"
+        held_out = self.data.validation_file or self.folds.with_folds or self.data.dataset_name
+        return None if held_out or self.label.validation_split else "--validation_split 0"
+
 
 NOT_OF_SPANS = (
     "num_folds",
@@ -167,6 +196,8 @@ NOT_OF_SPANS = (
     "segments_per_forward",
     "text_pair",
     "max_segments",
+    "contrastive_weight",
+    "rows_per_class_in_batch",
 )
 INPUTS = (  # arguments that name a file or folder which is read, or holds checkpoints
     "train_file",
@@ -200,6 +231,8 @@ def check_combinations(args: Arguments) -> None:
         exclude(lora_r=args.adapter.lora_r, **{name: value})
     if args.run.early_stopping_patience and not training.load_best_model_at_end:
         raise InputError("--early_stopping_patience needs --load_best_model_at_end")
+    check_few_labels(args)
+    exclude(min_steps=args.run.min_steps, max_steps=training.max_steps > 0)
     name = "num_folds" if folds.num_folds else "fold_column_name"
     exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
     if args.submission.fit_thresholds and not folds.with_folds:
@@ -214,10 +247,61 @@ def check_combinations(args: Arguments) -> None:
     check_output(args)
 
 
-def default_folder(argv: Given) -> dict[str, str]:
-    """The default --output_dir where nothing is trained, so that it is not that of the model."""
-    trains = is_given("train_file", argv) or is_given("dataset_name", argv)
-    return {} if trains else {"output_dir": "predicted"}
+def check_few_labels(args: Arguments) -> None:
+    """Check the contrastive loss, and that nothing is chosen where no evaluation can choose.
+
+    Raises:
+        InputError: naming the arguments.
+    """
+    training = args.training
+    if args.losses.contrastive_weight and training.gradient_accumulation_steps > 1:
+        raise InputError(
+            "--contrastive_weight compares all rows of a step, which therefore are one batch: "
+            "leave out --gradient_accumulation_steps (--gradient_checkpointing true and "
+            "--segments_per_forward save memory)"
+        )
+    exclude(
+        contrastive_weight=args.losses.contrastive_weight,
+        torch_compile=training.torch_compile,  # which does not call the hook that keeps vectors
+    )
+    args.rows_of_a_class  # noqa: B018 (refuses what cannot be)
+    asked = {
+        "early_stopping_patience": args.run.early_stopping_patience is not None,
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "eval_strategy": training.eval_strategy != "no",
+        "metric_for_best_model": training.metric_for_best_model is not None,
+    }
+    for name, value in asked.items():
+        if args.keeps_last and value:
+            raise InputError(
+                f"--{name} does not go with {args.keeps_last}: there is "
+                + ("no head" if "weight" in args.keeps_last else "no validation row")
+                + " to evaluate while training, and the last weights are kept"
+            )
+
+
+def defaults_for(argv: Given) -> dict[str, Any]:
+    """Defaults that other arguments entail.
+
+    Where nothing is trained, the output folder is not that of the model. Where no evaluation can
+    choose a checkpoint (see `Arguments.keeps_last`), none is made while training.
+    """
+    found: dict[str, Any] = {}
+    if not (is_given("train_file", argv) or is_given("dataset_name", argv)):
+        found["output_dir"] = "predicted"
+    held_out = ("validation_file", "num_folds", "fold_column_name", "dataset_name")
+    none = _number("validation_split", argv) == 0 and not any(is_given(n, argv) for n in held_out)
+    if none or _number("contrastive_weight", argv) == 1:
+        found |= {"eval_strategy": "no", "load_best_model_at_end": False}
+        found |= {"save_strategy": "steps", "save_steps": 0.1}  # an epoch may be a single step
+    return found
+
+
+def _number(name: str, argv: Given) -> float | None:
+    try:
+        return float(value_of(name, argv) or "nan")
+    except ValueError:  # the parser says so
+        return None
 
 
 def check_output(args: Arguments) -> None:

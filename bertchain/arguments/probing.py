@@ -221,6 +221,8 @@ def check_combinations(args: Arguments) -> None:
     outputs.check_unused(args.run.output_dir)
     if args.data.dataset_name is None and args.data.train_file is None:
         raise InputError("a probe is trained: give --train_file or --dataset_name")
+    if args.label.validation_split == 0 and args.data.validation_file is None:
+        raise InputError("--validation_split 0: a probe chooses C on validation rows; give some")
     if args.span.spans_column_name:
         if args.features.token_pooling:
             raise InputError("--token_pooling does not go with --spans_column_name")

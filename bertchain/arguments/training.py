@@ -67,6 +67,31 @@ class ModelArguments:
 
 
 @dataclass
+class HeadArguments:
+    """Linear probes as the head."""
+
+    _argument_group_name = "linear probes as the head (converged, C chosen)"
+
+    head_init: str | None = arg(
+        None,
+        "What the head is when training starts: probe, the converged linear probe of the frozen "
+        "features (LP-FT); good with few labels.",
+        shown="the checkpoint's, else random",
+        common=True,
+    )
+    head_refit: str | None = arg(
+        None,
+        "What the head becomes when training ends: probe, the converged linear probe of the "
+        "trained features.",
+        shown="what was trained",
+    )
+
+    def __post_init__(self) -> None:
+        one_of("head_init", self.head_init, ("probe",))
+        one_of("head_refit", self.head_refit, ("probe",))
+
+
+@dataclass
 class RateArguments:
     """Learning rates of layers, and which layers are trained."""
 
@@ -155,12 +180,68 @@ class LossArguments:
     rdrop_alpha: float = arg(
         0.0, "Weight of R-Drop, the divergence of two passes with other dropout; 0 = off."
     )
+    contrastive_weight: float | None = arg(
+        None,
+        "Share of the supervised contrastive loss, which draws documents of one class together; "
+        "good with few labels. 1 = alone: the head is then a probe of the result.",
+        shown="0, off",
+        common=True,
+    )
+    contrastive_temperature: float | None = arg(
+        None, "Temperature of the contrastive loss.", shown="0.1"
+    )
+    rows_per_class_in_batch: int | None = arg(
+        None,
+        "Rows of a class that come into a step together.",
+        shown="off; with --contrastive_weight 4, 3 or 2, what divides the rows of a step",
+    )
 
     def __post_init__(self) -> None:
         at_least("focal_gamma", self.focal_gamma, 0)
         at_least("rdrop_alpha", self.rdrop_alpha, 0)
+        at_least("rows_per_class_in_batch", self.rows_per_class_in_batch, 2)
+        if not 0 <= (self.contrastive_weight or 0) <= 1:
+            raise InputError(
+                f"--contrastive_weight {self.contrastive_weight} must be at least 0 and at most 1"
+            )
+        if self.contrastive_temperature is not None:
+            if not self.contrastive_weight:
+                raise InputError("--contrastive_temperature needs --contrastive_weight")
+            if self.contrastive_temperature <= 0:
+                raise InputError(
+                    f"--contrastive_temperature {self.contrastive_temperature} must be above 0"
+                )
+        exclude(contrastive_weight=self.contrastive_weight, rdrop_alpha=self.rdrop_alpha)
         if self.huber_delta is not None and self.huber_delta <= 0:
             raise InputError(f"--huber_delta {self.huber_delta} must be above 0")
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the contrastive loss."""
+        return 0.1 if self.contrastive_temperature is None else self.contrastive_temperature
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the loss says anything to the head."""
+        return self.contrastive_weight != 1
+
+    def rows_of_a_class(self, rows: int) -> int | None:
+        """Resolve how many rows of a class come into a step of so many rows; None: as they come.
+
+        Raises:
+            InputError: for a number that does not divide them into two groups or more.
+        """
+        asked = self.rows_per_class_in_batch
+        if asked is None and not self.contrastive_weight:
+            return None
+        for size in (4, 3, 2) if asked is None else (asked,):
+            if rows % size == 0 and rows >= 2 * size:
+                return size
+        name = "contrastive_weight" if asked is None else f"rows_per_class_in_batch {asked}"
+        raise InputError(
+            f"--{name}: a step of {rows} rows (--per_device_train_batch_size x accumulation x "
+            "processes) is not two or more groups of one class; 48 rows, 4 of a class, do well"
+        )
 
 
 @dataclass

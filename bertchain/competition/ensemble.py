@@ -227,20 +227,27 @@ def prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-def write_members(folder: Path, members: Sequence[Member]) -> dict[str, float]:
+def write_members(folder: Path, members: Sequence[Member]) -> dict[str, Any]:
     """Write members.csv, one row per member.
 
     Returns:
-        mean and standard deviation over members of each validation score.
+        mean and standard deviation over members of each validation score; underfitting, of the
+        members that say so.
     """
-    rows = []
+    rows, underfit = [], {}
     for member in members:
         content = (folder / member.name / "all_results.json").read_text(encoding="utf-8")
-        scores = {k: v for k, v in json.loads(content).items() if is_score(k)}
+        results = json.loads(content)
+        scores = {k: v for k, v in results.items() if is_score(k)}
+        if "underfitting" in results:
+            underfit[member.name] = results["underfitting"]
         rows.append({"model": member.name, "fold": member.fold, "seed": member.seed, **scores})
     table = pd.DataFrame(rows)
     write_csv(folder / "members.csv", table)
-    spread = {}
+    spread: dict[str, Any] = {}
+    if underfit:
+        name, said = next(iter(underfit.items()))
+        spread["underfitting"] = f"{len(underfit)} of {len(members)} models; {name}: {said}"
     for name in (name for name in table if name.startswith("eval_")):
         values = table[name].astype(float)
         spread[f"{name}_mean"] = float(values.mean())

@@ -108,6 +108,36 @@ class GroupedByLength(Sampler[int]):
             yield from batch.tolist()
 
 
+class GroupedByClass(Sampler[int]):
+    """A new random order every epoch in which `size` rows of a class stand side by side.
+
+    Each row comes once. The groups of a class are spread over the epoch, so that a step holds
+    groups of many classes; rows of a class that are left over come last, class by class. Like
+    `GroupedByLength` it depends on seed and epoch alone.
+    """
+
+    def __init__(self, classes: Sequence[Any], size: int, seed: int, epoch: Callable[[], int]):
+        """Args: classes: of each row [n]."""
+        self.classes = np.unique([str(own) for own in classes], return_inverse=True)[1]
+        self.size, self.seed, self.epoch = size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch()))
+        groups, places, rest = [], [], []
+        for own in rng.permutation(self.classes.max() + 1):
+            rows = rng.permutation(np.flatnonzero(self.classes == own)).tolist()
+            whole = len(rows) // self.size
+            groups += [rows[i * self.size : (i + 1) * self.size] for i in range(whole)]
+            places += [(i + rng.random()) / whole for i in range(whole)]
+            rest += rows[whole * self.size :]
+        for group in np.argsort(places):
+            yield from groups[group]
+        yield from rest
+
+
 class ProcessBatchSampler(Sampler[list[int]]):
     """Batches of one process, of an order of rows that all processes know.
 

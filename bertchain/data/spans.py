@@ -189,12 +189,12 @@ def target_texts(documents: Dataset) -> list[str]:
 def hold_out_documents(
     documents: dict[str, Dataset], share: float, seed: int
 ) -> dict[str, Dataset]:
-    """Without a validation set hold out a random share of the training documents.
+    """Without a validation set hold out a random share of the training documents, unless it is 0.
 
     Raises:
         InputError: if no training document is left.
     """
-    if "validation" in documents or "train" not in documents:
+    if "validation" in documents or "train" not in documents or share == 0:
         return documents
     train = documents["train"]
     order = np.random.default_rng(seed).permutation(len(train))

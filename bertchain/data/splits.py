@@ -23,17 +23,23 @@ def hold_out_validation(
 ) -> dict[str, Dataset]:
     """Hold out a stratified share of the training rows, where there is no validation set.
 
+    Args:
+        share: 0: none.
+
     Raises:
         InputError: if the share is less than one row.
     """
     if "train" not in documents or "validation" in documents:
+        return documents
+    if share == 0:
+        logger.info("No rows are held out: nothing is chosen by validation")
         return documents
     train = documents["train"]
     held_out = hold_out(strata_of(train["labels"][:], problem_type), share, seed)
     if not held_out.any():
         raise InputError(
             f"--validation_split {share} of {len(train)} rows holds out none; "
-            "give a --validation_file or a larger share"
+            "give a --validation_file or a larger share (0 holds out none)"
         )
     logger.info("Held out of training for validation: %d of %d", held_out.sum(), len(train))
     return documents | {

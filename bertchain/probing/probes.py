@@ -84,11 +84,20 @@ def fit_linear_probe(
     if path is None:
         fit, x = FITS[labels.problem_type], standardise(features["train"])
         path = fit(x, labels.train, labels.num_labels, sorted(c_values))
-    validation = standardise(features["validation"])
-    scored = [(labels.validation_score(fit.predict(validation)), fit) for fit in path]
-    best = max(scored, key=lambda pair: pair[0])[1]  # the first of equals is the strongest
+    best = best_fit(path, standardise(features["validation"]), labels)
     predictions = {split: best.predict(standardise(x)) for split, x in features.items()}
     return ProbeResult({"C": best.C}, best.converged, predictions)
+
+
+def best_fit(path: list[Fit], validation: np.ndarray, labels: ProbeLabels) -> Fit:
+    """Choose the fit that does best on validation; of equal ones the first.
+
+    Args:
+        path: from strong to weak regularisation.
+        validation: standardised features [n, features].
+    """
+    scored = [(labels.validation_score(fit.predict(validation)), fit) for fit in path]
+    return max(scored, key=lambda pair: pair[0])[1]
 
 
 NEIGHBOURS = (1, 3, 5, 9, 17, 33)

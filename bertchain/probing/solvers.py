@@ -190,7 +190,8 @@ def fit_ridge(
     fits = []
     for C in c_values:
         model = Ridge(alpha=1.0 / C, solver="cholesky").fit(x.astype(np.float64), y)
-        fits.append(Fit(C, True, lambda rows, m=model: m.predict(rows).reshape(len(rows), -1)))
+        weights = model.coef_.reshape(-1, x.shape[1]).T  # of one target [d] in some versions
+        fits.append(Fit(C, True, ValuePredictor(weights, np.atleast_1d(model.intercept_))))
     return fits
 
 

@@ -33,6 +33,9 @@ class TrainingLoss:
         huber_delta: the loss is linear from this error on, in standard deviations of the target;
             None = squared error.
         rdrop_alpha: weight of the divergence of two passes (R-Drop, Liang et al. 2021); 0 = off.
+        contrastive_weight: share of the supervised contrastive loss (see `contrastive`), beside
+            the one of the head (Gunel et al. 2021, arXiv 2011.01403); 0 = off.
+        contrastive_temperature: by which cosines are divided.
     """
 
     config: DocumentClassifierConfig
@@ -42,6 +45,8 @@ class TrainingLoss:
     label_smoothing: float = 0.0
     huber_delta: float | None = None
     rdrop_alpha: float = 0.0
+    contrastive_weight: float = 0.0
+    contrastive_temperature: float = 0.1
 
     def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum the loss over documents, in float32.
@@ -171,6 +176,11 @@ def build_loss(
         "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
         "huber_delta": (losses.huber_delta, ("regression",)),
         "label_smoothing_factor": (smoothing, ("single_label",)),
+        "contrastive_weight": (losses.contrastive_weight, ("single_label", "multi_label")),
+        "rows_per_class_in_batch": (
+            losses.rows_per_class_in_batch,
+            ("single_label", "multi_label"),
+        ),
     }
     for flag, (value, kinds) in only_for.items():
         if value and spec.problem_type not in kinds:
@@ -185,6 +195,8 @@ def build_loss(
         label_smoothing=smoothing,
         huber_delta=losses.huber_delta,
         rdrop_alpha=losses.rdrop_alpha,
+        contrastive_weight=losses.contrastive_weight or 0.0,
+        contrastive_temperature=losses.temperature,
         **weights,
     )
 

@@ -99,7 +99,8 @@ def write_model(
         pipeline_tag="text-classification",
         summary=f"{spec.problem_type} document classifier, {len(spec.names)} labels: "
         + ", ".join(spec.names[:20])
-        + (" ..." if len(spec.names) > 20 else ""),
+        + (" ..." if len(spec.names) > 20 else "")
+        + (f". Underfitting: {results['underfitting']}" if "underfitting" in results else ""),
         usage=USAGE_OF_SPANS if model.config.num_spans else USAGE,
         metrics={k: v for k, v in results.items() if is_score(k)},
         arguments=changed(run_config, (*GROUPS, TrainingArguments)),

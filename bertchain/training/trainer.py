@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EvalPrediction,
+    IntervalStrategy,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -22,15 +23,17 @@ from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
 from bertchain.data.batching import (
     CountedRows,
+    GroupedByClass,
     GroupedByLength,
     ProcessBatchSampler,
     keep_all_columns,
 )
 from bertchain.data.labels import LabelSpec
+from bertchain.data.splits import strata_of
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import main_metric, score_directions
 from bertchain.models.layers import unfrozen_from
-from bertchain.models.modeling import IGNORED, num_blocks
+from bertchain.models.modeling import IGNORED, PROBLEM_TYPES, num_blocks
 from bertchain.runtime import best
 from bertchain.runtime.distributed import launcher_precision
 from bertchain.runtime.files import disk_errors
@@ -56,6 +59,7 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
         regularisers: RegulariserArguments,
         unfreeze_every: float | None = None,
         batch_by_length: bool = True,
+        rows_of_a_class: int | None = None,
         folder: Path | None = None,
         seen: dict[str, np.ndarray] | None = None,
         **kwargs: Any,
@@ -63,6 +67,7 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
         """Args:
         rates: learning rate by layer id, see `layers.layer_rates`.
         unfreeze_every: epochs after which one more block is trained; None: all from the start.
+        rows_of_a_class: that come into a step together, in place of those of similar length.
         folder: where optimizer_groups.csv goes; None: output_dir.
         seen: what the checkpoint to start from has seen, see `contamination.read_fingerprints`;
             it is read before training, since its folder may be gone or changed in the end.
@@ -73,7 +78,7 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
         self.seen = seen or {}
         self.label_smoother = None  # the Trainer's own does not count accumulated batches
         self.loss, self.rates, self.unfreeze_every = loss, rates, unfreeze_every
-        self.batch_by_length = batch_by_length
+        self.batch_by_length, self.rows_of_a_class = batch_by_length, rows_of_a_class
         self.adversary = None
         if regularisers.fgm_epsilon or regularisers.awp_epsilon:
             self.adversary = Adversary(
@@ -149,10 +154,20 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
         )
 
     def step_content(self) -> dict[str, Any]:
-        return super().step_content() | {"--batch_by_length": self.batch_by_length}
+        content = super().step_content() | {"--batch_by_length": self.batch_by_length}
+        if self.rows_of_a_class:
+            content["--rows_per_class_in_batch"] = self.rows_of_a_class
+        return content
 
     def row_order(self) -> Sampler[int]:
         """Return the sampler of training rows, the same in all processes."""
+        if self.rows_of_a_class:
+            args, config = self.args, self.model.config
+            seed = args.seed if args.data_seed is None else args.data_seed
+            kind = next(k for k, name in PROBLEM_TYPES.items() if name == config.problem_type)
+            classes = strata_of(self.train_dataset["labels"][:], kind)
+            size = self.rows_of_a_class
+            return GroupedByClass(classes, size, seed, lambda: int(self.state.epoch or 0))
         return GroupedByLength.for_trainer(self, self.train_dataset, self.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -261,6 +276,28 @@ def train(
     if stop_in_time:
         results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
     return results
+
+
+def raise_epochs(trainer: Trainer, least: int | None) -> None:
+    """Raise the number of epochs so that there are at least so many optimizer steps, in place.
+
+    Where each epoch was to be evaluated and saved, there are as many evaluations as before: an
+    epoch of a small table may be a single step.
+    """
+    args = trainer.args
+    if least is None:
+        return
+    of_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    wanted = math.ceil(args.num_train_epochs) or 1
+    times = math.ceil(math.ceil(least / of_epoch) / wanted)
+    if times == 1:
+        return
+    args.num_train_epochs = times * wanted
+    logger.info("Epochs: %d, of %d steps each", args.num_train_epochs, of_epoch)
+    for what in ("eval", "save"):
+        if getattr(args, f"{what}_strategy") == "epoch":
+            setattr(args, f"{what}_strategy", IntervalStrategy.STEPS)
+            setattr(args, f"{what}_steps", times * of_epoch)
 
 
 def device_precision(argv: list[str] | dict[str, Any] | None) -> dict[str, bool]:

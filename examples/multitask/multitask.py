@@ -37,6 +37,8 @@ def read_tasks(tasks: str, checkpoint: str, seed: int) -> Tasks:
     for name, (data, text, label) in parse_tasks(tasks).items():
         task = load_task(data, text, label, SpanArguments(), seed=seed, checkpoint=checkpoint)
         found[name] = task.with_validation(label.validation_split, seed)
+        if task.has_training_rows and "validation" not in found[name].documents:
+            raise InputError(f"--tasks, {name}: validation_split 0 leaves no validation rows")
     return found
 
 

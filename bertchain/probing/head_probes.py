@@ -1,0 +1,176 @@
+"""Linear probes as the head of a classifier: what training starts from, or what follows it.
+
+LP-FT (Kumar et al. 2022, arXiv 2202.10054): from a random head the first steps distort features
+that were good; from a probe that has converged they do not.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer
+
+from bertchain.data import splits
+from bertchain.data.tasks import Task
+from bertchain.errors import InputError
+from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.probing.batched_probes import fit_many
+from bertchain.probing.probes import ProbeLabels, best_fit
+from bertchain.probing.solvers import (
+    C_VALUES,
+    CERTAIN,
+    FITS,
+    Fit,
+    SoftmaxPredictor,
+    Standardiser,
+)
+from bertchain.runtime.distributed import broadcast, is_main_process
+from bertchain.training.head_features import head_features
+
+logger = logging.getLogger(__name__)
+
+FEW = 200  # with fewer validation rows C is chosen by cross-validation of the training rows
+FOLDS = 5
+MIDDLE = 1.0  # C where there are too few rows to choose one
+
+
+def fit_head(trainer: Trainer, rows: dict[str, Dataset], task: Task) -> dict[str, float]:
+    """Set a classifier's head to the linear probe of what it reads, in place.
+
+    The probe is that of `probes.fit_linear_probe`, on the encoder as it is now; C is chosen on the
+    validation rows, or by cross-validation where these are few. No other weight changes. All
+    processes must call this.
+
+    Args:
+        rows: encoded documents by split: train, and validation if there is one.
+
+    Returns:
+        for the results: head_probe_C.
+
+    Raises:
+        InputError: for a head that is not one linear layer.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    head = model.head
+    if type(head) is not nn.Linear:
+        raise InputError(
+            f"--head_init and --head_refit set a linear head; this one is {type(head).__name__}"
+        )
+    known = [split for split in ("train", "validation") if "labels" in _columns(rows, split)]
+    truth = {split: np.array(task.labels_of(rows[split])) for split in known}
+    labels = {split: task.spec.hard_labels(values) for split, values in truth.items()}
+    if len(labels.get("validation", ())) < FEW:
+        labels = {"train": labels["train"]}
+    features = {split: head_features(trainer, rows[split]) for split in labels}
+    found = None
+    if is_main_process():
+        by_split = ProbeLabels(labels, len(task.spec.names), task.spec.problem_type)
+        found = fit_probe(features, by_split, trainer.args.device, model.config)
+    weights, bias, C, converged = broadcast(found)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weights))
+        head.bias.copy_(torch.from_numpy(bias))
+    if trainer.average is not None:
+        trainer.average.averaged.module.head.load_state_dict(head.state_dict())
+    said = "" if converged else ", has not converged"
+    logger.info("Head: linear probe of %d rows, C = %g%s", len(labels["train"]), C, said)
+    return {"head_probe_C": C}
+
+
+def _columns(rows: dict[str, Dataset], split: str) -> Sequence[str]:
+    return rows[split].column_names if split in rows else ()
+
+
+def fit_probe(
+    features: dict[str, np.ndarray],
+    labels: ProbeLabels,
+    device: torch.device,
+    config: DocumentClassifierConfig,
+) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Fit a linear probe and express it as a head on features that are not standardised.
+
+    Args:
+        features: [n, features] by split; without validation C is chosen by cross-validation.
+        config: for the scale of regression targets.
+
+    Returns:
+        weights [labels, features]; bias [labels]; C; whether the fit has converged.
+    """
+    x, standardise = features["train"], Standardiser(features["train"])
+    if "validation" in features:
+        path = fit_path(x, labels.train, labels, C_VALUES, device)
+        fit = best_fit(path, standardise(features["validation"]), labels)
+    else:
+        C = choose_by_folds(x, labels)
+        fit = fit_path(x, labels.train, labels, [C], device)[0]
+    weights, bias = linear_map(fit, standardise, labels.num_labels)
+    if labels.problem_type == "regression":
+        scale = np.array(config.target_scale)
+        weights, bias = weights / scale[:, None], (bias - config.target_mean) / scale
+    return weights, bias, fit.C, fit.converged
+
+
+def fit_path(
+    x: np.ndarray,
+    y: np.ndarray,
+    labels: ProbeLabels,
+    c_values: Sequence[float],
+    device: torch.device,
+) -> list[Fit]:
+    """Fit features [n, d], standardised here, at each C; rows of one class are all of that."""
+    kind, number = labels.problem_type, labels.num_labels
+    seen = np.unique(y)
+    if kind == "single_label" and len(seen) == 1:
+        constant = SoftmaxPredictor(np.zeros((1, x.shape[1])), np.zeros(1), seen, number)
+        return [Fit(C, True, constant) for C in c_values]
+    if device.type == "cuda":
+        return fit_many([x], y, number, kind, c_values, device)[0]
+    return FITS[kind](Standardiser(x)(x), y, number, c_values)
+
+
+def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
+    """Choose C by the score of out-of-fold predictions; of equal ones the strongest.
+
+    Args:
+        x: features of the training rows [n, d].
+    """
+    kind, y = labels.problem_type, labels.train
+    strata = Counter(splits.strata_of(y.tolist(), kind))
+    most = max(strata.values()) if kind == "single_label" else len(y)
+    if most < 2:
+        return MIDDLE
+    strategy = "stratified" if kind == "single_label" else "random"
+    folds = splits.assign_folds(strategy, min(FOLDS, most), y.tolist(), kind)
+    found = np.empty((len(C_VALUES), len(y), labels.num_labels))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        path = fit_path(x[~inside], y[~inside], labels, C_VALUES, torch.device("cpu"))
+        held_out = Standardiser(x[~inside])(x[inside])
+        found[:, inside] = [fit.predict(held_out) for fit in path]
+    judge = ProbeLabels({"validation": y}, labels.num_labels, kind)
+    return C_VALUES[int(np.argmax([judge.validation_score(own) for own in found]))]
+
+
+def linear_map(
+    fit: Fit, standardise: Standardiser, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Express a fit on standardised features as weights [labels, d] and bias [labels] of others.
+
+    A class that no training row has gets the mean of the others less `CERTAIN`: never predicted.
+    """
+    probe = fit.predict
+    weights, bias = np.asarray(probe.weights, np.float64), np.asarray(probe.bias, np.float64)
+    if isinstance(probe, SoftmaxPredictor):
+        unseen = weights.mean(axis=0), bias.mean() - CERTAIN
+        weights_of_all = np.tile(unseen[0], (num_labels, 1))
+        bias_of_all = np.full(num_labels, unseen[1])
+        weights_of_all[probe.seen], bias_of_all[probe.seen] = weights, bias
+        weights, bias = weights_of_all, bias_of_all
+    else:
+        weights = weights.T
+    weights = weights / standardise.scale
+    return weights, bias - weights @ standardise.mean.astype(np.float64)
