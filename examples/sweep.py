@@ -34,9 +34,11 @@ import hashlib
 import itertools
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +67,8 @@ DEFAULTS = {
     "keep_models": False,
     "runs_dir": None,
 }
+SERVE = "--serve"
+OWN = threading.local()  # the process of this thread whose forks are runs, and its script
 
 
 class Job(NamedTuple):
@@ -185,17 +189,52 @@ def run(job: Job, sweep: dict[str, Any]) -> dict[str, Any] | Path:
     folder.mkdir(parents=True)
     threads = max(1, (os.cpu_count() or 1) // sweep["parallel"])
     log = folder.with_suffix(folder.suffix + ".log")
-    with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(
-            command, stdout=file, stderr=file, env={"OMP_NUM_THREADS": str(threads), **os.environ}
-        ).returncode
-    if code != 0:
+    if start(command, log, {"OMP_NUM_THREADS": str(threads), **os.environ}) != 0:
         return log
     for weights in [] if sweep["keep_models"] else folder.rglob("*.safetensors"):
         weights.unlink()
     write_json(done, {"arguments": command[2:]})
     print(f"{job.point}, seed {job.seed}: done", flush=True)
     return json.loads((folder / "all_results.json").read_text())
+
+
+def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
+    """Run a command to its end, what it says in a log. Returns its exit code.
+
+    It is a fork of a process that this thread keeps and that has imported what the script needs:
+    that takes longer than many a run. Where there is no fork it is a process of its own.
+    """
+    python, script, *flags = command
+    if hasattr(os, "fork"):
+        if getattr(OWN, "script", None) != script:
+            line = [python, str(Path(__file__).resolve()), SERVE, script]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # no thread before a fork
+            OWN.server = subprocess.Popen(line, env=quiet | environment, **pipes)
+            OWN.script = script
+        if OWN.server.poll() is None:
+            print(json.dumps([str(log), flags]), file=OWN.server.stdin, flush=True)
+            answer = OWN.server.stdout.readline()
+            if answer:
+                return int(answer)
+    with open(log, "w", encoding="utf-8") as file:
+        return subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+
+
+def serve(script: str) -> None:
+    """Import what a script needs, and run it in a fork for each line of standard input."""
+    runpy.run_path(script, run_name="imported")
+    for line in iter(sys.stdin.readline, ""):
+        log, flags = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            with open(log, "w", encoding="utf-8") as file, open(os.devnull) as nothing:
+                for number, stream in enumerate((nothing, file, file)):
+                    os.dup2(stream.fileno(), number)
+            sys.argv = [script, *flags]
+            runpy.run_path(script, run_name="__main__")
+            sys.exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -290,4 +329,4 @@ def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main) if sys.argv[1:2] != [SERVE] else serve(sys.argv[2])
