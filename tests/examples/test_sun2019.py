@@ -83,6 +83,7 @@ class Scripts:
 def run_study(monkeypatch, scripts, *words):
     monkeypatch.setattr(subprocess, "run", scripts.step)
     monkeypatch.setattr(sweep, "start", scripts.start)
+    monkeypatch.setattr(sweep, "plot", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["recipe.py", STUDY, *words])
     recipe.main()
 
