@@ -30,6 +30,7 @@ row for each run), sweep.md (means; differences to the first point, paired by se
 intervals by Student's t) and sweep.png. Results and predictions of the runs are kept.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -212,7 +213,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
             quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # no thread before a fork
             OWN.server = subprocess.Popen(line, env=quiet | environment, **pipes)
             OWN.script = script
-        if OWN.server.poll() is None:
+        with contextlib.suppress(BrokenPipeError):  # where it could not import the script
             print(json.dumps([str(log), flags]), file=OWN.server.stdin, flush=True)
             answer = OWN.server.stdout.readline()
             if answer:
@@ -223,6 +224,8 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
 
 def serve(script: str) -> None:
     """Import what a script needs, and run it in a fork for each line of standard input."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the imports say
     runpy.run_path(script, run_name="imported")
     for line in iter(sys.stdin.readline, ""):
         log, flags = json.loads(line)
@@ -234,7 +237,7 @@ def serve(script: str) -> None:
             sys.argv = [script, *flags]
             runpy.run_path(script, run_name="__main__")
             sys.exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 
 
 def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:

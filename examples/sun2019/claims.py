@@ -209,9 +209,9 @@ def of_kinds(errors: Errors) -> dict[str, Differences]:
     for kind, text_of in kinds.items():
         for name, values in gains(errors, text_of, none).items():
             three[f"{kind} - none, {name}"] = values
-    key = "fine-tuned", "features"
+    features = {w: minus(errors, ("features", w), "fine-tuned", "features") for w in SETS}
     return {
-        "fine_tuned": mean_over_sets({w: minus(errors, ("features", w), *key) for w in SETS}),
+        "fine_tuned": mean_over_sets(features),
         "three_kinds": three,
         "narrower_text": gains(errors, kinds["in-domain"], EVERYTHING),
     }

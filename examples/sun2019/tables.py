@@ -59,6 +59,7 @@ def main() -> None:
     write_csv(folder / "claims.csv", verdicts)
     sections = [claims_section(judged, verdicts), *missing_sections(errors)]
     sections += [study_section(study, table, runs) for study, table in tables.items()]
+    sections += [kinds_section(errors)] if of_study("domains", errors) else []
     if larger:
         sections.append(larger_section(errors, larger))
     sections += [*paper_sections(), how_section(folder)]
@@ -214,6 +215,32 @@ def read_curves(runs: pd.DataFrame) -> dict[str, pd.Series]:
             both = pd.concat(histories)
             curves[point] = 100 - 100 * both.groupby("epoch")["eval_accuracy"].mean()
     return curves
+
+
+def kinds_section(errors: claims.Errors) -> Section:
+    """Show features, fine-tuning and the kinds of further pretraining as the paper's table 6."""
+    kinds = {
+        "BERT-Feat": ("features", dict.fromkeys(claims.SETS, "features")),
+        "BERT-FiT": ("domains", dict.fromkeys(claims.SETS, "none")),
+        "BERT-ITPT-FiT": ("domains", claims.WITHIN),
+        "BERT-IDPT-FiT": ("domains", claims.WITHIN | claims.BROADER),
+        "BERT-CDPT-FiT": ("domains", claims.EVERYTHING),
+    }
+    table = pd.DataFrame(
+        {
+            kind: {
+                name: errors[study, where][points[where]].mean()
+                for where, name in claims.SETS.items()
+                if (study, where) in errors
+            }
+            for kind, (study, points) in kinds.items()
+        }
+    ).T
+    gain = 100 * (1 - table.div(table.loc["BERT-Feat"])).mean(axis=1)
+    table["average gain on BERT-Feat, %"] = gain.where(table.index != "BERT-Feat")
+    text = "Mean test errors, as in the paper's table 6; intervals stand with the studies."
+    table = table.rename_axis("model").reset_index()
+    return Section("kinds", "Features, fine-tuning, further pretraining", text, table)
 
 
 def larger_section(errors: claims.Errors, larger: claims.Errors) -> Section:

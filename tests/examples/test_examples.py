@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -329,6 +330,26 @@ def test_seeds_and_values_as_a_recipe_fills_them_in():
     found = [read(seeds=seeds)["seeds"] for seeds in (3, "3", "7,8", [5])]
     assert found == [[1, 2, 3], [1, 2, 3], [7, 8], [5]]
     assert read(parallel="2")["parallel"] == 2
+
+
+def test_runs_are_forks_of_one_process_where_the_script_can_be_imported(tmp_path):
+    sweep, script, log = load_example("sweep"), tmp_path / "script.py", tmp_path / "log"
+
+    def run(flag: str) -> tuple[int, list[str]]:
+        command = [sys.executable, str(script), flag]
+        code = sweep.start(command, log, {"OMP_NUM_THREADS": "1", **os.environ})
+        return code, log.read_text().split()
+
+    body = "import os, sys\nif __name__ == '__main__':\n"
+    body += "    print(*sys.argv[1:], os.getpid(), os.getppid())\n    sys.exit(len(sys.argv[1]))\n"
+    script.write_text(body)
+    (code, first), (other, second) = run("--a"), run("--bc")
+    assert (code, other) == (3, 4) and (first[0], second[0]) == ("--a", "--bc")
+    assert first[2] == second[2] != str(os.getpid()) and first[1] != second[1]
+    script = tmp_path / "other.py"
+    script.write_text("import sys\nprint(__name__)\nsys.exit(5)\n")  # ends when it is imported
+    assert run("--a") == (5, ["__main__"])
+    del sweep.OWN.server
 
 
 def test_sweeps_share_runs_of_the_same_arguments(tiny_bert, topic_files, tmp_path, forked_workers):
