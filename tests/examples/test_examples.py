@@ -332,7 +332,7 @@ def test_seeds_and_values_as_a_recipe_fills_them_in():
     assert read(parallel="2")["parallel"] == 2
 
 
-def test_runs_are_forks_of_one_process_where_the_script_can_be_imported(tmp_path):
+def test_runs_are_forks_of_one_process_where_the_script_can_be_imported(tmp_path, forked_workers):
     sweep, script, log = load_example("sweep"), tmp_path / "script.py", tmp_path / "log"
 
     def run(flag: str) -> tuple[int, list[str]]:
