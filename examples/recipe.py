@@ -15,8 +15,12 @@
         ...
 
 A script that takes words before its flags has them in a list `arguments`; its output folder is the
-last of them. LAUNCH="accelerate launch --num_processes 2" in the environment starts each step in
-that way. A step whose output folder says that it ended with these arguments is not run again.
+last of them. A script that takes a YAML file, such as examples/sweep.py, has its content under
+`content`. LAUNCH="accelerate launch --num_processes 2" in the environment starts each step in that
+way. A step whose output folder says that it ended with these arguments is not run again.
+
+Where steps name the studies that need them, as study: [layers, rates], `only=layers,rates` on the
+command line runs the steps of these studies alone.
 """
 
 import json
@@ -29,11 +33,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bertchain.cli import flags_of, read_arguments, run_script
-from bertchain.errors import InputError
+from bertchain.errors import InputError, nearest
 from bertchain.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("set", "shared", "steps")
+LONGEST = 2000  # characters of a command that are shown
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
         if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == command:
             print(f"{folder}: done", flush=True)
             continue
-        print(" ".join(command), flush=True)
+        print(" ".join(command)[:LONGEST], flush=True)
         launch = os.environ.get("LAUNCH", sys.executable).split()
         code = subprocess.run([*launch, str(ROOT / command[0]), *command[1:]]).returncode
         if code != 0:
@@ -54,10 +59,11 @@ def read_steps(argv: list[str]) -> list[tuple[list[str], Path]]:
     """Read the script and arguments of each step, and its output folder.
 
     Args:
-        argv: a YAML file, then name=value for what its {names} stand for.
+        argv: a YAML file, then name=value for what its {names} stand for, and perhaps only=STUDIES.
 
     Raises:
-        InputError: for a file of another form, or a name that nothing stands for.
+        InputError: for a file of another form, a name that nothing stands for, or a study that no
+            step names.
     """
     if not argv or any("=" not in word for word in argv[1:]):
         raise InputError("give a YAML file, then what its {names} stand for, as data=input")
@@ -69,16 +75,45 @@ def read_steps(argv: list[str]) -> list[tuple[list[str], Path]]:
         )
     names = {key: str(value) for key, value in (recipe.get("set") or {}).items()}
     names |= dict(word.split("=", 1) for word in argv[1:])
+    wanted = choose_studies(names.pop("only", None), recipe["steps"], argv[0])
     steps = []
     for number, step in enumerate(recipe["steps"], 1):
+        if wanted is not None and not wanted & studies_of(step):
+            continue
         where = f"{argv[0]}, step {number}"
         fields = fill({**(recipe.get("shared") or {}), **step}, names, where)
+        fields.pop("study", None)
         script, words = fields.pop("script", None), [*map(str, fields.pop("arguments", []))]
-        folder = fields.get("output_dir") or (words[-1] if words else None)
+        content = fields.pop("content", {})
+        folder = {**content, **fields}.get("output_dir") or (words[-1] if words else None)
         if script is None or not (ROOT / script).is_file() or folder is None:
             raise InputError(f"{where}: needs a script of {ROOT}, and output_dir")
+        words += [json.dumps(content)] if content else []
         steps.append(([script, *words, *flags_of(fields)], Path(folder)))
     return steps
+
+
+def choose_studies(asked: str | None, steps: list[dict[str, Any]], path: str) -> set[str] | None:
+    """Read which studies are to be run; None: all.
+
+    Raises:
+        InputError: naming a study that no step names.
+    """
+    if asked is None:
+        return None
+    wanted, known = set(asked.split(",")), sorted(set().union(*map(studies_of, steps)))
+    for study in sorted(wanted.difference(known)):
+        raise InputError(
+            f"only={asked}: {path} has the studies {', '.join(known) or 'none'}, "
+            f"not {study}{nearest(study, known)}"
+        )
+    return wanted
+
+
+def studies_of(step: dict[str, Any]) -> set[str]:
+    """Read the studies that need a step."""
+    named = step.get("study", [])
+    return set(named if isinstance(named, list) else [named])
 
 
 def fill(value: Any, names: dict[str, str], where: str) -> Any:

@@ -13,25 +13,33 @@
     points:                            # or named points in place of a grid
       - {name: head, truncation: head}
       - {name: head + tail, truncation: head_tail}
-    seeds: [1, 2, 3]                   # runs of every point
+    seeds: [1, 2, 3]                   # runs of every point; 5 stands for 1 to 5
     metric: test_accuracy              # default: the main score of the test set
     parallel: 1                        # runs at a time, each with its share of the cores
     keep_models: false                 # true: do not delete weights
+    runs_dir: all_runs                 # default: output_dir/runs; sweeps that name one share runs
 
+Values of a grid and seeds can be a text with commas, as "2e-5,5e-5", as a recipe fills them in.
 "{seed}" in an argument becomes the seed of the run, so that a sweep can load the models of another
-one with keep_models: model_name_or_path: multitask/runs/both-seed-{seed}/trec
+one with keep_models: model_name_or_path: multitask/runs/both-seed-{seed}/trec. Where sweeps share
+runs, one that has the same script and arguments as another is run once; what counts as done there
+is the run, whichever sweep asked for it.
 
 Finished runs are skipped, so the same command resumes an interrupted sweep. It writes sweep.csv (a
 row for each run), sweep.md (means; differences to the first point, paired by seed, with 95 %
 intervals by Student's t) and sweep.png. Results and predictions of the runs are kept.
 """
 
+import contextlib
+import hashlib
 import itertools
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +66,10 @@ DEFAULTS = {
     "metric": None,
     "parallel": 1,
     "keep_models": False,
+    "runs_dir": None,
 }
+SERVE = "--serve"
+OWN = threading.local()  # the process of this thread whose forks are runs, and its script
 
 
 class Job(NamedTuple):
@@ -75,8 +86,11 @@ def main() -> None:
     folder = Path(sweep["output_dir"])
     points = list_points(sweep)
     jobs = [Job(name, flags, seed) for seed in sweep["seeds"] for name, flags in points.items()]
-    with ThreadPoolExecutor(sweep["parallel"]) as pool:
-        done = list(pool.map(lambda job: run(job, sweep), jobs))
+    folders = [folder_of(job, sweep) for job in jobs]
+    with ThreadPoolExecutor(sweep["parallel"]) as pool:  # of two jobs that share a run, one runs
+        own = dict(zip(folders, jobs, strict=True))
+        ran = dict(zip(own, pool.map(lambda job: run(job, sweep), own.values()), strict=True))
+    done = [ran[folder] for folder in folders]
     failed = [path for path in done if isinstance(path, Path)]
     if failed:
         raise InputError(
@@ -84,11 +98,12 @@ def main() -> None:
         )
     metric = sweep["metric"] or main_metric(done[0])
     rows = [row_of(job, results, metric) for job, results in zip(jobs, done, strict=True)]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(run=[str(path) for path in folders])
     write_csv(folder / "sweep.csv", table)
     summary = summarise(table, metric)
     write_text(folder / "sweep.md", markdown_table(summary))
-    write_json(folder / "all_results.json", {"sweep": sweep, "versions": versions()})
+    content = {"sweep": sweep | {"metric": metric}, "versions": versions()}
+    write_json(folder / "all_results.json", content)
     plot(folder / "sweep.png", summary, metric, sweep)
     print(markdown_table(summary))
 
@@ -111,7 +126,25 @@ def read_sweep(argv: list[str]) -> dict[str, Any]:
     sweep = DEFAULTS | sweep
     if not (ROOT / sweep["script"]).is_file():
         raise InputError(f"{argv[0]}: script {sweep['script']} is not in {ROOT}")
+    if sweep["grid"]:
+        sweep["grid"] = {name: listed(values) for name, values in sweep["grid"].items()}
+    try:
+        seeds = [int(seed) for seed in listed(sweep["seeds"])]
+        several = isinstance(sweep["seeds"], list) or len(seeds) > 1
+        sweep["seeds"] = seeds if several else [*range(1, seeds[0] + 1)]
+        sweep["parallel"] = int(sweep["parallel"])
+    except ValueError as error:
+        raise InputError(f"{argv[0]}: seeds and parallel are whole numbers: {error}") from error
+    if not sweep["seeds"] or sweep["parallel"] < 1:
+        raise InputError(f"{argv[0]}: give at least one seed, and parallel: 1 or more")
     return sweep
+
+
+def listed(values: Any) -> list[Any]:
+    """Return a list as it is, a text with commas split at them, and else the one value."""
+    if isinstance(values, str):
+        return [value.strip() for value in values.split(",")]
+    return values if isinstance(values, list) else [values]
 
 
 def list_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -131,12 +164,24 @@ def list_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- runs
 
 
+def arguments_of(job: Job, sweep: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a job's run, but for its folder."""
+    return with_seed(sweep["fixed"] | job.flags, job.seed) | {"seed": job.seed}
+
+
+def folder_of(job: Job, sweep: dict[str, Any]) -> Path:
+    """Name the folder of a job's run: by point and seed; of shared runs by their arguments."""
+    if sweep["runs_dir"]:
+        asked = json.dumps([sweep["script"], arguments_of(job, sweep)], sort_keys=True)
+        return Path(sweep["runs_dir"]) / hashlib.sha256(asked.encode()).hexdigest()[:16]
+    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in job.point)
+    return Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{job.seed}"
+
+
 def run(job: Job, sweep: dict[str, Any]) -> dict[str, Any] | Path:
     """Run a job unless it is done. Returns its results, or the path of its log if it failed."""
-    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in job.point)
-    folder = Path(sweep["output_dir"]) / "runs" / f"{slug}-seed-{job.seed}"
-    arguments = with_seed(sweep["fixed"] | job.flags, job.seed)
-    arguments |= {"seed": job.seed, "output_dir": str(folder)}
+    folder = folder_of(job, sweep)
+    arguments = arguments_of(job, sweep) | {"output_dir": str(folder)}
     command = [sys.executable, str(ROOT / sweep["script"]), *flags_of(arguments)]
     done = folder / "done.json"
     if done.is_file() and json.loads(done.read_text())["arguments"] == command[2:]:
@@ -145,17 +190,54 @@ def run(job: Job, sweep: dict[str, Any]) -> dict[str, Any] | Path:
     folder.mkdir(parents=True)
     threads = max(1, (os.cpu_count() or 1) // sweep["parallel"])
     log = folder.with_suffix(folder.suffix + ".log")
-    with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(
-            command, stdout=file, stderr=file, env={"OMP_NUM_THREADS": str(threads), **os.environ}
-        ).returncode
-    if code != 0:
+    if start(command, log, {"OMP_NUM_THREADS": str(threads), **os.environ}) != 0:
         return log
     for weights in [] if sweep["keep_models"] else folder.rglob("*.safetensors"):
         weights.unlink()
     write_json(done, {"arguments": command[2:]})
     print(f"{job.point}, seed {job.seed}: done", flush=True)
     return json.loads((folder / "all_results.json").read_text())
+
+
+def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
+    """Run a command to its end, what it says in a log. Returns its exit code.
+
+    It is a fork of a process that this thread keeps and that has imported what the script needs:
+    that takes longer than many a run. Where there is no fork it is a process of its own.
+    """
+    python, script, *flags = command
+    if hasattr(os, "fork"):
+        if getattr(OWN, "script", None) != script:
+            line = [python, str(Path(__file__).resolve()), SERVE, script]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # no thread before a fork
+            OWN.server = subprocess.Popen(line, env=quiet | environment, **pipes)
+            OWN.script = script
+        with contextlib.suppress(BrokenPipeError):  # where it could not import the script
+            print(json.dumps([str(log), flags]), file=OWN.server.stdin, flush=True)
+            answer = OWN.server.stdout.readline()
+            if answer:
+                return int(answer)
+    with open(log, "w", encoding="utf-8") as file:
+        return subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+
+
+def serve(script: str) -> None:
+    """Import what a script needs, and run it in a fork for each line of standard input."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the imports say
+    runpy.run_path(script, run_name="imported")
+    for line in iter(sys.stdin.readline, ""):
+        log, flags = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            with open(log, "w", encoding="utf-8") as file, open(os.devnull) as nothing:
+                for number, stream in enumerate((nothing, file, file)):
+                    os.dup2(stream.fileno(), number)
+            sys.argv = [script, *flags]
+            runpy.run_path(script, run_name="__main__")
+            sys.exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 
 
 def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -214,11 +296,11 @@ def summarise(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return summary
 
 
-def half_interval(values: pd.Series) -> float:
-    """Half the width of the 95 % confidence interval of a mean, by Student's t."""
+def half_interval(values: pd.Series, level: float = 0.95) -> float:
+    """Half the width of the confidence interval of a mean, by Student's t; NaN for one value."""
     if len(values) < 2:
         return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
 def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) -> None:
@@ -250,4 +332,4 @@ def plot(path: Path, summary: pd.DataFrame, metric: str, sweep: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    run_script(main, __doc__)
+    run_script(main, __doc__) if sys.argv[1:2] != [SERVE] else serve(sys.argv[2])

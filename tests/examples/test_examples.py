@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -350,9 +351,62 @@ def test_a_sweep_of_named_points_and_its_mistakes(
     assert "each needs a name of its own" in error(points=[{"layers": "1"}])
     assert "seds is not one of" in error(points=points, seds=[1])
     assert "script none.py is not in" in error(points=points, script="none.py")
+    assert "seeds and parallel are whole numbers" in error(points=points, seeds="1,x")
+    assert "give at least one seed" in error(points=points, seeds=[])
+    assert "parallel: 1 or more" in error(points=points, parallel=0)
     assert "metric test_f1 is not in the results" in error(
         points=points[:1], seeds=[1], metric="test_f1"
     )
+
+
+def test_seeds_and_values_as_a_recipe_fills_them_in():
+    sweep = load_example("sweep")
+
+    def read(**fields):
+        return sweep.read_sweep([json.dumps({"grid": {"a": "1e-4, 2e-4", "b": 3}} | fields)])
+
+    assert read()["grid"] == {"a": ["1e-4", "2e-4"], "b": [3]} and read()["seeds"] == [42]
+    found = [read(seeds=seeds)["seeds"] for seeds in (3, "3", "7,8", [5])]
+    assert found == [[1, 2, 3], [1, 2, 3], [7, 8], [5]]
+    assert read(parallel="2")["parallel"] == 2
+
+
+def test_runs_are_forks_of_one_process_where_the_script_can_be_imported(tmp_path, forked_workers):
+    sweep, script, log = load_example("sweep"), tmp_path / "script.py", tmp_path / "log"
+
+    def run(flag: str) -> tuple[int, list[str]]:
+        command = [sys.executable, str(script), flag]
+        code = sweep.start(command, log, {"OMP_NUM_THREADS": "1", **os.environ})
+        return code, log.read_text().split()
+
+    body = "import os, sys\nif __name__ == '__main__':\n"
+    body += "    print(*sys.argv[1:], os.getpid(), os.getppid())\n    sys.exit(len(sys.argv[1]))\n"
+    script.write_text(body)
+    (code, first), (other, second) = run("--a"), run("--bc")
+    assert (code, other) == (3, 4) and (first[0], second[0]) == ("--a", "--bc")
+    assert first[2] == second[2] != str(os.getpid()) and first[1] != second[1]
+    script = tmp_path / "other.py"
+    script.write_text("import sys\nprint(__name__)\nsys.exit(5)\n")  # ends when it is imported
+    assert run("--a") == (5, ["__main__"])
+    del sweep.OWN.server
+
+
+def test_sweeps_share_runs_of_the_same_arguments(tiny_bert, topic_files, tmp_path, forked_workers):
+    sweep, runs = load_example("sweep"), str(tmp_path / "runs")
+    points = [{"name": "a"}, {"name": "b", "learning_rate": "1e-2"}, {"name": "as a"}]
+    tables = []
+    for name, chosen in (("one", points), ("other", points[1:2])):
+        changes = {"points": chosen, "runs_dir": runs, "output_dir": str(tmp_path / name)}
+        file = sweep_file(tmp_path, tiny_bert, topic_files, **changes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["sweep.py", file])
+            sweep.main()
+        tables.append(pd.read_csv(tmp_path / name / "sweep.csv"))
+        assert len(list(Path(runs).glob("*/done.json"))) == 4  # two points, two seeds
+    one, other = (table.set_index(["point", "seed"]) for table in tables)
+    assert (one.loc["as a"]["run"] == one.loc["a"]["run"]).all()
+    assert (one.loc["b"]["run"] == other.loc["b"]["run"]).all()
+    assert not (tmp_path / "one" / "runs").exists()
 
 
 def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
