@@ -114,9 +114,9 @@ class Growing:
         if self.groups is None:
             self.groups = Groups(self.owner)
         rivals = np.flatnonzero(self.rival_labels[self.y[a], self.groups.names])
-        rivals = self._beyond_known(rivals, a, b)
         mean, radius = self._sphere(a, b)
         rivals = self._beyond_spheres(rivals, mean, radius)
+        rivals = self._beyond_known(rivals, a, b)
         rivals = self._beyond_front(rivals, a, b)
         if not len(rivals):
             return True
@@ -124,19 +124,18 @@ class Growing:
         rivals, gaps = self._beyond_centroids(rivals, points, mean)
         found: dict[int, np.ndarray] = {}
         unknown = []
+        # the one that most probably meets first: of most refusals no other is looked at
         for rival in self.groups.names[rivals[np.argsort(gaps, kind="stable")]].tolist():
             plane = self._known_plane(points, rival, a, b)
             if plane is None:
                 unknown.append(rival)
-            else:
-                found[rival] = plane
-        for rival in unknown:  # the one that most probably meets first
-            start = self.planes.get((a, rival), mean - self.means[rival])
-            meets, contact = do_meet(points, self.z[self.members[rival]], self.tolerance, start)
-            if meets:
-                self.grown = None
-                return False
-            found[rival] = contact.normal
+                start = self.planes.get((a, rival), mean - self.means[rival])
+                meets, contact = do_meet(points, self.z[self.members[rival]], self.tolerance, start)
+                if meets:
+                    self.grown = None
+                    return False
+                plane = contact.normal
+            found[rival] = plane
         for rival, plane in found.items():
             self.planes[a, rival] = plane
             self.planes[rival, a] = -plane
