@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bertchain.directprobe.groups import Groups
-from bertchain.directprobe.hulls import do_meet
+from bertchain.directprobe.hulls import FEW_AXES, do_meet
 
 KEPT = 500  # clusters for which all points are kept along one of their hyperplanes
 MANY = 5_000_000  # multiplications for which directions are kept while a cluster grows
 FRONTS = 50  # clusters of which they are
+CROWD = 8  # rivals of which one is asked before the others are ruled out
 
 
 class _Front(NamedTuple):
@@ -116,6 +117,8 @@ class Growing:
         rivals = np.flatnonzero(self.rival_labels[self.y[a], self.groups.names])
         mean, radius = self._sphere(a, b)
         rivals = self._beyond_spheres(rivals, mean, radius)
+        if self._meets_nearest(rivals, mean, a, b):
+            return False
         rivals = self._beyond_known(rivals, a, b)
         rivals = self._beyond_front(rivals, a, b)
         if not len(rivals):
@@ -143,6 +146,16 @@ class Growing:
             largest = max(unknown, key=lambda rival: len(self.members[rival]))
             self.along[a] = self.z @ found[largest]
         return True
+
+    def _meets_nearest(self, rivals: np.ndarray, mean: np.ndarray, a: int, b: int) -> bool:
+        """Ask of many rivals the one nearest to the mean: it refuses most pairs by itself."""
+        if len(rivals) < CROWD or self.z.shape[1] > FEW_AXES:
+            return False
+        names = self.groups.names[rivals]
+        nearest = int(names[((self.means[names] - mean) ** 2).sum(axis=1).argmin()])
+        points = self.z[np.concatenate([self.members[a], self.members[b]])]
+        start = mean - self.means[nearest]
+        return do_meet(points, self.z[self.members[nearest]], self.tolerance, start)[0]
 
     def _beyond_known(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
         """Leave out rivals beyond a plane along which all points were measured before."""
