@@ -8,6 +8,7 @@ Features: all layers, cls and mean pooling, against `SentenceTransformer.encode`
 alone (mean pooling, its own sorting by length), same model and text, float32. Probes: the same grid
 (layers x values of C, mean pooling) by run_probe.py's linear probe against scikit-learn's
 LogisticRegression, one cold fit after the other; both reach the same objective, which is printed.
+mix and mlp: CPU seconds of the learned mix of all layers, and of the network on the last one.
 
 Each measurement is a process of its own, and the ways take turns.
 """
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from turns import take_turns
 
-WAYS = ("encode", "features", "sklearn", "probes")
+WAYS = ("encode", "features", "sklearn", "probes", "mix", "mlp")
 
 
 def main() -> None:
@@ -64,6 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         features, seconds = extract(documents, options, Path(folder))
         if options.worker == "features":
             return {"seconds": seconds, "rows": len(documents), "vectors": features.shape[1] * 2}
+        if options.worker in ("mix", "mlp"):
+            return by_gradient(features[:, :, 1], documents, spec, options.worker)
         return probe(features, documents, spec, options.worker)
 
 
@@ -149,6 +152,25 @@ def probe(features: object, documents: object, spec: object, way: str) -> dict[s
             jobs = (delayed(ours)(layer) for layer in layers)
             total = sum(Parallel(n_jobs=cpu_count(), prefer="threads")(jobs))
     return {"seconds": time.perf_counter() - started, "fits": len(layers) * 6, "objective": total}
+
+
+def by_gradient(features: object, documents: object, spec: object, way: str) -> dict[str, float]:
+    """CPU seconds of a probe that torch trains; a fifth of the rows is validation."""
+    import numpy as np
+
+    from bertchain.probing.probes import ProbeLabels
+    from bertchain.probing.torch_probes import fit_mix_probe, fit_mlp_probe
+
+    labels = np.array(documents["labels"][:])
+    cuts = {"train": np.arange(len(labels)) % 5 > 0, "validation": np.arange(len(labels)) % 5 == 0}
+    chosen = features if way == "mix" else features[:, -1]
+    fit = fit_mix_probe if way == "mix" else fit_mlp_probe
+    of_splits = {split: labels[rows] for split, rows in cuts.items()}
+    targets = ProbeLabels(of_splits, len(spec.names), spec.problem_type)
+    started = time.process_time()
+    found = fit({split: np.asarray(chosen[rows]) for split, rows in cuts.items()}, targets)
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "score": targets.validation_score(found.predictions["validation"])}
 
 
 # ---------------------------------------------------------------- what came out

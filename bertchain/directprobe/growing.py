@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bertchain.directprobe.groups import Groups
-from bertchain.directprobe.hulls import do_meet
+from bertchain.directprobe.hulls import FEW_AXES, do_meet
 
 KEPT = 500  # clusters for which all points are kept along one of their hyperplanes
 MANY = 5_000_000  # multiplications for which directions are kept while a cluster grows
 FRONTS = 50  # clusters of which they are
+CROWD = 8  # rivals of which one is asked before the others are ruled out
 
 
 class _Front(NamedTuple):
@@ -114,9 +115,11 @@ class Growing:
         if self.groups is None:
             self.groups = Groups(self.owner)
         rivals = np.flatnonzero(self.rival_labels[self.y[a], self.groups.names])
-        rivals = self._beyond_known(rivals, a, b)
         mean, radius = self._sphere(a, b)
         rivals = self._beyond_spheres(rivals, mean, radius)
+        if self._meets_nearest(rivals, mean, a, b):
+            return False
+        rivals = self._beyond_known(rivals, a, b)
         rivals = self._beyond_front(rivals, a, b)
         if not len(rivals):
             return True
@@ -124,19 +127,18 @@ class Growing:
         rivals, gaps = self._beyond_centroids(rivals, points, mean)
         found: dict[int, np.ndarray] = {}
         unknown = []
+        # the one that most probably meets first: of most refusals no other is looked at
         for rival in self.groups.names[rivals[np.argsort(gaps, kind="stable")]].tolist():
             plane = self._known_plane(points, rival, a, b)
             if plane is None:
                 unknown.append(rival)
-            else:
-                found[rival] = plane
-        for rival in unknown:  # the one that most probably meets first
-            start = self.planes.get((a, rival), mean - self.means[rival])
-            meets, contact = do_meet(points, self.z[self.members[rival]], self.tolerance, start)
-            if meets:
-                self.grown = None
-                return False
-            found[rival] = contact.normal
+                start = self.planes.get((a, rival), mean - self.means[rival])
+                meets, contact = do_meet(points, self.z[self.members[rival]], self.tolerance, start)
+                if meets:
+                    self.grown = None
+                    return False
+                plane = contact.normal
+            found[rival] = plane
         for rival, plane in found.items():
             self.planes[a, rival] = plane
             self.planes[rival, a] = -plane
@@ -144,6 +146,16 @@ class Growing:
             largest = max(unknown, key=lambda rival: len(self.members[rival]))
             self.along[a] = self.z @ found[largest]
         return True
+
+    def _meets_nearest(self, rivals: np.ndarray, mean: np.ndarray, a: int, b: int) -> bool:
+        """Ask of many rivals the one nearest to the mean: it refuses most pairs by itself."""
+        if len(rivals) < CROWD or self.z.shape[1] > FEW_AXES:
+            return False
+        names = self.groups.names[rivals]
+        nearest = int(names[((self.means[names] - mean) ** 2).sum(axis=1).argmin()])
+        points = self.z[np.concatenate([self.members[a], self.members[b]])]
+        start = mean - self.means[nearest]
+        return do_meet(points, self.z[self.members[nearest]], self.tolerance, start)[0]
 
     def _beyond_known(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
         """Leave out rivals beyond a plane along which all points were measured before."""

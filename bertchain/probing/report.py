@@ -1,8 +1,11 @@
 """What run_probe.py writes: tables, and a page of sections with their pictures."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bertchain.metrics import LESS_IS_BETTER
@@ -14,6 +17,7 @@ from bertchain.runtime.figures import (
     confusion_figure,
     directprobe_figure,
     drift_figure,
+    frequent_classes,
     gains_figure,
     geometry_figure,
     layers_figure,
@@ -61,7 +65,7 @@ def list_sections(
     descriptions: list[dict[str, Any]],
 ) -> list[Section]:
     """List the sections of the report in reading order. Args: as `write_report`."""
-    return [
+    found = [
         headline_section(board, headline),
         *warning_sections(board, descriptions, tables),
         layers_section(board),
@@ -72,6 +76,7 @@ def list_sections(
         *pca_sections(board, models),
         *probed_sections(descriptions),
     ]
+    return [replace(section, limit=LIMITS.get(section.name, "")) for section in found]
 
 
 def headline_section(board: Scoreboard, headline: pd.DataFrame) -> Section:
@@ -141,17 +146,43 @@ def layers_section(board: Scoreboard) -> Section:
     )
 
 
+LIMITS = {
+    "headline": "whether a model uses what a probe reads off its features. Of layers and settings "
+    "that were tried, the best on validation is a little too good there.",
+    "layers": "whether what a probe reads is used by the model, nor how hard it is to find: "
+    "features with more dimensions allow more to any linear probe.",
+    "selectivity": "that features are well ordered: a probe too weak for the control is also "
+    "selective.",
+    "mdl_compression": "accuracy on other rows: the code is of training labels, in one random "
+    "order, with linear probes alone.",
+    "gains": "why it changed, nor whether another seed would give the same: intervals are over "
+    "rows, not over runs. With many layers a few differ by chance.",
+    "drift": "whether what moved matters to the task: CKA hardly sees directions of little "
+    "variance.",
+    "directprobe": "how labels lie among other rows, nor that one linear classifier would do. Few "
+    "rows in many dimensions are separable whatever their labels mean.",
+    "geometry": "which arrangement is better: that labels lie alike says nothing about accuracy. "
+    "Of few labels a correlation of distances is uncertain.",
+    "confusion": "how sure the probe was, nor intervals: shares of rare classes are of few rows.",
+    "pca": "what lies in other directions: classes that overlap here may be apart there.",
+}
+
 MEASURED = {
     "selectivity": (
         "Selectivity",
         "Accuracy of the linear probe minus that of a probe for a control task, which gives every "
         "word a random label (Hewitt & Liang 2019). A probe that can learn the control by heart "
         "says little about the features.",
+        "accuracy beyond that of the control",
+        {"no more than the control": 0.0},
     ),
     "mdl_compression": (
         "Description length",
         "How many times fewer bits it takes to send the training labels to someone who has the "
-        "features than to someone who has not, learning as they come (Voita & Titov 2020).",
+        "features than to someone who has not, learning as they come (Voita & Titov 2020). At 1 "
+        "the features save nothing; at 2, half of the bits.",
+        "compression: bits without features / bits with them",
+        {"features save nothing": 1.0},
     ),
 }
 
@@ -159,12 +190,12 @@ MEASURED = {
 def measured_sections(board: Scoreboard) -> list[Section]:
     """Measures of linear probes beside their scores, by layer."""
     results, sections = board.table(), []
-    for metric, (title, text) in MEASURED.items():
+    for metric, (title, text, axis, lines) in MEASURED.items():
         if metric not in set(results["metric"]):
             continue
         table = layer_table(results, metric, "train")
-        figure = layers_figure(results, metric, "train", name=title.lower())
         what = f"{title} by layer"
+        figure = layers_figure(results, metric, "train", axis, lines, what)
         sections.append(Section(metric, title, text, table, figure, what, fold=True))
     return sections
 
@@ -267,8 +298,30 @@ def confusion_sections(board: Scoreboard, headline: pd.DataFrame) -> list[Sectio
     predicted = {what: board.predicted[key] for what, key in shown.items()}
     figure = confusion_figure(predicted, board.labels[board.split], board.spec.names)
     text = f"Shares of each true class on {board.split}, by the class that was predicted."
+    table = confusions_table(predicted, board.labels[board.split], board.spec.names)
+    if len(table):
+        text += " The numbers: the confusions of most rows."
     what = "Confusion matrices of " + " and ".join(predicted)
-    return [Section("confusion", "Confusion", text, figure=figure, figure_text=what)]
+    table = table if len(table) else None
+    return [Section("confusion", "Confusion", text, table, figure, what, fold=True)]
+
+
+def confusions_table(
+    predicted: dict[str, np.ndarray], truth: np.ndarray, names: Sequence[str], most: int = 20
+) -> pd.DataFrame:
+    """The pairs of a true and another predicted class that most rows have, for each entry.
+
+    Args: see `figures.confusion_figure`.
+    """
+    size, counts, rows = len(names), np.bincount(truth, minlength=len(names)), []
+    for what, classes in predicted.items():
+        pairs, of_pair = np.unique((truth * size + classes)[truth != classes], return_counts=True)
+        for at in np.argsort(-of_pair, kind="stable")[:most]:
+            true, other = divmod(int(pairs[at]), size)
+            row = {"probe": what, "true": names[true], "predicted": names[other]}
+            share = float(of_pair[at] / counts[true])
+            rows.append(row | {"rows": int(of_pair[at]), "share of the true class": share})
+    return pd.DataFrame(rows)
 
 
 def pca_sections(board: Scoreboard, models: list[ProbedModel]) -> list[Section]:
@@ -284,6 +337,10 @@ def pca_sections(board: Scoreboard, models: list[ProbedModel]) -> list[Section]:
     title = f"{board.split} rows, {pooling} pooling"
     figure = pca_figure(panels, board.labels[board.split], board.spec.names, title)
     text = "The two directions in which the rows differ most; each panel has its own."
+    coloured = frequent_classes(board.labels[board.split], len(board.spec.names))
+    grey = [name for k, name in enumerate(board.spec.names) if k not in coloured]
+    if grey:
+        text += " Grey, the less frequent classes: " + ", ".join(grey) + "."
     what = "Scatter plots of two principal components"
     return [Section("pca", "Principal components", text, figure=figure, figure_text=what)]
 

@@ -93,7 +93,7 @@ def _train_mlp(
     first, second, third = (_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
     model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
     loss, y = targets.loss, targets.y
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     best, kept, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x["train"]), generator=generator).split(BATCH):
@@ -141,9 +141,9 @@ def fit_mix_probe(
     """
     scalers = [Standardiser(features["train"][:, k]) for k in range(features["train"].shape[1])]
     x = {
-        split: torch.from_numpy(np.stack([s(rows[:, k]) for k, s in enumerate(scalers)], axis=1))
+        split: torch.from_numpy(np.stack([s(rows[:, k]) for k, s in enumerate(scalers)]))
         for split, rows in features.items()
-    }
+    }  # [layers, n, features]
     targets = _Targets(labels)
     mix = _Mix(layers=len(scalers), hidden=x["train"].shape[2], targets=targets)
     best: tuple[float, ProbeResult] | None = None
@@ -167,14 +167,14 @@ class _Mix:
         self.bias = torch.zeros(targets.num_labels, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, layers, hidden] -> [n, labels]"""
-        mixed = torch.einsum("nlh,l->nh", x, self.mix.softmax(0))
+        """[layers, n, hidden] -> [n, labels]"""
+        mixed = (self.mix.softmax(0) @ x.flatten(1)).view(x.shape[1:])
         return mixed @ self.weight.T + self.bias
 
     def train(self, x: Tensor, C: float) -> bool:
         """Minimise mean loss + |weight|^2 / (2 C n). Returns whether the gradient vanished."""
         targets, parameters = self.targets, [self.mix, self.weight, self.bias]
-        y, penalty = targets.y["train"], 1 / (2 * C * len(x))
+        y, penalty = targets.y["train"], 1 / (2 * C * x.shape[1])
         several = 1 if targets.kind == "single_label" else targets.num_labels  # mean -> sum
         optimizer = torch.optim.LBFGS(
             parameters, max_iter=MAX_ITERATIONS, tolerance_grad=MIX_TOLERANCE,

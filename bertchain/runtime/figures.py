@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 MOST_POINTS = 1000  # in a scatter plot
+MOST_NAMED = 30  # classes of a confusion matrix that have names and numbers
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,16 +38,65 @@ def add_legend(place: Figure | Axes, **options: Any) -> None:
         place.legend(**options)
 
 
+def add_shared_legend(figure: Figure) -> None:
+    """Name the lines of all axes below them, each once: no line is hidden, nothing cut off."""
+    named = {}
+    for axis in figure.axes:
+        named |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if named:
+        options = {"loc": "outside lower left", "ncols": min(2, len(named)), "fontsize": 8}
+        figure.legend(named.values(), named, **options)
+
+
+def layered(number: int, count: int) -> dict[str, Any]:
+    """Style of a line of several that may lie on each other: those below are wider and paler."""
+    wider = (count - 1 - number) * min(1.8, 3.6 / max(1, count - 1))
+    return {"linewidth": 1.4 + wider, "alpha": 0.55 + 0.45 * (number + 1) / count}
+
+
+def zoom(axis: Axes, values: Sequence[float], lines: dict[str, float]) -> None:
+    """Set the vertical axis to where values differ; draw lines that lie there, name the others.
+
+    Args:
+        lines: heights of horizontal lines by name.
+    """
+    known = np.asarray([v for v in values if np.isfinite(v)], dtype=float)
+    if not len(known):
+        return
+    room = max(float(np.ptp(known)), 0.02 * float(np.abs(known).max()), 1e-9)
+    low, high = known.min() - 0.15 * room, known.max() + 0.15 * room
+    below, above = [], []
+    for i, (name, value) in enumerate(lines.items()):
+        if low - room <= value <= high + room:
+            style = {"color": "grey", "linestyle": (":", "--", "-.")[i % 3], "linewidth": 1}
+            axis.axhline(value, label=f"{name} ({value:.3g})", **style)
+            low, high = min(low, value - 0.1 * room), max(high, value + 0.1 * room)
+        else:
+            (below if value < low else above).append(f"{name} {value:.3g}")
+    for names, height, side in ((below, 0.02, "below"), (above, 0.98, "above")):
+        if names:
+            text = f"{side} what is shown: {', '.join(names)}"
+            place = {"va": "bottom" if side == "below" else "top", "fontsize": 7}
+            axis.text(0.01, height, text, transform=axis.transAxes, color="dimgrey", **place)
+    axis.set_ylim(low, high)
+
+
 def layers_figure(
-    results: pd.DataFrame, metric: str, split: str, name: str | None = None
+    results: pd.DataFrame,
+    metric: str,
+    split: str,
+    name: str | None = None,
+    lines: dict[str, float] | None = None,
+    title: str = "Linear probe by layer",
 ) -> Figure:
     """Draw scores of linear probes by layer: a colour per model, a line style per pooling.
 
-    Baselines and own heads are horizontal lines.
+    Baselines and own heads are horizontal lines, or are named where they lie far from all scores.
 
     Args:
         results: of `Scoreboard.table`.
         name: of the vertical axis; None: split and metric.
+        lines: heights of further horizontal lines by name.
     """
     scores = results[(results["metric"] == metric) & (results["split"] == split)]
     probes = scores[scores["probe"] == "linear"]
@@ -54,23 +104,25 @@ def layers_figure(
     axis = figure.subplots()
     colours = {model: f"C{i}" for i, model in enumerate(probes["model"].unique())}
     styles = dict(zip(probes["token_pooling"].unique(), ("-", "--", "-.", ":"), strict=False))
-    for (model, pooling), line in probes.groupby(["model", "token_pooling"], sort=False):
+    groups = list(probes.groupby(["model", "token_pooling"], sort=False))
+    for i, ((model, pooling), line) in enumerate(groups):
         style = {"color": colours[model], "linestyle": styles[pooling], "marker": "o", "ms": 4}
-        axis.plot(line["layer"].astype(int), line["value"], label=f"{model}, {pooling}", **style)
-    for _, row in scores[scores["probe"] == "own head"].iterrows():
-        label, colour = f"{row['model']}, own head", colours[row["model"]]
-        axis.axhline(row["value"], color=colour, linestyle=":", label=label)
-    for probe, dashes in (("majority", ":"), ("tf-idf", "--")):
-        for value in scores[scores["probe"] == probe]["value"]:
-            axis.axhline(value, color="grey", linestyle=dashes, label=probe)
+        style |= layered(i, len(groups)) | {"label": f"{model}, {pooling}"}
+        axis.plot(line["layer"].astype(int), line["value"], **style)
+    heads = scores[scores["probe"] == "own head"]
+    for model, value in zip(heads["model"], heads["value"], strict=True):
+        axis.axhline(value, color=colours[model], linestyle=":", label=f"{model}, own head")
+    baselines = scores[scores["probe"].isin(("majority", "tf-idf"))]
+    heights = dict(zip(baselines["probe"], baselines["value"], strict=True)) | (lines or {})
+    zoom(axis, [*probes["value"], *heads["value"]], heights)
     tick_whole_numbers(axis)
     axis.set(
         xlabel="layer (0 = embeddings)",
         ylabel=name or f"{split} {metric}",
-        title="Linear probe by layer",
     )
+    axis.set_title(title, loc="left")
     axis.grid(alpha=0.3)
-    add_legend(figure, loc="outside right upper", fontsize=8)
+    add_shared_legend(figure)
     return figure
 
 
@@ -87,13 +139,14 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
             own = rows[rows["model"] == model]
             shift = 0.12 * (i - (len(models) - 1) / 2)  # so that bars do not hide each other
             style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i + 1}"}
+            style |= layered(i, len(models))
             axis.errorbar(own["layer"] + shift, own[value], own["± 95 %"], label=model, **style)
-        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.axhline(0, color="grey", linewidth=0.8, label="no gain")
         tick_whole_numbers(axis)
         axis.set(xlabel="layer (0 = embeddings)", title=f"{pooling} pooling")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel=f"gain, {value}")
-    add_legend(axes[-1], fontsize=8)
+    add_shared_legend(figure)
     return figure
 
 
@@ -104,8 +157,10 @@ def drift_figure(drift: pd.DataFrame) -> Figure | None:
         return None
     figure = new_figure(8.4, 3.4)
     left, right = figure.subplots(1, 2)
-    for i, (model, rows) in enumerate(later.groupby("model", sort=False), 1):
-        style = {"marker": "o", "ms": 4, "color": f"C{i}", "label": model}
+    groups = list(later.groupby("model", sort=False))
+    for i, (model, rows) in enumerate(groups):
+        style = {"marker": "o", "ms": 4, "color": f"C{i + 1}", "label": model}
+        style |= layered(i, len(groups))
         left.plot(rows["layer"], rows["CKA with the first"], **style)
         right.plot(rows["layer"], rows["weights changed by"], **style)
     left.set(xlabel="layer (0 = embeddings)", ylabel="linear CKA", title="Features, as before = 1")
@@ -113,7 +168,7 @@ def drift_figure(drift: pd.DataFrame) -> Figure | None:
     for axis in (left, right):
         tick_whole_numbers(axis)
         axis.grid(alpha=0.3)
-    add_legend(left, fontsize=8)
+    add_shared_legend(figure)
     return figure
 
 
@@ -127,9 +182,15 @@ def directprobe_figure(table: pd.DataFrame) -> Figure:
     """
     columns = ("clusters", "mean distance of labels", "accuracy of nearest cluster")
     figure = _lines(table, columns)
-    figure.axes[0].axhline(table["labels"].iloc[0], color="grey", linewidth=0.8, linestyle=":")
+    labels, axis = int(table["labels"].iloc[0]), figure.axes[0]
+    axis.axhline(labels, color="grey", linewidth=1, linestyle=":")
+    text = {"fontsize": 7, "color": "dimgrey", "va": "bottom"}
+    place = axis.get_yaxis_transform()  # across the axis, at a height
+    axis.text(0.01, labels, f"{labels} labels: one cluster each", transform=place, **text)
     if table["clusters"].max() > 10 * table["clusters"].min():
-        figure.axes[0].set_yscale("log")
+        axis.set_yscale("log")
+    else:
+        axis.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
 
@@ -164,7 +225,10 @@ def _lines(
         for i, (model, rows) in enumerate(groups):
             x = np.arange(len(rows)) if one_layer else rows["layer"]
             error = rows[intervals[column]] if intervals and column in intervals else None
+            if error is not None:  # so that bars do not hide each other
+                x = x + 0.1 * (i - (len(groups) - 1) / 2)
             style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i}", "label": model}
+            style |= layered(i, len(groups))
             axis.errorbar(x, rows[column], error, **style)
         if one_layer:
             axis.set_xticks(x, rows["model"], rotation=60, ha="right", fontsize=7)
@@ -174,8 +238,13 @@ def _lines(
         axis.set_title(column, fontsize="small")
         axis.grid(alpha=0.3)
     if not one_layer:
-        add_legend(axes[-1], fontsize=7)
+        add_shared_legend(figure)
     return figure
+
+
+def frequent_classes(labels: np.ndarray, count: int) -> np.ndarray:
+    """The ten most frequent of `count` classes, which have a colour in scatter plots."""
+    return np.argsort(-np.bincount(labels, minlength=count), kind="stable")[:10]
 
 
 def pca_figure(
@@ -192,7 +261,7 @@ def pca_figure(
     """
     from sklearn.decomposition import PCA
 
-    frequent = np.argsort(-np.bincount(labels, minlength=len(names)), kind="stable")[:10]
+    frequent = frequent_classes(labels, len(names))
     drawn = np.linspace(0, len(labels) - 1, min(MOST_POINTS, len(labels))).astype(int)
     columns = min(4, len(features))
     lines = -(-len(features) // columns)
@@ -201,7 +270,9 @@ def pca_figure(
     for axis, (name, x) in zip(axes, features.items(), strict=False):
         points = PCA(2, random_state=0).fit_transform(np.asarray(x, dtype=np.float32))[drawn]
         rest = ~np.isin(labels[drawn], frequent)
-        axis.scatter(*points[rest].T, s=5, color="lightgrey")
+        if len(names) > len(frequent):
+            others = f"{len(names) - len(frequent)} other classes"
+            axis.scatter(*points[rest].T, s=5, color="lightgrey", label=others)
         for i, label in enumerate(frequent):
             own = points[labels[drawn] == label]
             axis.scatter(*own.T, s=5, color=f"C{i}", label=names[label])
@@ -210,7 +281,7 @@ def pca_figure(
     for axis in axes[len(features) :]:
         axis.set_axis_off()
     handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=5, fontsize=7, markerscale=2)
+    figure.legend(handles, texts, loc="outside lower left", ncols=3, fontsize=7, markerscale=2)
     figure.suptitle(title, fontsize="medium")
     return figure
 
@@ -226,23 +297,26 @@ def confusion_figure(
         names: of the classes.
     """
     size = len(names)
-    figure = new_figure(4.2 * len(predicted), 4.2)
-    axes = figure.subplots(1, len(predicted), squeeze=False)[0]
+    side = max(3.6, 0.3 * size + 1.5) if size <= MOST_NAMED else 5.0
+    across = len(predicted) if size <= 8 else 1  # side by side, or one below the other
+    down = -(-len(predicted) // across)
+    figure = new_figure(side * across + 0.6, side * down)
+    axes = figure.subplots(down, across, squeeze=False).reshape(-1)
     for axis, (name, classes) in zip(axes, predicted.items(), strict=True):
         table = np.bincount(truth * size + classes, minlength=size * size).reshape(size, size)
         shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
         image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
         small = 9 if size <= 12 else 6
-        ticks = range(size) if size <= 30 else []
+        ticks = range(size) if size <= MOST_NAMED else []
         axis.set_xticks(ticks, names if ticks else [], rotation=90, fontsize=small)
         axis.set_yticks(ticks, names if ticks else [], fontsize=small)
         axis.set(xlabel="predicted", ylabel="true")
         axis.set_title(name, fontsize="small")
-        if size <= 8:
-            for i, j in np.ndindex(size, size):
-                colour = "white" if shares[i, j] > 0.5 else "black"
-                text = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
-                axis.text(j, i, f"{shares[i, j]:.2f}", **text)
+        for i, j in np.argwhere(table) if ticks else ():
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            text = {"ha": "center", "va": "center", "color": colour}
+            text["fontsize"] = 7 if size <= 12 else 5
+            axis.text(j, i, f"{shares[i, j]:.2f}".replace("0.", "."), **text)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return figure
 

@@ -30,6 +30,7 @@ class Section:
         figure_text: what the picture shows, for readers who do not see it.
         warning: whether the text is shown as a warning.
         fold: whether the table is folded away at first.
+        limit: what the section does not show: a sentence that stands below it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Section:
     plain: str = ""
     warning: bool = False
     fold: bool = False
+    limit: str = ""
 
 
 def write_report_files(folder: Path, title: str, sections: Sequence[Section]) -> None:
@@ -70,6 +72,8 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
             parts.append(markdown_table(section.table))
         if section.plain:
             parts.append(fenced(section.plain))
+        if section.limit:
+            parts.append(f"*{NOT_SHOWN}* {escape_markdown(section.limit)}\n")
     return "\n".join(parts)
 
 
@@ -95,7 +99,10 @@ def _section(section: Section) -> str:
         parts.append(f"<p{kind}>{html.escape(paragraph)}</p>")
     if section.figure is not None:
         text = html.escape(section.figure_text, quote=True)
-        parts.append(f'<figure role="img" aria-label="{text}">{as_svg(section.figure)}</figure>')
+        least = min(58, 4.2 * section.figure.get_size_inches()[0])  # so that text can be read
+        kind = f'role="img" aria-label="{text}" style="--least: {least:.0f}rem"'
+        parts.append(f"<figure {kind}>{as_svg(section.figure)}</figure>")
+        parts.append(HINT)
     if section.table is not None:
         table = html_table(section.table)
         if section.fold:
@@ -103,6 +110,8 @@ def _section(section: Section) -> str:
         parts.append(table)
     if section.plain:
         parts.append(f"<pre>{html.escape(section.plain)}</pre>")
+    if section.limit:
+        parts.append(f'<p class="limit"><em>{NOT_SHOWN}</em> {html.escape(section.limit)}</p>')
     return f'<section id="{html.escape(section.name)}">{"".join(parts)}</section>'
 
 
@@ -114,7 +123,7 @@ def html_table(table: pd.DataFrame, digits: int = 4) -> str:
         for row in table.itertuples(index=False)
     )
     inside = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="table"><table>{inside}</table></div>'
+    return f'<div class="table"><table>{inside}</table></div>{HINT}'
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -125,6 +134,9 @@ def _cell(value: Any, digits: int) -> str:
     shown = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
     return f'<td class="number" data-value="{value!r}">{shown}</td>'
 
+
+NOT_SHOWN = "What this does not show:"
+HINT = '<p class="hint">Scroll sideways to see all of it \u2192</p>'
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #ffffff; --line: #d5d9de;
@@ -141,7 +153,9 @@ nav { display: flex; flex-wrap: wrap; gap: 0.3rem 1rem; border-bottom: 1px solid
   padding-bottom: 0.5rem; }
 a { color: var(--link); } .warning { color: var(--warning); font-weight: 600; }
 .table, figure, pre { overflow-x: auto; margin: 0.5rem 0; }
-figure svg { max-width: 100%; height: auto; min-width: 34rem; }
+.hint { display: none; margin: 0 0 0.5rem; font-size: 0.8rem; opacity: 0.8; }
+.wide + .hint { display: block; } .limit { font-size: 0.9rem; }
+figure svg { max-width: 100%; height: auto; min-width: var(--least, 34rem); }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left;
   white-space: nowrap; }
@@ -154,9 +168,21 @@ tbody tr:hover { background: var(--soft); }
 pre { background: var(--soft); padding: 0.6rem; font-size: 0.85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--link); }
+@media (max-width: 40rem) {
+  table { font-size: 0.8rem; } th, td { padding: 0.25rem 0.2rem; }
+  td:first-child { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
+}
 """
 
 SCRIPT = """
+const hint = () => {
+  for (const box of document.querySelectorAll(".table, figure")) {
+    box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+  }
+};
+hint();
+addEventListener("resize", hint);
+for (const fold of document.querySelectorAll("details")) fold.addEventListener("toggle", hint);
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];

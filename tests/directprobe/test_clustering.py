@@ -456,3 +456,16 @@ def test_directions_kept_while_clusters_grow_change_nothing(monkeypatch):
     monkeypatch.setattr(growing, "KEPT", 0)
     monkeypatch.setattr(merging, "COARSEST", 3)  # and every merge is tested
     assert (cluster(x, y).decisions == whole.decisions).all()
+
+
+def test_asking_the_nearest_of_many_rivals_first_changes_nothing(monkeypatch):
+    rng = np.random.default_rng(18)
+    x, y = rng.normal(size=(300, 3)), rng.integers(0, 4, 300)
+    asked, ask = [], growing.Growing._meets_nearest
+    monkeypatch.setattr(
+        growing.Growing, "_meets_nearest", lambda *own: asked.append(ask(*own)) or asked[-1]
+    )
+    first = cluster(x, y)
+    assert sum(asked) > 0.5 * (~first.decisions).sum()  # most refusals need no other
+    monkeypatch.setattr(growing, "CROWD", len(x) + 1)  # none is asked first
+    assert (cluster(x, y).decisions == first.decisions).all()

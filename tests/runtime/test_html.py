@@ -69,6 +69,13 @@ def test_text_from_data_is_escaped_and_nothing_is_fetched():
                for address in fetched), fetched  # fmt: skip
 
 
+def test_a_section_says_what_it_does_not_show():
+    one = [Section("a", "A", "Text.", limit="why <that> is")]
+    assert "<em>What this does not show:</em> why &lt;that&gt; is" in to_html("T", one)
+    assert "*What this does not show:* why" in to_markdown("T", one)
+    assert "does not show" not in to_html("T", sections()) + to_markdown("T", sections())
+
+
 def test_numbers_stand_in_the_table_as_they_are():
     table = html_table(
         pd.DataFrame({"a": [0.12345, float("nan")], "b": [1234567, 2], "c": ["x", True]})
@@ -110,8 +117,10 @@ const down = firsts();
 const sizes = [...document.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect());
 const seen = sizes.filter(size => size.width > 100 && size.height > 100).length;
 const wide = document.documentElement.scrollWidth > window.innerWidth;
-document.title = JSON.stringify({up: up.at(0), down: down.at(0), last: down.at(-1), seen, wide,
-  fetched: performance.getEntriesByType("resource").length});
+const hints = [...document.querySelectorAll(".hint")];
+const shown = hints.filter(hint => getComputedStyle(hint).display !== "none").length;
+document.title = JSON.stringify({shown, up: up.at(0), down: down.at(0), last: down.at(-1),
+  seen, wide, fetched: performance.getEntriesByType("resource").length});
 </script>
 """
 
@@ -133,5 +142,6 @@ def test_in_a_browser_tables_sort_figures_show_and_nothing_is_fetched(tmp_path, 
     )
     assert '"last":"b"' in title  # not a number: always last
     assert '"seen":5' in title
+    assert ('"shown":0' in title) == (size == "1200,900")  # hints that there is more to see
     assert '"fetched":0' in title and '"wide":false' in title
     assert "CONSOLE" not in done.stderr, done.stderr
