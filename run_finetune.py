@@ -167,7 +167,7 @@ def fine_tune(
         unfreeze_every=args.rates.unfreeze_every,
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
-        rows_of_a_class=args.rows_of_a_class,
+        rows_of_a_class=args.rows_of_a_class(),
         patience=args.run.early_stopping_patience,
         folder=folder,
         seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
@@ -272,11 +272,10 @@ class ClassifierTrainer(trainer.DocumentTrainer):
             total = loss.total(logits, labels, weights)
         if num_items_in_batch is None:
             mean = total / loss.divisor(labels, weights)
+        elif self.args.average_tokens_across_devices:  # gradients are averaged over processes
+            mean = total * self.accelerator.num_processes / num_items_in_batch
         else:
-            shared = (
-                self.args.average_tokens_across_devices
-            )  # gradients are averaged over processes
-            mean = total * (self.accelerator.num_processes if shared else 1) / num_items_in_batch
+            mean = total / num_items_in_batch
         return contrastive.mixed(loss, mean, kept, labels, weights, self.accelerator)
 
 

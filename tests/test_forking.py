@@ -35,6 +35,7 @@ BARE = {
     "test_examples.py": "prints what is installed",
     "test_forking.py": "compares forks with it",
     "test_launchers.py": "every launcher as its users start it",
+    "test_soak.py": "stands in for a script, and imports nothing",
     "test_offline.py": "the guard, and libraries that are not told to stay offline, from the start",
 }
 

@@ -161,9 +161,12 @@ class Arguments(NamedTuple):
             asked.add("validation")  # chooses the best checkpoint
         return asked or {*flags}
 
-    @property
     def rows_of_a_class(self) -> int | None:
-        """Rows of a class that come into a step together; None: as they come."""
+        """Rows of a class that come into a step together; None: as they come.
+
+        Raises:
+            InputError: where the rows of a step are no groups of so many.
+        """
         training = self.training
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         return self.losses.rows_of_a_class(rows * training.world_size)
@@ -264,7 +267,7 @@ def check_few_labels(args: Arguments) -> None:
         contrastive_weight=args.losses.contrastive_weight,
         torch_compile=training.torch_compile,  # which does not call the hook that keeps vectors
     )
-    args.rows_of_a_class  # noqa: B018 (refuses what cannot be)
+    args.rows_of_a_class()  # refuses what cannot be
     asked = {
         "early_stopping_patience": args.run.early_stopping_patience is not None,
         "load_best_model_at_end": training.load_best_model_at_end,

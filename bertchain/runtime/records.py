@@ -183,7 +183,7 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
     """
     figure = figures.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
-    steps, xlabel = history["step"], "step"
+    steps, xlabel = history.get("step"), "step"  # none without evaluations
     if "phase" in history:
         of_head = history["phase"] == "head"
         steps = steps - steps[of_head].max() * of_head

@@ -286,4 +286,4 @@ def how_section(folder: Path) -> Section:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, __doc__)

@@ -173,11 +173,13 @@ def test_nothing_is_left_in_memory(script, common, tmp_path):
     given = {name: v for name, v in common.items() if name not in left_out}
     given |= {"train_file": TRAIN, "callbacks": [watch], "max_steps": 3}
     kept = script.main(**given, keep_model=True)
-    assert len(watch.models) == watch.alive == 1 and kept.model is not None
+    before = len(watch.models)  # run_itpt.py has trained a copy, whose encoder is frozen, first
+    assert before == 1 + (script is run_itpt) and watch.alive == 1 and kept.model is not None
     del kept
     gc.collect()
     assert not watch.alive
-    for number, error in enumerate((None, InputError("stop"), KeyboardInterrupt())):
+    given |= {"head_warmup_steps": 0} if script is run_itpt else {}
+    for number, error in enumerate((None, InputError("stop"), KeyboardInterrupt()), 1):
         given["output_dir"] = tmp_path / str(number)
         if error is None:
             assert script.main(given).model is None
@@ -186,7 +188,7 @@ def test_nothing_is_left_in_memory(script, common, tmp_path):
             with pytest.raises(type(error)) as caught:  # whose traceback holds frames
                 script.main(given)
             assert caught.value is error
-        assert len(watch.models) == number + 2 and not watch.alive
+        assert len(watch.models) == before + number and not watch.alive
 
 
 class Seen(TrainerCallback):
