@@ -199,6 +199,9 @@ def _train(fit: PretrainingTrainer, names: list[str], end: Path, args: Arguments
     if training.resume_from_checkpoint is not None:
         found = broadcast(checkpoints.latest_checkpoint(end.parent) if is_main_process() else None)
     fit.train(resume_from_checkpoint=found)
+    evaluated = [entry["step"] for entry in fit.state.log_history if "eval_loss" in entry]
+    if evaluated[-1:] != [fit.state.global_step]:  # transformers 5.0 leaves out the last step
+        fit.evaluate()
     fit.check_weights()
     weights = fit.accelerator.get_state_dict(fit.model)
     streamed = isinstance(fit.train_dataset, StreamedBatches)
