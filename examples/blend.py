@@ -14,7 +14,7 @@ their mean and the blend; weights; correlation of the predictions) and all_resul
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,12 +224,25 @@ def split_labels(text: str, names: Sequence[str], joint: str) -> set[str]:
 def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
     """Fit weights [runs] on all rows; combine each fold [n, labels] with those of the others."""
     oof = np.stack([run.oof for run in given.runs])  # [runs, n, labels]
-    nested = np.empty_like(given.runs[0].oof)
+
+    def combine_fold(inside: np.ndarray) -> np.ndarray:
+        others = fit_weights(oof[:, ~inside], given.truth[~inside], given.spec)
+        return combine(others, oof[:, inside])
+
+    return fit_weights(oof, given.truth, given.spec), by_fold(given, combine_fold)
+
+
+def by_fold(given: Given, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Predict fold by fold [n, labels].
+
+    Args:
+        predict: from which rows are in the fold [n] bool, their predictions by the other rows.
+    """
+    found = np.empty_like(given.runs[0].oof)
     for fold in np.unique(given.folds):
         inside = given.folds == fold
-        others = fit_weights(oof[:, ~inside], given.truth[~inside], given.spec)
-        nested[inside] = combine(others, oof[:, inside])
-    return fit_weights(oof, given.truth, given.spec), nested
+        found[inside] = predict(inside)
+    return found
 
 
 def fit_thresholds(

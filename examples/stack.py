@@ -52,8 +52,7 @@ CATEGORIES = 200  # of a column, the most frequent; HistGradientBoosting takes a
 def main() -> None:
     """Fit the trees, and write the stack and its report."""
     columns = {"nargs": "+", "default": [], "help": "Columns of both tables that the trees see."}
-    seed = {"type": int, "default": 1}
-    options = blend.read_options(__doc__, columns=columns, seed=seed)
+    options = blend.read_options(__doc__, columns=columns, seed={"type": int, "default": 1})
     start_logging()
     given = blend.read_given(options)
     train, test = read_columns(options, given)
@@ -64,14 +63,13 @@ def main() -> None:
         for p, side in zip(probabilities, (train, test), strict=True)
     )
 
-    kind, nested = given.spec.problem_type, np.empty_like(given.runs[0].oof)
-    for fold in np.unique(given.folds):
-        inside = given.folds == fold
-        rows, truth = train[~inside], given.truth[~inside]
-        nested[inside] = fit_trees(
-            rows, truth, given.spec.problem_type, train[inside], options.seed
-        )
-    stacked = fit_trees(train, given.truth, kind, test, options.seed)
+    kind, seed = given.spec.problem_type, options.seed
+
+    def predict_fold(inside: np.ndarray) -> np.ndarray:
+        return fit_trees(train[~inside], given.truth[~inside], kind, train[inside], seed)
+
+    nested = blend.by_fold(given, predict_fold)
+    stacked = fit_trees(train, given.truth, kind, test, seed)
 
     _, blended = blend.fit_nested(given)
     scores_of = score_function(given.spec, [])
@@ -81,7 +79,7 @@ def main() -> None:
     blend.write_ensemble(options, given, nested, stacked, scores[STACK])
     others = {run.name: run.oof for run in given.runs} | {blend.BLEND: blended}
     report = write_report(Path(options.output_dir), scores, nested, others, given)
-    results = {"scores": scores, "trees": TREES | {"seed": options.seed}}
+    results = {"scores": scores, "trees": TREES | {"seed": seed}}
     results |= {"columns": [*map(str, train)], "versions": versions()}
     write_json(Path(options.output_dir) / "all_results.json", results)
     print(report)

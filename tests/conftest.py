@@ -21,7 +21,7 @@ import pytest
 import torch
 from forking import stand_in_path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
@@ -74,6 +74,13 @@ BASICS = {  # of fine-tuning the tiny model on the easy task
     "num_train_epochs": 4,
     "token_pooling": "mean",
     "id_column_name": "id",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+PRETRAINING = {  # basics of further pretraining of the tiny model on the easy task
+    "max_train_samples": 60,
+    "learning_rate": 5e-3,
+    "validation_split": 0.2,
     "disable_tqdm": True,
     "use_cpu": True,
 }
@@ -147,6 +154,14 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
         **names,
     )
+
+
+class Preempt(TrainerCallback):
+    """The machine is taken away in step 6 of 9 an epoch."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

@@ -81,10 +81,9 @@ class GroupedByLength(Sampler[int]):
             by_length: False: shuffle only.
         """
         args = trainer.args
-        seed = args.seed if args.data_seed is None else args.data_seed
         step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
         lengths = dataset["length"][:] if by_length else np.ones(len(dataset))
-        return cls(lengths, step, seed, lambda: int(trainer.state.epoch or 0))
+        return cls(lengths, step, *_seed_and_epoch(trainer))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -108,6 +107,13 @@ class GroupedByLength(Sampler[int]):
             yield from batch.tolist()
 
 
+def _seed_and_epoch(trainer: Trainer) -> tuple[int, Callable[[], int]]:
+    """What the order of a Trainer's rows depends on: its seed, and a function of its epoch."""
+    args = trainer.args
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return seed, lambda: int(trainer.state.epoch or 0)
+
+
 class GroupedByClass(Sampler[int]):
     """A new random order every epoch in which `size` rows of a class stand side by side.
 
@@ -120,6 +126,11 @@ class GroupedByClass(Sampler[int]):
         """Args: classes: of each row [n]."""
         self.classes = np.unique([str(own) for own in classes], return_inverse=True)[1]
         self.size, self.seed, self.epoch = size, seed, epoch
+
+    @classmethod
+    def for_trainer(cls, trainer: Trainer, classes: Sequence[Any], size: int) -> "GroupedByClass":
+        """Build the order of a Trainer's training rows."""
+        return cls(classes, size, *_seed_and_epoch(trainer))
 
     def __len__(self) -> int:
         return len(self.classes)

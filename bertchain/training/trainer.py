@@ -162,12 +162,10 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
     def row_order(self) -> Sampler[int]:
         """Return the sampler of training rows, the same in all processes."""
         if self.rows_of_a_class:
-            args, config = self.args, self.model.config
-            seed = args.seed if args.data_seed is None else args.data_seed
-            kind = next(k for k, name in PROBLEM_TYPES.items() if name == config.problem_type)
+            own = self.model.config.problem_type
+            kind = next(k for k, name in PROBLEM_TYPES.items() if name == own)
             classes = strata_of(self.train_dataset["labels"][:], kind)
-            size = self.rows_of_a_class
-            return GroupedByClass(classes, size, seed, lambda: int(self.state.epoch or 0))
+            return GroupedByClass.for_trainer(self, classes, self.rows_of_a_class)
         return GroupedByLength.for_trainer(self, self.train_dataset, self.batch_by_length)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import PRETRAINING
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import run_itpt
@@ -18,19 +19,14 @@ def runs(tmp_path_factory, tiny_bert, topic_files):
     folder, found = tmp_path_factory.mktemp("blends"), {}
     for share in (0.0, 0.25, 1.0):
         out = folder / str(share)
-        arguments = {
+        arguments = PRETRAINING | {
             "model_name_or_path": tiny_bert,
             "train_file": [topic_files["train"]],
-            "max_train_samples": 60,
             "max_steps": 4,
-            "learning_rate": 5e-3,
-            "validation_split": 0.2,
             "save_at_steps": [0, 2],
             "head_warmup_steps": 2,
             "blend_with_start": share,
             "output_dir": str(out),
-            "disable_tqdm": True,
-            "use_cpu": True,
         }
         found[share] = run_itpt.main(arguments), out
     return found

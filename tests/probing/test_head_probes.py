@@ -1,18 +1,14 @@
 """A linear probe as the head: it predicts what the probe predicts, and nothing else moves."""
 
-import os
-import signal
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BASICS, ROOT, make_rows
+from conftest import BASICS, ROOT, Preempt, make_rows
 from datasets import Dataset
 from one_step import dataset_for, step_arguments
 from tiny_models import classifier
 from torch import nn
-from transformers import TrainerCallback
 
 import run_finetune
 from bertchain.arguments.training import RegulariserArguments
@@ -151,14 +147,6 @@ def test_another_head_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- through the script
-
-
-class Preempt(TrainerCallback):
-    """The machine is taken away in step 6 of 9 an epoch."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture

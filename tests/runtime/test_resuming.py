@@ -3,16 +3,15 @@
 import importlib
 import os
 import shutil
-import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import transformers
-from conftest import ROOT
+from conftest import ROOT, Preempt
 from forking import run_command
 from packaging.version import Version
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 import run_finetune
 from bertchain.errors import InputError
@@ -20,14 +19,6 @@ from bertchain.runtime.checkpoints import checkpoints_in, read_mark
 from bertchain.runtime.resuming import EarlyStopping
 
 pytestmark = pytest.mark.versions
-
-
-class Preempt(TrainerCallback):
-    """The machine is taken away in step 6 of 9 an epoch."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PRETRAINING, ROOT
 from forking import run_command
 from transformers import (
     AutoModel,
@@ -29,16 +29,11 @@ def run(tiny_bert, topic_files, tmp_path):
     """Run the script with few arguments of one's own; to --output_dir tmp_path / name."""
 
     def start(name="out", **changes):
-        arguments = {
+        arguments = PRETRAINING | {
             "model_name_or_path": tiny_bert,
             "train_file": [topic_files["train"]],
-            "max_train_samples": 60,
             "max_steps": 2,
-            "learning_rate": 5e-3,
-            "validation_split": 0.2,
             "output_dir": str(tmp_path / name),
-            "disable_tqdm": True,
-            "use_cpu": True,
         }
         return run_itpt.main({**arguments, **changes}), tmp_path / name
 

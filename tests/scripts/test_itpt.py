@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 import yaml
-from conftest import make_rows, tiny_bert_config
+from conftest import PRETRAINING, make_rows, tiny_bert_config
 from tiny_models import tiny_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -146,17 +146,12 @@ def run(tiny_bert, topic_files, tmp_path):
     """Run the script with few arguments of one's own; to --output_dir tmp_path / name."""
 
     def start(name="out", **changes):
-        arguments = {
+        arguments = PRETRAINING | {
             "model_name_or_path": tiny_bert,
             "train_file": [topic_files["train"]],
-            "max_train_samples": 60,
             "max_steps": 2,
             "head_warmup_steps": 0,
-            "learning_rate": 5e-3,
-            "validation_split": 0.2,
             "output_dir": str(tmp_path / name),
-            "disable_tqdm": True,
-            "use_cpu": True,
         }
         results = run_itpt.main({k: v for k, v in {**arguments, **changes}.items() if v != ""})
         return results, tmp_path / name

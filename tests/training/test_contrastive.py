@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BASICS, ROOT, make_rows
+from conftest import BASICS, ROOT, Preempt, make_rows
 from forking import run_command
-from transformers import TrainerCallback
 
 import run_finetune
 from bertchain.arguments.training import LossArguments
@@ -165,14 +163,6 @@ def test_rows_per_class_divide_a_step():
 
 
 # ---------------------------------------------------------------- through the script
-
-
-class Preempt(TrainerCallback):
-    """The machine is taken away in step 6 of 9 an epoch."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
