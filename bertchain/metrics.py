@@ -16,8 +16,9 @@ from sklearn import metrics as sk
 from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
-from bertchain import ranking
+from bertchain import ranking, weighted_scores
 from bertchain.data.labels import LabelSpec
+from bertchain.data.weights import weights_of
 from bertchain.errors import as_input_error
 from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
 
@@ -254,10 +255,10 @@ class ExtraMetric:
         return self.metric.compute(predictions=predictions, references=labels, **self.arguments)
 
 
-def score_function(
-    spec: LabelSpec, extra_metrics: list[str]
-) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+def score_function(spec: LabelSpec, extra_metrics: list[str]) -> Callable[..., dict[str, float]]:
     """Build the function of probabilities [n, labels] and encoded labels that gives all scores.
+
+    A third argument, weights of rows [n], makes rows count by them (but in extra metrics).
 
     Raises:
         InputError: for an extra metric that cannot be loaded.
@@ -268,11 +269,16 @@ def score_function(
         with as_input_error(f"--extra_metrics {description}"):
             extra.append(ExtraMetric(description, spec.problem_type))
 
-    def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def compute(
+        probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> dict[str, float]:
         truth = spec.hard_labels(np.asarray(labels))
-        scores = metric.compute(predictions=probabilities, references=truth)
-        if spec.problem_type == "regression":
-            scores |= scores_of_targets(probabilities, truth, spec.names)
+        if weights is not None and len(weights):
+            scores = weigh(spec, probabilities, truth, weights)
+        else:
+            scores = metric.compute(predictions=probabilities, references=truth)
+            if spec.problem_type == "regression":
+                scores |= scores_of_targets(probabilities, truth, spec.names)
         for function in extra:
             scores |= function(probabilities, truth)
         return scores
@@ -280,22 +286,48 @@ def score_function(
     return compute
 
 
+def weigh(
+    spec: LabelSpec, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, float]:
+    """Scores in which rows count by their weights; those of weight 0 not at all."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    assert_all_finite(probabilities)
+    rows = weights > 0
+    p, truth, weights = probabilities[rows], truth[rows], weights[rows]
+    scores = weighted_scores.WEIGHTED[spec.problem_type](p, truth, weights)
+    if spec.problem_type == "regression":
+        scores |= weighted_scores.of_targets(p, truth, spec.names, weights)
+    return {name: float(value) for name, value in scores.items()}
+
+
 def metric_function(
-    spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
+    spec: LabelSpec,
+    config: DocumentClassifierConfig,
+    extra_metrics: list[str],
+    rows: datasets.Dataset | None = None,
+) -> Callable[..., dict[str, float]]:
     """Build the Trainer's `compute_metrics`: all scores, and the exact mean loss.
 
     The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
+
+    Args:
+        rows: that the Trainer evaluates, whose weights count (see data/weights.py). For other rows
+            theirs are given beside the prediction.
     """
     scores_of = score_function(spec, extra_metrics)
+    own = None if rows is None else weights_of(rows)
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
+    def compute(prediction: EvalPrediction, weights: np.ndarray | None = own) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions)
         labels = torch.as_tensor(prediction.label_ids)
         if logits.dim() == 3:  # of words [documents, targets, labels]
             logits, labels = without_padding(logits, labels)
-        loss = document_loss(logits, labels, config).item()
-        return {"loss": loss, **scores_of(spec.probabilities(logits.numpy()), labels.numpy())}
+        if weights is None:
+            loss = document_loss(logits, labels, config).item()
+        else:
+            loss = weighted_scores.mean_loss(logits, labels, config, weights)
+        probabilities = spec.probabilities(logits.numpy())
+        return {"loss": loss, **scores_of(probabilities, labels.numpy(), weights)}
 
     return compute
 

@@ -29,6 +29,7 @@ ORDER = [  # each imports from itself and from what stands below it
     "training",
     "pretraining",
     "metrics",
+    "weighted_scores",
     "ranking",
     "data",
     "arguments",

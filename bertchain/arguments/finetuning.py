@@ -14,7 +14,12 @@ from bertchain.arguments.common import (
     arg,
     check_training,
 )
-from bertchain.arguments.competition import FoldArguments, SubmissionArguments
+from bertchain.arguments.competition import (
+    FoldArguments,
+    RowArguments,
+    SubmissionArguments,
+    check_grouping,
+)
 from bertchain.arguments.training import (
     AdapterArguments,
     HeadArguments,
@@ -119,6 +124,7 @@ GROUPS = (
     LossArguments,
     RegulariserArguments,
     AdapterArguments,
+    RowArguments,
     FoldArguments,
     SubmissionArguments,
     RunArguments,
@@ -140,6 +146,7 @@ class Arguments(NamedTuple):
     losses: LossArguments
     regularisers: RegulariserArguments
     adapter: AdapterArguments
+    rows: RowArguments
     folds: FoldArguments
     submission: SubmissionArguments
     run: RunArguments
@@ -158,8 +165,8 @@ class Arguments(NamedTuple):
         flags = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
         asked = {split for split, flag in flags.items() if self.run_config.get(flag)}
         if "train" in asked:
-            asked.add("validation")  # chooses the best checkpoint
-        return asked or {*flags}
+            asked |= {"validation", "extra"}  # validation chooses the best checkpoint
+        return asked or {*flags, "extra"}
 
     def rows_of_a_class(self) -> int | None:
         """Rows of a class that come into a step together; None: as they come.
@@ -201,11 +208,16 @@ NOT_OF_SPANS = (
     "max_segments",
     "contrastive_weight",
     "rows_per_class_in_batch",
+    "extra_train_file",
+    "weight_column_name",
+    "group_column_name",
+    "near_duplicates",
 )
 INPUTS = (  # arguments that name a file or folder which is read, or holds checkpoints
     "train_file",
     "validation_file",
     "test_file",
+    "extra_train_file",
     "dataset_name",
     "pseudo_label_file",
     "sample_submission",
@@ -238,6 +250,9 @@ def check_combinations(args: Arguments) -> None:
     exclude(min_steps=args.run.min_steps, max_steps=training.max_steps > 0)
     name = "num_folds" if folds.num_folds else "fold_column_name"
     exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
+    check_grouping(folds, args.data.validation_file, args.label.validation_split)
+    if args.head.head_init or args.refits_head:
+        args.rows.refuse_weights("a head that is a linear probe")
     if args.submission.fit_thresholds and not folds.with_folds:
         raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")
     if args.submission.sample_submission and args.text.id_column_name is None:

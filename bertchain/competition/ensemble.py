@@ -15,7 +15,9 @@ from bertchain.arguments.competition import SubmissionArguments
 from bertchain.competition.run_folder import Member, RunFolder
 from bertchain.competition.thresholds import KINDS, fit_and_judge, score
 from bertchain.data.labels import LabelSpec, Thresholds
+from bertchain.data.splits import fold_columns, in_fold
 from bertchain.data.tasks import Task
+from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import is_score, score_function
 from bertchain.runtime.distributed import broadcast, is_main_process
@@ -24,7 +26,7 @@ from bertchain.training.prediction import read_predictions, write_predictions
 
 logger = logging.getLogger(__name__)
 
-ScoreFunction = Callable[[np.ndarray, Sequence], dict[str, float]]
+ScoreFunction = Callable[..., dict[str, float]]  # see `metrics.score_function`
 
 
 # ---------------------------------------------------------------- many tables -> one
@@ -37,7 +39,8 @@ def out_of_fold(
 
     Args:
         folder: holds each member's folder with its predictions_validation.csv.
-        ids, folds: of all n training rows.
+        members: those without a fold are trained on all rows, and left out.
+        ids, folds: of all n training rows; folds as `Task.folds`.
 
     Returns:
         row numbers [m], ascending, of the rows whose fold is among the members; probabilities
@@ -49,12 +52,12 @@ def out_of_fold(
     place = {name: row for row, name in enumerate(ids)}
     total = np.zeros((len(ids), len(spec.names)))
     count = np.zeros(len(ids), dtype=int)
-    for member in members:
+    for member in (member for member in members if member.fold is not None):
         own, probabilities = read_predictions(
             folder / member.name / "predictions_validation.csv", spec
         )
         rows = np.array([place.get(name, -1) for name in own])
-        if {*rows.tolist()} != {*np.flatnonzero(folds == member.fold).tolist()}:
+        if {*rows.tolist()} != {*np.flatnonzero(in_fold(folds, member.fold)).tolist()}:
             raise InputError(
                 f"{folder / member.name}: its predictions are of other rows than fold "
                 f"{member.fold}; choose another --output_dir"
@@ -96,7 +99,7 @@ def by_fold(
     folder: Path, members: Sequence[Member], split: str, spec: LabelSpec, ids: Sequence[str]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield for each fold its number and probabilities [n, labels], averaged over seeds."""
-    for fold in sorted({member.fold for member in members}):
+    for fold in sorted({member.fold for member in members if member.fold is not None}):
         own = [member for member in members if member.fold == fold]
         yield fold, averaged(folder, own, split, spec, ids)
 
@@ -175,16 +178,16 @@ def write_out_of_fold(
     spec, train, thresholds = task.spec, task.documents["train"], None
     ids = train["id"][:]
     rows, probabilities = out_of_fold(folder, members, spec, ids, task.folds)
-    truth = np.asarray(train["labels"][:])[rows]
+    truth, first = np.asarray(train["labels"][:])[rows], fold_columns(task.folds)["fold"][rows]
     results = {"oof_rows": len(rows), "train_rows": len(train)}
-    results |= prefixed("oof", scores_of(probabilities, truth))
+    results |= prefixed("oof", scores_of(probabilities, truth, weights_of(train.select(rows))))
     if fit_thresholds and len(rows) == len(train):
-        targets, folds = spec.label_matrix(truth), task.folds[rows]
-        thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, folds)
+        targets = spec.label_matrix(truth)
+        thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, first)
         results |= gains
     elif fit_thresholds:
         logger.warning("--fit_thresholds waits until all folds are trained")
-    columns = {"fold": task.folds[rows], **spec.label_columns(truth)}
+    columns = {"fold": first, **spec.label_columns(truth)}
     path, own_ids = folder / "predictions_oof.csv", [ids[row] for row in rows]
     write_predictions(path, spec, own_ids, probabilities, thresholds, **columns)
     return thresholds, results
@@ -207,7 +210,7 @@ def write_average(
         return {}
     prefix = {"validation": "eval", "test": "test"}[split]
     labels = np.asarray(rows["labels"][:])
-    results = prefixed(prefix, scores_of(probabilities, labels))
+    results = prefixed(prefix, scores_of(probabilities, labels, weights_of(rows)))
     if thresholds is not None:
         name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
         decisions = thresholds.decide(probabilities)
@@ -218,7 +221,7 @@ def write_average(
 def write_folds(folder: Path, task: Task) -> None:
     """Write folds.csv, the fold of each training row: pseudo-labels are checked against it."""
     if task.folds is not None and is_main_process():
-        table = {"id": task.documents["train"]["id"][:], "fold": task.folds}
+        table = {"id": task.documents["train"]["id"][:]} | fold_columns(task.folds)
         write_csv(folder / "folds.csv", pd.DataFrame(table))
 
 
@@ -242,7 +245,7 @@ def write_members(folder: Path, members: Sequence[Member]) -> dict[str, Any]:
         if "underfitting" in results:
             underfit[member.name] = results["underfitting"]
         rows.append({"model": member.name, "fold": member.fold, "seed": member.seed, **scores})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"fold": "Int64"})  # none for all rows, beside numbers
     write_csv(folder / "members.csv", table)
     spread: dict[str, Any] = {}
     if underfit:

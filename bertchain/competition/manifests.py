@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILE, EARLIER_FILE = outputs.MANIFESTS
 ROWS_AT_ONCE = 10_000
-NAMES = re.compile(r"seed-\d+|fold-\d+|seed-\d+-fold-\d+")  # that `plan_members` gives
+NAMES = re.compile(r"(seed-\d+-)?(fold-\d+|full)|seed-\d+")  # that `plan_members` gives
 TABLES = ("predictions_validation.csv", "predictions_test.csv")
 
 
@@ -114,6 +114,7 @@ FREE = {
     "disable_tqdm",
     "fit_thresholds",
     "folds",
+    "full_fit",
     "keep_checkpoints",
     "log_level",
     "log_level_replica",
@@ -134,7 +135,7 @@ FREE = {
 # Arguments that count by their product, see `make_manifest`.
 SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments whose content counts, not their path.
-FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
+FILES = ("train_file", "validation_file", "test_file", "extra_train_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
 
 

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def member_arguments(
     given: dict[str, Any],
     seed: int,
     output_dir: Path,
-    trains: bool,
+    splits: Collection[str],
 ) -> TrainingArguments:
     """Copy the arguments for one member.
 
@@ -191,16 +192,15 @@ def member_arguments(
         given: arguments that are set, by name; without metric_for_best_model the main metric of the
             problem type chooses the checkpoint.
         output_dir: where checkpoints go.
-        trains: False: it only predicts.
+        splits: of its rows: without train it only predicts, without validation nothing is chosen.
     """
     training = copy.copy(training)
     training.seed, training.output_dir = seed, str(output_dir)
     keep_all_columns(training)
-    if not trains:
-        training.eval_strategy = "no"
-        training.load_best_model_at_end = False
-        return training
-    choose_metric(training, spec, given)
+    if "train" in splits and "validation" in splits:
+        return choose_metric(training, spec, given)
+    training.eval_strategy = "no"
+    training.load_best_model_at_end = False
     return training
 
 
@@ -271,6 +271,7 @@ def train(
     if trainer.args.load_best_model_at_end and (found is None or not math.isfinite(found)):
         name = trainer.args.metric_for_best_model
         logger.warning("No evaluation gave a number for %s: the last weights are kept", name)
+    results |= best.find_best(trainer.state, trainer.args.load_best_model_at_end)
     if stop_in_time:
         results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
     return results

@@ -413,6 +413,25 @@ CASES = [
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),
+    # ---------------------------------------------------------------- weights and further rows
+    Case("a weight below 0", TUNE, table(changed(w=[1, 2, -1] * 4), weight_column_name="w"), ("train.csv, row 3", "'w'", "'-1'", "weight")),
+    Case("a weight that is no number", TUNE, table(changed(w=["1", "", "heavy"] * 4), weight_column_name="w"), ("train.csv, row 2", "'w'", "weight")),
+    Case("weights of 0 alone", TUNE, table(changed(w=0), weight_column_name="w"), ("train.csv", "'w'", "zeros")),
+    Case("no weight column", TUNE, flags(weight_column_name="w"), ("train.csv", "'w'", "weight_column_name")),
+    Case("scores by weights without weights", TUNE, flags(weigh_metrics="true"), ("--weigh_metrics", "--weight_column_name")),
+    Case("weights of a probe", TUNE, table(changed(w=1.5), weight_column_name="w", head_init="probe"), ("--weight_column_name", "probe")),
+    Case("validation without labels", TUNE, second_file(ROWS.drop(columns="label"), "validation_file"), ("second.csv", "'label'")),
+    Case("further rows without labels", TUNE, second_file(ROWS.drop(columns="label"), "extra_train_file"), ("second.csv", "'label'")),
+    Case("a new label in further rows", TUNE, second_file(changed(label="d"), "extra_train_file"), ("second.csv", "'d'")),
+    Case("a weight without further rows", TUNE, flags(extra_train_weight=2), ("--extra_train_weight", "--extra_train_file")),
+    Case("a fold of -2", TUNE, table(changed(fold=[0, 1, -2] * 4), fold_column_name="fold"), ("train.csv, row 3", "'fold'", "-1")),
+    Case("one fold and rows that train alone", TUNE, table(changed(fold=[0, -1] * 6), fold_column_name="fold"), ("'fold'", "one fold")),
+    Case("all rows without folds", TUNE, flags(full_fit="true"), ("--full_fit", "--num_folds")),
+    Case("repeats without folds", TUNE, flags(fold_repeats=2), ("--fold_repeats", "--num_folds")),
+    Case("one group to hold out", TUNE, table(changed(g="x"), group_column_name="g"), ("--validation_split 0.1", "1 groups")),
+    Case("groups and a validation file", TUNE, second_file(ROWS, "validation_file", group_column_name="id"), ("--group_column_name", "--validation_file")),
+    Case("groups and nothing held out", TUNE, flags(group_column_name="id", validation_split=0), ("--group_column_name", "--validation_split 0")),
+    Case("a similarity above 1", TUNE, flags(near_duplicates=1.5, num_folds=2), ("--near_duplicates", "1.5")),
 ]  # fmt: skip
 
 
