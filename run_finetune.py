@@ -53,7 +53,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bertchain import metrics
+from bertchain import metric_files, metrics
 from bertchain.competition import ensemble, manifests, pseudo_labels, run_folder, submission
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
@@ -129,7 +129,8 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
 
         # 6. Out-of-fold predictions, averages over members, the submission
         if run.has_several:
-            results = ensemble.combine(run, task, args.submission, args.run.extra_metrics)
+            own = metric_files.of_run(args.run_config)
+            results = ensemble.combine(run, task, args.submission, args.metrics, own)
         if form is not None:
             thresholds = ensemble.read_thresholds(run.folder) if run.has_several else None
             submission.write_submission(form, run.folder, task.spec, thresholds)
@@ -180,7 +181,7 @@ def fine_tune(
         processing_class=preprocessor.tokenizer,
         data_collator=preprocessor.collator,
         compute_metrics=metrics.metric_function(
-            spec, model.config, args.run.extra_metrics, rows.get("validation")
+            spec, model.config, args.metrics, rows.get("validation")
         ),
         callbacks=[*args.hooks.callbacks, *stop_in_time, *run.stops(member)],
     )

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 from sklearn import metrics as sk
+from sklearn.utils import assert_all_finite
 from torch import Tensor
 
+from bertchain.data.labels import LabelSpec
 from bertchain.models.modeling import DocumentClassifierConfig, standardise
 
 
@@ -64,6 +66,8 @@ def regression(
     if targets.shape[1] > 1:
         squares = standardised_squares(predictions, targets, weights)
         several = {"rmse_standardised": np.average(squares.mean(axis=1), weights=weights) ** 0.5}
+        of_each = np.average(errors**2, axis=0, weights=weights) ** 0.5
+        several["mcrmse"] = of_each.mean()
     ranks = [(weighted_ranks(p, weights), weighted_ranks(t, weights)) for p, t in pairs]
     return several | {
         "rmse": np.average((errors**2).mean(axis=1), weights=weights) ** 0.5,
@@ -139,3 +143,17 @@ def mean_loss(
     each = each.reshape(len(each), -1).mean(dim=1).double()
     own = torch.as_tensor(weights, dtype=torch.float64)
     return float((each * own).sum() / own.sum())
+
+
+def of_rows(
+    spec: LabelSpec, probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, float]:
+    """Scores in which rows count by their weights; those of weight 0 not at all."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    assert_all_finite(probabilities)
+    rows = weights > 0
+    p, truth, weights = probabilities[rows], truth[rows], weights[rows]
+    scores = WEIGHTED[spec.problem_type](p, truth, weights)
+    if spec.problem_type == "regression":
+        scores |= of_targets(p, truth, spec.names, weights)
+    return {name: float(value) for name, value in scores.items()}

@@ -52,7 +52,14 @@ class RunArguments:
     batch_by_length: bool = arg(True, "Whether training batches hold rows of similar length.")
     extra_metrics: list[str] = arg(
         [],
-        "Metrics of `evaluate` beside the usual ones, by name or path; name:argument=value works.",
+        "Metrics beside the usual ones: of `evaluate` by name or path (name:argument=value works), "
+        "qwk (grades), or FILE.py:FUNCTION.",
+    )
+    metric_file: str | None = arg(
+        None,
+        "Your own score as FILE.py:FUNCTION, a function of labels and probabilities: it chooses "
+        "checkpoints, and thresholds and blends maximise it.",
+        common=True,
     )
     early_stopping_patience: int | None = arg(
         None, "Evaluations without a better score after which training stops.", common=True
@@ -79,6 +86,12 @@ class RunArguments:
         at_least("min_steps", self.min_steps, 1)
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
+
+    def metrics(self, chosen: str | None) -> list[str]:
+        """Describe the scores beside the usual ones. Args: chosen: --metric_for_best_model."""
+        own = [self.metric_file] if self.metric_file else []
+        own += ["qwk"] if (chosen or "").removeprefix("eval_") == "qwk" else []
+        return list(dict.fromkeys([*self.extra_metrics, *own]))
 
     @property
     def subset(self) -> dict[str, Any]:
@@ -179,6 +192,11 @@ class Arguments(NamedTuple):
         return self.losses.rows_of_a_class(rows * training.world_size)
 
     @property
+    def metrics(self) -> list[str]:
+        """Descriptions of the scores beside the usual ones, see `metrics.load_extra`."""
+        return self.run.metrics(self.training.metric_for_best_model)
+
+    @property
     def refits_head(self) -> bool:
         """Whether the head becomes a probe after training."""
         return bool(self.head.head_refit) or not self.losses.trains_head
@@ -218,6 +236,7 @@ INPUTS = (  # arguments that name a file or folder which is read, or holds check
     "validation_file",
     "test_file",
     "extra_train_file",
+    "metric_file",
     "dataset_name",
     "pseudo_label_file",
     "sample_submission",

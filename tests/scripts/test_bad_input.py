@@ -249,6 +249,14 @@ def words(row: dict, **given):
     return make
 
 
+def own_metric(code: str):
+    def make(folder: Path, model: str) -> dict:
+        path = write_text(folder, "my.py", code)
+        return {**table()(folder, model), "metric_file": f"{path}:score", "validation_split": 0.3}
+
+    return make
+
+
 TUNE, PRE, PROBE = "run_finetune.py", "run_itpt.py", "run_probe.py"
 CSV = ROWS.to_csv(index=False)
 CASES = [
@@ -432,6 +440,14 @@ CASES = [
     Case("groups and a validation file", TUNE, second_file(ROWS, "validation_file", group_column_name="id"), ("--group_column_name", "--validation_file")),
     Case("groups and nothing held out", TUNE, flags(group_column_name="id", validation_split=0), ("--group_column_name", "--validation_split 0")),
     Case("a similarity above 1", TUNE, flags(near_duplicates=1.5, num_folds=2), ("--near_duplicates", "1.5")),
+    # ---------------------------------------------------------------- scores of one's own
+    Case("no such metric file", TUNE, flags(metric_file="nowhere.py:score"), ("--metric_file nowhere.py:score", "no such file")),
+    Case("a metric file without a function", TUNE, flags(metric_file="nowhere.py"), ("--metric_file", "FILE.py:FUNCTION")),
+    Case("a metric file that fails", TUNE, own_metric("import nothing_of_it"), ("--metric_file", "my.py:score", "nothing_of_it")),
+    Case("a metric that fails", TUNE, own_metric("def score(y, p):\n    return p['x']\nscore.greater_is_better = True"), ("--metric_file", "my.py:score", "IndexError")),
+    Case("a metric that is no number", TUNE, own_metric("def score(y, p):\n    return p\nscore.greater_is_better = True"), ("--metric_file", "my.py:score", "number")),
+    Case("a metric without a direction", TUNE, own_metric("def score(y, p):\n    return 1.0"), ("--metric_file", "greater_is_better")),
+    Case("kappa of words", TUNE, flags(metric_for_best_model="qwk"), ("qwk", "grades")),
 ]  # fmt: skip
 
 
