@@ -53,8 +53,15 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bertchain import metric_files, metrics
-from bertchain.competition import ensemble, manifests, pseudo_labels, run_folder, submission
+from bertchain import metrics
+from bertchain.competition import (
+    ensemble,
+    manifests,
+    pseudo_labels,
+    run_folder,
+    submission,
+    teacher,
+)
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
 from bertchain.probing import head_probes
@@ -88,7 +95,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     budget, seed = checkpoints.TimeBudget(args.run.seconds), args.training.seed
     cli.start_logging(args.training.disable_tqdm)
     finetuning.check_combinations(args)
-    source = args.checkpoint
+    source, share = args.checkpoint, args.label.validation_split
     trained = run_folder.read_members(source.model_name_or_path)  # to predict with
     path = trained[0].checkpoint if trained else source.model_name_or_path
 
@@ -96,8 +103,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     task = tasks.load_task(*args.sources, seed=seed, checkpoint=path, rows=args.rows)
     task = task.only(args.wanted_splits)
     check_splits(task, trained, args)
-    task = task.with_folds(args.folds, seed)
-    task = task.with_validation(args.label.validation_split, seed, args.folds)
+    task = task.with_folds(args.folds, seed).with_validation(share, seed, args.folds)
     form = submission.read_sample(args.submission, args.text, task)
 
     # 3. Documents -> windows that fit the encoder
@@ -109,8 +115,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     # 4. The models: one, or one for each fold and seed
     members = trained or run_folder.plan_members(task.folds, args.folds, seed, path)
     rows_of = plan_rows(task, members, args)
-    pseudo = pseudo_labels.read_pseudo_labels(args.folds, task)
-    seen = check_rows(task, members, [rows["pseudo"] for rows in pseudo.values()], args)
+    seen = check_rows(task, members, rows_of, args)
     manifest = None
     if task.has_training_rows:
         manifest = manifests.make_manifest(args.run_config, seed, task.tables)
@@ -123,14 +128,13 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
         if unfinished and task.has_training_rows and not cli.is_given("learning_rate", argv):
             initialization.suggest_rate(path, args)
         for number, member in enumerate(unfinished):
-            rows = rows_of[member.fold] | pseudo.get(member.fold, {})
+            rows = rows_of[member.fold]
             stop_in_time = budget.callbacks(len(unfinished) - number, rows)
             results = fine_tune(member, rows, task, preprocessor, run, args, stop_in_time)
 
         # 6. Out-of-fold predictions, averages over members, the submission
         if run.has_several:
-            own = metric_files.of_run(args.run_config)
-            results = ensemble.combine(run, task, args.submission, args.metrics, own)
+            results = ensemble.combine(run, task, args.submission, args.metrics, args.run_config)
         if form is not None:
             thresholds = ensemble.read_thresholds(run.folder) if run.has_several else None
             submission.write_submission(form, run.folder, task.spec, thresholds)
@@ -164,6 +168,7 @@ def fine_tune(
     # b. Trainer
     blocks, rate = modeling.num_blocks(model.encoder.config), args.training.learning_rate
     given, scratch = args.run_config, run.scratch_of(member)
+    scores_of = metrics.metric_function(spec, model.config, args.metrics, rows.get("validation"))
     fit = args.hooks.trainer_class(
         loss=losses.build_loss(args.losses, args.training, spec, model.config, labels),
         rates=layers.layer_rates(blocks, rate, **args.rates.rates),
@@ -180,9 +185,7 @@ def fine_tune(
         eval_dataset=rows.get("validation"),
         processing_class=preprocessor.tokenizer,
         data_collator=preprocessor.collator,
-        compute_metrics=metrics.metric_function(
-            spec, model.config, args.metrics, rows.get("validation")
-        ),
+        compute_metrics=scores_of,
         callbacks=[*args.hooks.callbacks, *stop_in_time, *run.stops(member)],
     )
 
@@ -295,7 +298,7 @@ def check_splits(
         )
     given, needs = args.run_config, {"train": ("num_folds", "fold_column_name", "seeds")}
     needs["train"] += ("head_init", "head_refit", "group_column_name", "near_duplicates")
-    needs["train"] += ("extra_train_file", "weight_column_name")
+    needs["train"] += ("extra_train_file", "weight_column_name", "teacher")
     needs["test"] = ("sample_submission", "pseudo_label_file")
     for split, flags in needs.items():
         for flag in flags:
@@ -303,19 +306,21 @@ def check_splits(
                 raise InputError(f"--{flag} needs --{split}_file")
     if task.has_training_rows:
         trainer.choose_metric(copy.copy(args.training), task.spec, given)
+        if args.model.ordinal_head:
+            task.spec.require_grades("--ordinal_head")
 
 
 def check_rows(
     task: tasks.Task,
     members: list[run_folder.Member],
-    pseudo: list[Dataset],
+    rows_of: dict[int | None, dict[str, Dataset]],
     args: finetuning.Arguments,
 ) -> dict[str, Any]:
     """Find documents that are scored and were seen before, and labels without rows; warn of them.
 
     Args:
         members: the models to train or to predict with.
-        pseudo: rows with pseudo-labels, which are trained on as well.
+        rows_of: the rows of each fold by split; those of pseudo are trained on as well.
 
     Returns:
         their numbers, for the results.
@@ -324,7 +329,8 @@ def check_rows(
     paths = [*dict.fromkeys(member.checkpoint for member in members)]
     results = contamination.find_seen(documents.get("test"), paths[0], **hub_kwargs)
     folded = task.folds is not None
-    others = pseudo + [documents[split] for split in ("extra",) if split in documents]
+    others = [rows["pseudo"] for rows in rows_of.values() if "pseudo" in rows]
+    others += [documents["extra"]] if "extra" in documents else []
     results |= contamination.find_trained_on(documents, folded, paths, others, **hub_kwargs)
     if task.has_training_rows:
         results |= splits.count_absent_labels(task.training_labels(), task.spec)
@@ -334,7 +340,7 @@ def check_rows(
 def plan_rows(
     task: tasks.Task, members: list[run_folder.Member], args: finetuning.Arguments
 ) -> dict[int | None, dict[str, Dataset]]:
-    """Select the rows of each fold by split.
+    """Select the rows of each fold by split, and those that an earlier run has labelled.
 
     Raises:
         InputError: before any model is trained, where the labels of one fold do not fit the flags.
@@ -350,7 +356,9 @@ def plan_rows(
             losses.build_loss(args.losses, args.training, task.spec.fitted_to(labels), None, labels)
         except InputError as error:
             raise InputError(f"{where}{error}") from error
-    return rows_of
+    pseudo = pseudo_labels.read_pseudo_labels(args.folds, task)
+    taught = teacher.read_teacher(args.folds, task)
+    return {fold: rows | pseudo.get(fold, {}) | taught for fold, rows in rows_of.items()}
 
 
 if __name__ == "__main__":

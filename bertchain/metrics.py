@@ -43,6 +43,8 @@ def main_metric(problem_type: str, labels: int = 1) -> tuple[str, bool]:
     Args:
         labels: number of labels or regression targets.
     """
+    if problem_type == "multi_label" and labels == 1:  # there is nothing to rank
+        return "roc_auc_macro", True
     several = problem_type == "regression" and labels > 1
     return (STANDARDISED, False) if several else MAIN_METRIC[problem_type]
 
@@ -155,6 +157,20 @@ def scores_of_targets(
     return scores | {f"{name}_{STANDARDISED}": float(value) for name, value in pairs}
 
 
+SHARES = {"rmse": False, "spearman": True}  # scores of soft multi_label; whether more is better
+
+
+def scores_of_shares(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
+) -> dict[str, float]:
+    """RMSE and mean rank correlation of probabilities and labels from 0 to 1, both [n, labels]."""
+    if weights is None:
+        scores = regression_scores(probabilities, labels)
+    else:
+        scores = weighted_scores.regression(probabilities, labels, weights)
+    return {name: float(scores[name]) for name in SHARES}
+
+
 def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:  # not defined for a constant
         return float("nan")
@@ -257,6 +273,8 @@ def score_function(spec: LabelSpec, extra_metrics: list[str]) -> Callable[..., d
             scores = metric.compute(predictions=probabilities, references=truth)
             if spec.problem_type == "regression":
                 scores |= scores_of_targets(probabilities, truth, spec.names)
+        if spec.soft and (truth != labels).any():
+            scores |= scores_of_shares(probabilities, np.asarray(labels), weights)
         for function in extra:
             scores |= function(probabilities, truth)
         return scores

@@ -291,6 +291,7 @@ def used_by_models() -> dict[str, str]:
     return {
         **{name: str(bert[name]) for name in names},
         "layers": "last",
+        "ordinal_head": str(bert["ordinal_head"]).lower(),
         "token_pooling": f"{bert['token_pooling']}, of a decoder {gpt2['token_pooling']}",
         "segments_per_forward": "all",
         "encoder_dropout": "the checkpoint's",

@@ -74,7 +74,6 @@ class FoldArguments:
         None,
         "Jaccard similarity of their runs of three words from which on two texts share a fold, or "
         "are held out together; try 0.7 (needs `pip install datasketch`).",
-        shown="off",
     )
     fold_column_name: str | None = arg(
         None,
@@ -101,6 +100,16 @@ class FoldArguments:
     pseudo_label_weight: float = arg(
         1.0, "Weight of a pseudo-labelled row; a labelled one counts 1."
     )
+    teacher: str | None = arg(
+        None,
+        "Output folder of a run with folds, a blend or a stack whose out-of-fold and test "
+        "probabilities are learnt (distillation).",
+    )
+    teacher_weight: float = arg(
+        0.5,
+        "Share of the teacher's probability in the label of a training row, and weight of a test "
+        "row, which has no other.",
+    )
 
     def __post_init__(self) -> None:
         at_least("num_folds", self.num_folds, 2)
@@ -124,6 +133,13 @@ class FoldArguments:
             raise InputError(f"--pseudo_label_weight {self.pseudo_label_weight} must be above 0")
         if self.pseudo_label_weight != 1.0 and not self.pseudo_label_file:
             raise InputError("--pseudo_label_weight needs --pseudo_label_file")
+        if not 0 < self.teacher_weight <= 1:
+            raise InputError(
+                f"--teacher_weight {self.teacher_weight} must be above 0 and at most 1"
+            )
+        if self.teacher_weight != 0.5 and not self.teacher:
+            raise InputError("--teacher_weight needs --teacher")
+        exclude(teacher=self.teacher, pseudo_label_file=self.pseudo_label_file)
         for name, values in (("folds", self.wanted), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise InputError(f"--{name} names {max(values, key=values.count)} twice")

@@ -228,6 +228,9 @@ NOT_OF_SPANS = (
     "rows_per_class_in_batch",
     "extra_train_file",
     "weight_column_name",
+    "teacher",
+    "ranking_weight",
+    "ordinal_head",
     "group_column_name",
     "near_duplicates",
 )
@@ -237,6 +240,7 @@ INPUTS = (  # arguments that name a file or folder which is read, or holds check
     "test_file",
     "extra_train_file",
     "metric_file",
+    "teacher",
     "dataset_name",
     "pseudo_label_file",
     "sample_submission",
@@ -271,6 +275,7 @@ def check_combinations(args: Arguments) -> None:
     exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
     check_grouping(folds, args.data.validation_file, args.label.validation_split)
     if args.head.head_init or args.refits_head:
+        exclude(ordinal_head=args.model.ordinal_head, **{"a head that is a probe": True})
         args.rows.refuse_weights("a head that is a linear probe")
     if args.submission.fit_thresholds and not folds.with_folds:
         raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")

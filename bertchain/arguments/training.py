@@ -46,6 +46,12 @@ class ModelArguments:
         "Dropout masks on which the head is trained at once (multi-sample dropout).",
         shown="1",
     )
+    ordinal_head: bool | None = arg(
+        None,
+        "Whether classes that are grades (numbers) get one value and a cut between each two, "
+        "trained by the ordinal loss (CORAL).",
+        shown="false",
+    )
     drop_layers_above: int | None = arg(
         None, "Highest block to keep; those above are removed and cost nothing."
     )
@@ -177,6 +183,11 @@ class LossArguments:
         "Error, in standard deviations, from which on the loss of a regression is linear; "
         "without it the loss is the squared error.",
     )
+    ranking_weight: float = arg(
+        0.0,
+        "Share of the pairwise ranking loss in a regression: of two rows of a batch the one with "
+        "the higher target ought to get the higher value. 1 = alone: values then only rank.",
+    )
     rdrop_alpha: float = arg(
         0.0, "Weight of R-Drop, the divergence of two passes with other dropout; 0 = off."
     )
@@ -199,6 +210,10 @@ class LossArguments:
     def __post_init__(self) -> None:
         at_least("focal_gamma", self.focal_gamma, 0)
         at_least("rdrop_alpha", self.rdrop_alpha, 0)
+        if not 0 <= self.ranking_weight <= 1:
+            raise InputError(
+                f"--ranking_weight {self.ranking_weight} must be at least 0 and at most 1"
+            )
         at_least("rows_per_class_in_batch", self.rows_per_class_in_batch, 2)
         if not 0 <= (self.contrastive_weight or 0) <= 1:
             raise InputError(

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bertchain.data.splits import fold_columns, in_fold
 from bertchain.data.tasks import Task
 from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
-from bertchain.metric_files import FileMetric
+from bertchain.metric_files import FileMetric, of_run
 from bertchain.metrics import is_score, score_function
 from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.runtime.files import write_csv, write_json
@@ -113,7 +113,7 @@ def combine(
     task: Task,
     options: SubmissionArguments,
     extra_metrics: list[str],
-    metric: FileMetric | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write out-of-fold predictions, averages over the trained members, and members.csv.
 
@@ -122,7 +122,7 @@ def combine(
     Args:
         task: with folds the training rows are predicted out-of-fold; without folds predictions of
             the validation rows are averaged, as those of the test rows always are.
-        metric: what thresholds maximise; None: what is usual for their kind.
+        given: arguments by name, of which --metric_file is what thresholds maximise.
 
     Returns:
         scores, in all processes: oof_... over all rows, eval_..._mean and _sd over members,
@@ -131,6 +131,7 @@ def combine(
     members = run.trained()
     results = {}
     if is_main_process():
+        metric = of_run(given or {})
         results = write_combined(run.folder, members, task, options, extra_metrics, metric)
     return broadcast(results)
 
@@ -181,7 +182,7 @@ def write_out_of_fold(
     Args:
         fit_thresholds: one of `thresholds.KINDS`, fitted on these rows once all folds are trained;
             None: none.
-        metric: see `combine`.
+        metric: what thresholds maximise; None: what is usual for their kind.
 
     Returns:
         the thresholds, or None; scores with the prefix oof_, and the number of their rows.
@@ -193,7 +194,7 @@ def write_out_of_fold(
     results = {"oof_rows": len(rows), "train_rows": len(train)}
     results |= prefixed("oof", scores_of(probabilities, truth, weights_of(train.select(rows))))
     if fit_thresholds and len(rows) == len(train):
-        targets = spec.label_matrix(truth)
+        targets = spec.label_matrix(spec.hard_labels(truth))
         thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, first, metric)
         results |= gains
     elif fit_thresholds:
@@ -236,7 +237,7 @@ def score_decisions(
     prefix = {"validation": "eval", "test": "test"}[split]
     _, probabilities = read_predictions(folder / f"predictions_{split}.csv", spec)
     name, score_of = scorer(thresholds.kind, metric)
-    labels = spec.label_matrix(np.asarray(rows["labels"][:]))
+    labels = spec.label_matrix(spec.hard_labels(np.asarray(rows["labels"][:])))
     return {f"{prefix}_{name}_fitted": score_of(thresholds.decide(probabilities), labels)}
 
 

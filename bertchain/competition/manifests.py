@@ -137,7 +137,7 @@ FREE = {
 SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments whose content counts, not their path.
 FILES = ("train_file", "validation_file", "test_file", "extra_train_file", "pseudo_label_file")
-FOLDERS = ("model_name_or_path", "tokenizer_name")
+FOLDERS = ("model_name_or_path", "tokenizer_name", "teacher")
 
 
 def make_manifest(

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from bertchain.arguments.competition import FoldArguments
+from bertchain.data.contamination import hashes_of
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import fold_columns
 from bertchain.data.tables import with_column
@@ -56,7 +57,7 @@ def read_pseudo_labels(options: FoldArguments, task: Task) -> dict[int | None, d
             raise InputError(f"--pseudo_label_file: id {stray[0]!r} is not in --test_file")
         rows = test.select([place[name] for name in own["id"]])
         labels = own[spec.value_columns].to_numpy(float)
-        found[fold] = {"pseudo": _relabelled(rows, labels, options.pseudo_label_weight)}
+        found[fold] = {"pseudo": relabelled(rows, labels, options.pseudo_label_weight)}
     return found
 
 
@@ -80,14 +81,27 @@ def join(rows: dict[str, Dataset], spec: LabelSpec) -> Dataset:
     """Join the training rows and those with pseudo-labels, if there are any.
 
     With pseudo-labels, labels are probabilities, and a column weight is 1.0, or what the rows have,
-    or --pseudo_label_weight.
+    or --pseudo_label_weight. So they are with a teacher, whose labels take the place of those of
+    the rows that it knows.
     """
     train = rows["train"]
-    if "pseudo" not in rows:
+    if "pseudo" not in rows and "teacher" not in rows:
         return train
     own = train[LOSS][:] if LOSS in train.column_names else 1.0
-    labelled = _relabelled(train, spec.label_matrix(train["labels"][:]).astype(float), own)
+    labels = spec.label_matrix(train["labels"][:]).astype(float)
+    if "teacher" in rows:
+        taught = rows["teacher"]
+        known = dict(zip(keys_of(taught), taught["labels"][:], strict=True))
+        labels = np.array([known.get(i, y) for i, y in zip(keys_of(train), labels, strict=True)])
+    labelled = relabelled(train, labels, own)
+    if "pseudo" not in rows:
+        return labelled
     return concatenate_datasets([labelled, rows["pseudo"].select_columns(labelled.column_names)])
+
+
+def keys_of(rows: Dataset) -> list[tuple[str, int]]:
+    """Tell rows apart: by id and text, since further rows may have the ids of others."""
+    return list(zip(rows["id"][:], hashes_of(rows).tolist(), strict=True))
 
 
 def count(rows: dict[str, Dataset]) -> dict[str, int]:
@@ -95,7 +109,7 @@ def count(rows: dict[str, Dataset]) -> dict[str, int]:
     return {"pseudo_labelled_rows": len(rows["pseudo"])} if "pseudo" in rows else {}
 
 
-def _relabelled(rows: Dataset, labels: np.ndarray, weight: float | list[float]) -> Dataset:
+def relabelled(rows: Dataset, labels: np.ndarray, weight: float | list[float]) -> Dataset:
     """Rows with labels [n, labels] and a column weight in place of their own."""
     kept = [name for name in rows.column_names if name not in ("labels", LOSS, SCORE)]
     rows = with_column(rows.select_columns(kept), "labels", labels.tolist())

@@ -287,6 +287,12 @@ def to_name(value: Any) -> str:
     return str(value)
 
 
+def are_shares(values: Sequence[Any]) -> bool:
+    """Return whether each value, or each of a list, is a number from 0 to 1, and one a fraction."""
+    items = [to_target(item) for v in values for item in (v if isinstance(v, list) else [v])]
+    return all(n is not None and 0 <= n <= 1 for n in items) and any(n % 1 for n in items)
+
+
 def to_zero_or_one(value: Any) -> float | None:
     """Parse 0, 1, False or True, or the text of one, as 0.0 or 1.0; None if it is none."""
     if isinstance(value, str) and value.lower() in ("true", "false"):

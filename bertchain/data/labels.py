@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from bertchain.data.label_values import (
     all_numbers,
+    are_shares,
     infer_problem_type,
     is_multi_hot,
     is_unlabelled,
@@ -21,7 +22,9 @@ from bertchain.data.label_values import (
     require_labels,
     to_distribution,
     to_name,
+    to_number,
     to_numbers,
+    to_target,
     to_zero_or_one,
 )
 from bertchain.data.tables import require_columns
@@ -79,6 +82,7 @@ class LabelSpec:
             training; empty otherwise.
         at_least_one: whether a row of multi_label without a label above its threshold gets the
             likeliest.
+        soft: whether labels of multi_label are numbers from 0 to 1, a column for each.
         multi_hot: whether the label of a row is a list with a 0 or 1 for each name; None: the table
             tells.
     """
@@ -91,6 +95,7 @@ class LabelSpec:
     target_scale: tuple[float, ...] = ()
     at_least_one: bool = False
     multi_hot: bool | None = field(default=None, compare=False)
+    soft: bool = field(default=False, compare=False)
 
     # -- built from a table or a config
 
@@ -106,7 +111,8 @@ class LabelSpec:
         """Infer the problem type and the label map from the training table.
 
         Several columns are multi_label if all values are 0 or 1, else regression; as single_label
-        they hold probabilities (soft labels). In one column, lists or a delimiter mean multi_label,
+        they hold probabilities (soft labels), as multi_label a number from 0 to 1 for each label,
+        which may be a single one. In one column, lists or a delimiter mean multi_label,
         numbers with a fraction mean regression; all else is single_label. Lists of 0 and 1 of one
         length have a label for each position, other lists hold names.
 
@@ -130,14 +136,16 @@ class LabelSpec:
         if kind == "regression":
             targets = [to_numbers(v, source, row) for row, v in enumerate(values, 1)]
             return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
-        names = tuple(columns) if len(columns) > 1 else label_names(table, columns[0], values)
-        if len(names) < 2:
+        soft = problem_type == "multi_label" and not lists and are_shares(values)
+        own = len(columns) > 1 or soft
+        names = tuple(columns) if own else label_names(table, columns[0], values)
+        if len(names) < 2 and not soft:
             held = f"one label only ({names[0]!r})" if names else "no label"
             raise InputError(
                 f"{source}: column {columns[0]!r} holds {held}; a classifier needs two"
             )
         hot = is_multi_hot(values) if lists else None
-        return cls(kind, names, tuple(columns), delimiter, multi_hot=hot)
+        return cls(kind, names, tuple(columns), delimiter, multi_hot=hot, soft=soft)
 
     @classmethod
     def from_config(
@@ -158,6 +166,7 @@ class LabelSpec:
         if kind == "single_label" and len(columns) > 1:
             columns = names
         regression = kind == "regression"
+        soft = kind == "multi_label" and tuple(columns) == names  # may be: no table tells
         return cls(
             kind,
             names,
@@ -165,6 +174,7 @@ class LabelSpec:
             delimiter,
             tuple(config.target_mean) if regression else (),
             tuple(config.target_scale) if regression else (),
+            soft=soft,
         )
 
     def fitted_to(self, labels: Sequence[Any]) -> "LabelSpec":
@@ -213,7 +223,8 @@ class LabelSpec:
     def encode(self, table: Dataset, source: str) -> list[int] | list[list[float]]:
         """Turn the label of each row into a class number or a list of numbers.
 
-        Lists hold 0.0/1.0 (multi_label), probabilities (soft labels) or targets (regression).
+        Lists hold 0.0/1.0 or, soft, numbers between (multi_label), probabilities (soft labels of
+        single_label) or targets (regression).
 
         Raises:
             InputError: naming `source`, row (from 1) and value, for a label that training lacks.
@@ -224,6 +235,8 @@ class LabelSpec:
         rows = enumerate(values, 1)
         if self.problem_type == "regression":
             return [to_numbers(v, source, row) for row, v in rows]
+        if self.soft:
+            return [self._shares(v, source, row) for row, v in rows]
         if self.problem_type == "multi_label" and len(self.columns) > 1:
             return [self._zeros_and_ones(v, source, row) for row, v in rows]
         if self.problem_type == "single_label" and len(self.columns) > 1:
@@ -265,10 +278,33 @@ class LabelSpec:
                 )
         return numbers
 
+    def _shares(self, values: Any, source: str, row: int) -> list[float]:
+        values = values if isinstance(values, list) else [values]
+        numbers = [to_target(value) for value in values]
+        for column, value, number in zip(self.columns, values, numbers, strict=True):
+            if number is None or not 0 <= number <= 1:
+                raise InputError(
+                    f"{source}, row {row}, column {column!r}: {value!r} is not a number from 0 to "
+                    "1; say --problem_type regression if these are numbers to predict"
+                )
+        return numbers
+
     def hard_labels(self, labels: np.ndarray) -> np.ndarray:
-        """Replace soft labels [n, classes] by the likeliest class [n]; leave others as they are."""
+        """Replace soft labels [n, classes] by the likeliest class [n], those of multi_label by 0 or
+        1; leave others as they are."""
+        if self.soft:
+            return (labels >= 0.5).astype(float)
         soft = self.problem_type == "single_label" and labels.ndim == 2
         return labels.argmax(axis=1) if soft else labels
+
+    def require_grades(self, what: str) -> None:
+        """Raises InputError, naming what needs it, unless the classes are numbers that rise."""
+        numbers = [to_number(name) for name in self.names]
+        if self.problem_type != "single_label" or None in numbers or numbers != sorted(numbers):
+            raise InputError(
+                f"{what} needs grades: one label a row, whose names are numbers; here are "
+                f"{self.problem_type} labels: {', '.join(self.names[:6])}"
+            )
 
     # -- numbers -> table
 
@@ -333,6 +369,8 @@ class LabelSpec:
             return {f"label_{n}": c.tolist() for n, c in zip(self.names, matrix.T, strict=True)}
         if self.problem_type == "single_label":
             matrix = self.decide(matrix)  # soft labels: the likeliest
+        elif self.soft:
+            matrix = self.hard_labels(matrix)
         return {"label": self.decode(matrix)}
 
     def prediction_table(

@@ -86,6 +86,8 @@ def strata_of(labels: Sequence[Any], problem_type: str) -> list[Any]:
         soft = len(labels) > 0 and isinstance(labels[0], list)
         return np.argmax(labels, axis=1).tolist() if soft else list(labels)
     array = np.asarray(labels, dtype=float)
+    if problem_type == "multi_label":
+        array = array >= 0.5  # soft labels
     if problem_type == "regression":
         tenths = np.quantile(array[:, 0], np.arange(0.1, 1, 0.1))
         return np.searchsorted(tenths, array[:, 0]).tolist()
@@ -190,7 +192,8 @@ def resolve_folds(
         report_folds(train.select(inside), spec, folds[inside])
         return folds
     kind, groups = spec.problem_type, find_groups(train, table, options)
-    strategy = options.fold_strategy or default_strategy(kind, groups is not None)
+    usual = kind if len(spec.names) > 1 else "single_label"  # also of one soft label
+    strategy = options.fold_strategy or default_strategy(usual, groups is not None)
     labels = train["labels"][:]
     if strategy.startswith("stratified"):
         refuse_single_rows(labels, spec, strategy)
@@ -293,7 +296,8 @@ def assign_folds(
         "multilabel": lambda: _multilabel_folds(**options),
         "random": lambda: selection.KFold(**options),
     }
-    targets = np.asarray(labels, dtype=int) if strategy == "multilabel" else strata
+    targets = np.asarray(labels) if strategy == "multilabel" else strata
+    targets = (targets >= 0.5).astype(int) if strategy == "multilabel" else targets
     folds = np.full(len(labels), -1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few rows of a class: `report_folds` says so

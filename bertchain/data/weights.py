@@ -72,8 +72,9 @@ def parse_weights(cells: Sequence, column: str, source: str) -> np.ndarray:
 
 def join_rows(train: Dataset, extra: Dataset | None) -> Dataset:
     """Join training rows and further ones; rows of weight 0 are left out, and weights of scores."""
-    parts = [train] if extra is None else [train, extra]
-    joined = concatenate_datasets([without(rows, SCORE) for rows in parts])
+    joined = without(train, SCORE)
+    if extra is not None:
+        joined = concatenate_datasets([joined, without(extra, SCORE)])
     if LOSS not in joined.column_names:
         return joined
     weights = np.array(joined[LOSS][:])

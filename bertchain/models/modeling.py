@@ -162,6 +162,7 @@ class DocumentClassifierConfig(PreTrainedConfig):
         target_mean: Sequence[float] = (0.0,),
         target_scale: Sequence[float] = (1.0,),
         num_spans: int = 0,
+        ordinal_head: bool = False,
         **kwargs: Any,
     ):
         num_spans = kwargs.pop("slots", num_spans)  # its name in folders of earlier versions
@@ -185,6 +186,7 @@ class DocumentClassifierConfig(PreTrainedConfig):
         self.target_mean = list(target_mean)
         self.target_scale = list(target_scale)
         self.num_spans = num_spans
+        self.ordinal_head = ordinal_head
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The encoder's config, where transformers looks for vocabulary and sizes."""
@@ -198,6 +200,37 @@ class DocumentClassifierConfig(PreTrainedConfig):
         """Ids around a text and around a pair; JSON has turned their tuples into lists."""
         fields = self.special_tokens.items()
         return SpecialTokens(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+
+
+class OrdinalHead(nn.Module):
+    """One value for all grades, and a cut between each two (CORAL, Cao et al. 2020).
+
+    Gives log-probabilities of the grades [..., grades]. The cuts rise, whatever the bias is, so
+    that no probability is below 0.
+    """
+
+    def __init__(self, features: int, grades: int):
+        super().__init__()
+        self.value = nn.Linear(features, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(grades - 1))  # the lowest cut, then steps upwards
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights of the value."""
+        return self.value.weight
+
+    def cuts(self) -> Tensor:
+        """The cuts, rising [grades - 1]."""
+        return torch.cat([self.bias[:1], F.softplus(self.bias[1:])]).cumsum(dim=0)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        above = self.value(vectors) - self.cuts()  # logits of a higher grade, falling
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 - exp(b - a))
+        steps = (-torch.expm1(-F.softplus(self.bias[1:]))).log()
+        inner = F.logsigmoid(above[..., :-1]) + F.logsigmoid(-above[..., 1:]) + steps
+        return torch.cat(
+            [F.logsigmoid(-above[..., :1]), inner, F.logsigmoid(above[..., -1:])], dim=-1
+        )
 
 
 class DocumentClassifier(PreTrainedModel):
@@ -232,13 +265,16 @@ class DocumentClassifier(PreTrainedModel):
         if config.segment_pooling == "attention":
             self.segment_attention = AttentionPooling(features)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(features * max(1, config.num_spans), config.num_labels)
+        make_head = OrdinalHead if config.ordinal_head else nn.Linear
+        self.head = make_head(features * max(1, config.num_spans), config.num_labels)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LayerMix):
             init.zeros_(module.weights)
             init.ones_(module.gamma)
+        elif isinstance(module, OrdinalHead):
+            init.zeros_(module.bias)
         elif isinstance(module, nn.LSTM):
             for weight in module.parameters():
                 init.uniform_(weight, -(module.hidden_size**-0.5), module.hidden_size**-0.5)

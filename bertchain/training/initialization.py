@@ -231,6 +231,7 @@ def resolve_architecture(
         "segment_pooling": "mean",
         "head_dropout": 0.1,
         "dropout_samples": 1,
+        "ordinal_head": False,
         "segments_per_forward": None,
     }
     if previous is not None:
@@ -254,5 +255,6 @@ def same_head(previous: DocumentClassifierConfig, now: DocumentClassifierConfig)
         "token_pooling",
         "segment_pooling",
         "num_spans",
+        "ordinal_head",
     )
     return all(getattr(previous, f) == getattr(now, f) for f in fields)

@@ -32,6 +32,10 @@ class TrainingLoss:
         label_smoothing: share of the truth that is spread over all classes; 0 = off.
         huber_delta: the loss is linear from this error on, in standard deviations of the target;
             None = squared error.
+        ranking_weight: share of the pairwise ranking loss (RankNet, Burges et al. 2005) beside the
+            error of a regression: over the rows of the batch with another target, the mean of
+            log(1 + exp(-difference of the outputs)), where the higher target ought to be higher;
+            outputs in standard deviations of the target. 0 = off.
         rdrop_alpha: weight of the divergence of two passes (R-Drop, Liang et al. 2021); 0 = off.
         contrastive_weight: share of the supervised contrastive loss (see `contrastive`), beside
             the one of the head (Gunel et al. 2021, arXiv 2011.01403); 0 = off.
@@ -44,6 +48,7 @@ class TrainingLoss:
     focal_gamma: float = 0.0
     label_smoothing: float = 0.0
     huber_delta: float | None = None
+    ranking_weight: float = 0.0
     rdrop_alpha: float = 0.0
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.1
@@ -62,8 +67,13 @@ class TrainingLoss:
             return samples.mean()
         if self.config.problem_type == "regression":
             each = self._errors(logits, labels)
+            if self.ranking_weight:
+                ranks = self._ranking(logits, labels, weights)
+                each = (1 - self.ranking_weight) * each + self.ranking_weight * ranks
         elif self.config.problem_type == PROBLEM_TYPES["multi_label"]:
             each = self._binary(logits, labels.to(logits.dtype)).sum(dim=-1)
+        elif self.config.ordinal_head:
+            each = self._ordinal(logits, labels)
         else:
             each = self._categorical(logits, labels)
         return _weighed(each, weights).sum()
@@ -115,6 +125,26 @@ class TrainingLoss:
             each = 2 * F.huber_loss(logits, labels, reduction="none", delta=self.huber_delta)
         return each.sum(dim=-1)
 
+    def _ranking(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Mean ranking loss of each row against those of another target [documents]."""
+        logits, labels = standardise(logits, labels, self.config)
+        above = (labels[:, None] - labels[None]).sign()  # [documents, documents, targets]
+        losses = F.softplus(-above * (logits[:, None] - logits[None]))
+        partners = above.abs()
+        if weights is not None:
+            partners = partners * weights[None, :, None]
+        return ((losses * partners).sum(1) / partners.sum(1).clamp_min(1e-12)).sum(dim=-1)
+
+    def _ordinal(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the cuts between grades of the cross-entropy of being above (CORAL, Cao et al.
+        2020), with class weights [documents]. Args: logits: log-probabilities of the grades."""
+        log_p = logits.log_softmax(dim=-1)
+        below = log_p.logcumsumexp(dim=-1)[:, :-1]  # [documents, cuts]
+        above = log_p.flip(-1).logcumsumexp(dim=-1).flip(-1)[:, 1:]
+        truth = self._distribution(labels, log_p).flip(-1).cumsum(dim=-1).flip(-1)[:, 1:]
+        each = -(truth * above + (1 - truth) * below).sum(dim=-1)
+        return each if self.class_weights is None else each * self._class_weights(labels)
+
     def _categorical(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy, with focal factor and class weights [documents]."""
         log_p = logits.log_softmax(dim=-1)
@@ -145,6 +175,8 @@ class TrainingLoss:
         if not self.focal_gamma:
             return each
         wrong = torch.where(labels == 1, -logits, logits).sigmoid()  # 1 - p of the truth
+        soft = (labels != 0) & (labels != 1)
+        wrong = torch.where(soft, (labels - logits.sigmoid()).abs(), wrong)
         return wrong**self.focal_gamma * each
 
 
@@ -175,6 +207,7 @@ def build_loss(
         "positive_weights": (losses.positive_weights, ("multi_label",)),
         "focal_gamma": (losses.focal_gamma, ("single_label", "multi_label")),
         "huber_delta": (losses.huber_delta, ("regression",)),
+        "ranking_weight": (losses.ranking_weight, ("regression",)),
         "label_smoothing_factor": (smoothing, ("single_label",)),
         "contrastive_weight": (losses.contrastive_weight, ("single_label", "multi_label")),
         "rows_per_class_in_batch": (
@@ -194,6 +227,7 @@ def build_loss(
         focal_gamma=losses.focal_gamma,
         label_smoothing=smoothing,
         huber_delta=losses.huber_delta,
+        ranking_weight=losses.ranking_weight,
         rdrop_alpha=losses.rdrop_alpha,
         contrastive_weight=losses.contrastive_weight or 0.0,
         contrastive_temperature=losses.temperature,

@@ -33,7 +33,7 @@ from bertchain.data.batching import (
 from bertchain.data.labels import LabelSpec
 from bertchain.data.splits import strata_of
 from bertchain.errors import InputError, as_input_error
-from bertchain.metrics import main_metric, score_directions
+from bertchain.metrics import SHARES, main_metric, score_directions
 from bertchain.models.layers import unfrozen_from
 from bertchain.models.modeling import IGNORED, PROBLEM_TYPES, num_blocks
 from bertchain.runtime import best
@@ -233,7 +233,7 @@ def choose_metric(
     if training.load_best_model_at_end and given.get("metric_for_best_model") is None:
         training.metric_for_best_model = name
     others = bool(given.get("extra_metrics"))
-    directions["qwk"] = True
+    directions |= {"qwk": True} | (SHARES if spec.soft else {})
     best.choose_metric(training, given, directions, others)
     return training
 

@@ -448,6 +448,15 @@ CASES = [
     Case("a metric that is no number", TUNE, own_metric("def score(y, p):\n    return p\nscore.greater_is_better = True"), ("--metric_file", "my.py:score", "number")),
     Case("a metric without a direction", TUNE, own_metric("def score(y, p):\n    return 1.0"), ("--metric_file", "greater_is_better")),
     Case("kappa of words", TUNE, flags(metric_for_best_model="qwk"), ("qwk", "grades")),
+    # ---------------------------------------------------------------- grades, soft labels, teachers
+    Case("a soft label above 1", TUNE, table(changed(a=[0.5, 1.5] * 6, b=0.5), label_column_name=["a", "b"], problem_type="multi_label"), ("train.csv, row 2", "'a'", "1.5", "regression")),
+    Case("a ranking of classes", TUNE, flags(ranking_weight=0.5), ("--ranking_weight", "single_label")),
+    Case("a share of the ranking above 1", TUNE, flags(ranking_weight=1.5), ("--ranking_weight 1.5",)),
+    Case("cuts between words", TUNE, flags(ordinal_head="true"), ("--ordinal_head", "grades", "a, b, c")),
+    Case("cuts of a probe", TUNE, table(changed(label=[1, 2, 3] * 4), ordinal_head="true", head_init="probe"), ("--ordinal_head", "probe")),
+    Case("no such teacher", TUNE, flags(teacher="nowhere"), ("predictions_oof.csv", "no such file")),
+    Case("a teacher and pseudo-labels", TUNE, flags(teacher="x", pseudo_label_file="y", num_folds=2), ("--teacher", "--pseudo_label_file")),
+    Case("a share without a teacher", TUNE, flags(teacher_weight=0.3), ("--teacher_weight", "--teacher")),
 ]  # fmt: skip
 
 

@@ -10,7 +10,12 @@ from one_step import one_step
 
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
-from bertchain.models.modeling import PROBLEM_TYPES, DocumentClassifierConfig, document_loss
+from bertchain.models.modeling import (
+    PROBLEM_TYPES,
+    DocumentClassifierConfig,
+    OrdinalHead,
+    document_loss,
+)
 from bertchain.training.losses import TrainingLoss, resolve_class_weights
 
 pytestmark = pytest.mark.versions
@@ -209,3 +214,90 @@ def test_a_row_of_weight_3_is_a_row_three_times(kind, labels, fields):
     samples = torch.stack([LOGITS, other])
     each = (loss.total(LOGITS, labels, weights) + loss.total(other, labels, weights)) / 2
     torch.testing.assert_close(loss.total(samples, labels, weights), each)
+
+
+# ---------------------------------------------------------------- graded and soft targets
+
+
+def ranked_by_hand(outputs, targets, weights):
+    """Pairwise ranking loss of one target: a loop over all pairs, in the outputs' own unit."""
+    rows = []
+    for i in range(len(outputs)):
+        terms = [
+            (weights[j], math.log1p(math.exp(-(outputs[i] - outputs[j]) * sign)))
+            for j in range(len(outputs))
+            if (sign := (targets[i] > targets[j]) - (targets[i] < targets[j]))
+        ]
+        total = sum(w for w, _ in terms)
+        rows.append(weights[i] * sum(w * t for w, t in terms) / total if total else 0.0)
+    return sum(rows)
+
+
+def test_ranking_of_all_pairs_by_hand():
+    outputs, targets = [0.3, -1.0, 2.0, 0.0, 0.5], [1.0, 2.0, 3.0, 2.0, 0.0]
+    config = DocumentClassifierConfig(problem_type="regression", num_labels=1)
+    config.target_mean, config.target_scale = [1.0], [2.0]
+    loss = TrainingLoss(config, ranking_weight=1.0)
+    logits, labels = torch.tensor(outputs)[:, None] * 2 + 1, torch.tensor(targets)[:, None]
+    expected = ranked_by_hand(outputs, targets, [1] * 5)
+    assert loss.total(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+    weights = [1.0, 0.0, 2.0, 0.5, 1.0]
+    expected = ranked_by_hand(outputs, targets, weights)
+    found = loss.total(logits, labels, torch.tensor(weights))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.divisor(labels, torch.tensor(weights)).item() == 4.5
+    plain = TrainingLoss(config).total(logits, labels)
+    mixed = TrainingLoss(config, ranking_weight=0.25).total(logits, labels)
+    half = 0.25 * loss.total(logits, labels) + 0.75 * plain
+    assert mixed.item() == pytest.approx(half.item(), rel=1e-5)
+    alone = loss.total(logits[:1], labels[:1])  # without another row there is nothing to rank
+    assert alone.item() == 0.0
+    two = loss.total(logits.expand(-1, 2), torch.cat([labels, labels.flip(0)], dim=1))
+    expected = ranked_by_hand(outputs, targets, [1] * 5)
+    expected += ranked_by_hand(outputs, targets[::-1], [1] * 5)
+    assert two.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_ordinal_loss_is_that_of_coral():
+    head = OrdinalHead(4, 5)
+    torch.nn.init.normal_(head.bias)
+    vectors, grades = torch.randn(6, 4), torch.tensor([0, 4, 2, 1, 3, 2])
+    above = head.value(vectors) - head.cuts()  # [rows, cuts]
+    levels = (grades[:, None] > torch.arange(4)).float()
+    expected = F.binary_cross_entropy_with_logits(above, levels, reduction="sum")
+    config = DocumentClassifierConfig(num_labels=5, problem_type=PROBLEM_TYPES["single_label"])
+    config.ordinal_head = True
+    loss = TrainingLoss(config)
+    log_p = head(vectors)
+    assert loss.total(log_p, grades).item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(6))
+    higher = log_p.exp().flip(1).cumsum(1).flip(1)[:, 1:]
+    torch.testing.assert_close(higher, above.sigmoid())
+    soft = F.one_hot(grades, 5).float() * 0.8 + 0.2 / 5
+    levels = soft.flip(1).cumsum(1).flip(1)[:, 1:]
+    expected = F.binary_cross_entropy_with_logits(above, levels, reduction="sum")
+    assert loss.total(log_p, soft).item() == pytest.approx(expected.item(), rel=1e-5)
+    weighted = loss.total(log_p, grades, torch.tensor([2.0, 0, 0, 0, 0, 0]))
+    one = loss.total(log_p[:1], grades[:1])
+    assert weighted.item() == pytest.approx(2 * one.item(), rel=1e-5)
+
+
+def test_ordinal_probabilities_stay_finite_far_from_the_cuts():
+    head = OrdinalHead(1, 4)
+    torch.nn.init.ones_(head.value.weight)
+    torch.nn.init.constant_(head.bias, -20.0)  # steps between cuts of 2e-9
+    vectors = torch.tensor([[-80.0], [0.0], [80.0]], requires_grad=True)
+    log_p = head(vectors)
+    log_p.sum().backward()
+    assert torch.isfinite(log_p).all() and torch.isfinite(head.bias.grad).all()
+    assert (head.cuts().diff() >= 0).all()
+
+
+def test_soft_labels_of_several_are_those_of_torch():
+    soft = torch.tensor([[0.7, 0.2, 0.1], [0.0, 1.0, 0.5], [0.3, 0.3, 0.4]])
+    expected = F.binary_cross_entropy_with_logits(LOGITS, soft)
+    assert mean(loss_of("multi_label"), LOGITS, soft) == pytest.approx(expected.item())
+    each = F.binary_cross_entropy_with_logits(LOGITS, soft, reduction="none")
+    focal = (each * (soft - LOGITS.sigmoid()).abs() ** 2).mean()
+    loss = loss_of("multi_label", focal_gamma=2.0)
+    assert mean(loss, LOGITS, soft) == pytest.approx(focal.item(), rel=1e-5)
