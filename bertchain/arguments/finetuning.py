@@ -273,9 +273,11 @@ def check_combinations(args: Arguments) -> None:
     exclude(min_steps=args.run.min_steps, max_steps=training.max_steps > 0)
     name = "num_folds" if folds.num_folds else "fold_column_name"
     exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
+    exclude(ordinal_head=args.model.ordinal_head, focal_gamma=args.losses.focal_gamma)
     check_grouping(folds, args.data.validation_file, args.label.validation_split)
     if args.head.head_init or args.refits_head:
-        exclude(ordinal_head=args.model.ordinal_head, **{"a head that is a probe": True})
+        if args.model.ordinal_head:
+            raise InputError("--ordinal_head does not go with a head that is a linear probe")
         args.rows.refuse_weights("a head that is a linear probe")
     if args.submission.fit_thresholds and not folds.with_folds:
         raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")

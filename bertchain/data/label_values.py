@@ -287,10 +287,15 @@ def to_name(value: Any) -> str:
     return str(value)
 
 
-def are_shares(values: Sequence[Any]) -> bool:
-    """Return whether each value, or each of a list, is a number from 0 to 1, and one a fraction."""
+def are_shares(values: Sequence[Any], num_columns: int) -> bool:
+    """Return whether labels are shares: numbers, of which one is a fraction.
+
+    Those of a single column have to be from 0 to 1, for they may be names as well.
+    """
     items = [to_target(item) for v in values for item in (v if isinstance(v, list) else [v])]
-    return all(n is not None and 0 <= n <= 1 for n in items) and any(n % 1 for n in items)
+    if None in items or not any(n % 1 for n in items):
+        return False
+    return num_columns > 1 or all(0 <= n <= 1 for n in items)
 
 
 def to_zero_or_one(value: Any) -> float | None:

@@ -136,7 +136,7 @@ class LabelSpec:
         if kind == "regression":
             targets = [to_numbers(v, source, row) for row, v in enumerate(values, 1)]
             return cls(kind, tuple(columns), tuple(columns)).fitted_to(targets)
-        soft = problem_type == "multi_label" and not lists and are_shares(values)
+        soft = problem_type == "multi_label" and not lists and are_shares(values, len(columns))
         own = len(columns) > 1 or soft
         names = tuple(columns) if own else label_names(table, columns[0], values)
         if len(names) < 2 and not soft:
@@ -280,7 +280,8 @@ class LabelSpec:
 
     def _shares(self, values: Any, source: str, row: int) -> list[float]:
         values = values if isinstance(values, list) else [values]
-        numbers = [to_target(value) for value in values]
+        numbers = [to_zero_or_one(value) for value in values]  # also of True and False
+        numbers = [to_target(v) if n is None else n for v, n in zip(values, numbers, strict=True)]
         for column, value, number in zip(self.columns, values, numbers, strict=True):
             if number is None or not 0 <= number <= 1:
                 raise InputError(

@@ -164,7 +164,7 @@ def test_a_student_learns_the_teachers_probabilities(
 
 def test_a_teacher_of_other_rows_is_refused(tiny_bert, rows, teacher, tmp_path):
     folder, _ = teacher
-    given = {"teacher": str(folder), "max_steps": 1}
+    given = {"teacher": str(folder), "max_steps": 1, "validation_split": 0}
     with pytest.raises(InputError, match=r"predictions_oof\.csv .*lacks the id 'new' of --train"):
         run(tiny_bert, rows.replace({"id": {"r5": "new"}}), tmp_path / "o", **given)
     with pytest.raises(
