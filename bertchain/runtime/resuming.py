@@ -38,7 +38,7 @@ class ResumableTrainer(FiniteTrainer):
         """
         super().__init__(*args, **kwargs)
         self.patience = patience
-        self.start: TrainerState | None = None  # that of the checkpoint gone on from
+        self.checkpoint_state: TrainerState | None = None  # that of the checkpoint gone on from
         self.on_sigterm = SaveAndExitOnSigterm()
         self.add_callback(self.on_sigterm)
         if patience is not None:
@@ -91,7 +91,9 @@ class ResumableTrainer(FiniteTrainer):
                     f"{checkpoint} lacks {name}, so a run cannot go on from it (--save_only_model "
                     "leaves it out); delete it, or take another"
                 )
-        self.start = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        self.checkpoint_state = TrainerState.load_from_json(
+            str(Path(checkpoint, "trainer_state.json"))
+        )
         mark = read_mark(checkpoint)
         if mark is None:  # of another tool
             return
@@ -106,9 +108,12 @@ class ResumableTrainer(FiniteTrainer):
         after early stopping.
         """
         epochs, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
-        if self.start is not None:
-            stopped = self.patience is not None and bad_evaluations(self.start) >= self.patience
-            if stopped or self.start.global_step >= max_steps:
+        if self.checkpoint_state is not None:
+            stopped = (
+                self.patience is not None
+                and bad_evaluations(self.checkpoint_state) >= self.patience
+            )
+            if stopped or self.checkpoint_state.global_step >= max_steps:
                 epochs = 0
         return (epochs, *others, max_steps)
 
