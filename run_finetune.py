@@ -53,7 +53,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from bertchain import metrics
+from bertchain import metric_files, metrics
 from bertchain.competition import ensemble, manifests, pseudo_labels, run_folder, submission
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
@@ -93,9 +93,11 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     path = trained[0].checkpoint if trained else source.model_name_or_path
 
     # 2. Labelled documents, and the form their predictions are handed in
-    task = tasks.load_task(*args.sources, seed=seed, checkpoint=path).only(args.wanted_splits)
+    task = tasks.load_task(*args.sources, seed=seed, checkpoint=path, rows=args.rows)
+    task = task.only(args.wanted_splits)
     check_splits(task, trained, args)
-    task = task.with_folds(args.folds, seed).with_validation(args.label.validation_split, seed)
+    task = task.with_folds(args.folds, seed)
+    task = task.with_validation(args.label.validation_split, seed, args.folds)
     form = submission.read_sample(args.submission, args.text, task)
 
     # 3. Documents -> windows that fit the encoder
@@ -127,7 +129,8 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
 
         # 6. Out-of-fold predictions, averages over members, the submission
         if run.has_several:
-            results = ensemble.combine(run, task, args.submission, args.run.extra_metrics)
+            own = metric_files.of_run(args.run_config)
+            results = ensemble.combine(run, task, args.submission, args.metrics, own)
         if form is not None:
             thresholds = ensemble.read_thresholds(run.folder) if run.has_several else None
             submission.write_submission(form, run.folder, task.spec, thresholds)
@@ -168,17 +171,19 @@ def fine_tune(
         regularisers=args.regularisers,
         batch_by_length=args.run.batch_by_length,
         rows_of_a_class=args.rows_of_a_class(),
-        patience=args.run.early_stopping_patience,
+        patience=args.run.early_stopping_patience if "validation" in rows else None,
         folder=folder,
         seen=contamination.read_fingerprints(member.checkpoint, **args.checkpoint.hub_kwargs),
         model=model,
-        args=trainer.member_arguments(args.training, spec, given, member.seed, scratch, trains),
+        args=trainer.member_arguments(args.training, spec, given, member.seed, scratch, rows),
         train_dataset=pseudo_labels.join(rows, spec) if trains else None,
         eval_dataset=rows.get("validation"),
         processing_class=preprocessor.tokenizer,
         data_collator=preprocessor.collator,
-        compute_metrics=metrics.metric_function(spec, model.config, args.run.extra_metrics),
-        callbacks=[*args.hooks.callbacks, *stop_in_time],
+        compute_metrics=metrics.metric_function(
+            spec, model.config, args.metrics, rows.get("validation")
+        ),
+        callbacks=[*args.hooks.callbacks, *stop_in_time, *run.stops(member)],
     )
 
     # c. Train
@@ -289,7 +294,8 @@ def check_splits(
             f"models; to train, name one of them, such as {Path(trained[0].checkpoint)}"
         )
     given, needs = args.run_config, {"train": ("num_folds", "fold_column_name", "seeds")}
-    needs["train"] += ("head_init", "head_refit")
+    needs["train"] += ("head_init", "head_refit", "group_column_name", "near_duplicates")
+    needs["train"] += ("extra_train_file", "weight_column_name")
     needs["test"] = ("sample_submission", "pseudo_label_file")
     for split, flags in needs.items():
         for flag in flags:
@@ -318,9 +324,10 @@ def check_rows(
     paths = [*dict.fromkeys(member.checkpoint for member in members)]
     results = contamination.find_seen(documents.get("test"), paths[0], **hub_kwargs)
     folded = task.folds is not None
-    results |= contamination.find_trained_on(documents, folded, paths, pseudo, **hub_kwargs)
+    others = pseudo + [documents[split] for split in ("extra",) if split in documents]
+    results |= contamination.find_trained_on(documents, folded, paths, others, **hub_kwargs)
     if task.has_training_rows:
-        results |= splits.count_absent_labels(task.labels_of(documents["train"]), task.spec)
+        results |= splits.count_absent_labels(task.training_labels(), task.spec)
     return results
 
 

@@ -16,9 +16,11 @@ from sklearn import metrics as sk
 from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
-from bertchain import ranking
+from bertchain import ranking, weighted_scores
 from bertchain.data.labels import LabelSpec
+from bertchain.data.weights import weights_of
 from bertchain.errors import as_input_error
+from bertchain.extra_metrics import load_extra
 from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
 
 evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for each local metric
@@ -29,7 +31,7 @@ MAIN_METRIC = {  # selects checkpoints, settings and layers; see `main_metric`
     "multi_label": ("lrap", True),
     "regression": ("rmse", False),
 }
-LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae", STANDARDISED)
+LESS_IS_BETTER = ("loss", "log_loss", "rmse", "mae", "mcrmse", STANDARDISED)
 
 
 def main_metric(problem_type: str, labels: int = 1) -> tuple[str, bool]:
@@ -107,7 +109,8 @@ def mean_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Scores of numbers: RMSE and MAE over all values, the mean correlation over targets.
 
-    With several targets also RMSE of standardised values, see `standardised_squares`.
+    With several targets also RMSE of standardised values, see `standardised_squares`, and the mean
+    of the RMSE of each (MCRMSE).
 
     Args:
         predictions, targets: both [n, targets].
@@ -117,6 +120,7 @@ def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str,
     several = {}
     if targets.shape[1] > 1:
         several = {STANDARDISED: float(standardised_squares(predictions, targets).mean() ** 0.5)}
+        several["mcrmse"] = float((((predictions - targets) ** 2).mean(axis=0) ** 0.5).mean())
     return several | {
         "rmse": sk.root_mean_squared_error(targets.reshape(-1), predictions.reshape(-1)),
         "mae": sk.mean_absolute_error(targets, predictions),
@@ -229,35 +233,10 @@ class DocumentMetrics(evaluate.Metric):
         return {name: float(value) for name, value in scores.items()}
 
 
-class ExtraMetric:
-    """Metric of `evaluate`, by hub name or path: `name` or `name:argument=value,...`.
-
-    Called with probabilities and labels, it gets decisions: the likeliest class, 0/1 at threshold
-    0.5, or values.
-    """
-
-    def __init__(self, description: str, problem_type: str):
-        self.name, _, arguments = description.partition(":")
-        self.arguments = dict(pair.partition("=")[::2] for pair in arguments.split(",") if pair)
-        self.problem_type = problem_type
-        config = "multilabel" if problem_type == "multi_label" else None
-        self.metric = evaluate.load(self.name, config_name=config, keep_in_memory=True)
-
-    def __call__(self, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        predictions = {
-            "single_label": lambda p: p.argmax(axis=1),
-            "multi_label": lambda p: (p >= 0.5).astype(int),
-            "regression": lambda p: p[:, 0] if p.shape[1] == 1 else p,
-        }[self.problem_type](probabilities)
-        if self.problem_type == "regression" and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        return self.metric.compute(predictions=predictions, references=labels, **self.arguments)
-
-
-def score_function(
-    spec: LabelSpec, extra_metrics: list[str]
-) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+def score_function(spec: LabelSpec, extra_metrics: list[str]) -> Callable[..., dict[str, float]]:
     """Build the function of probabilities [n, labels] and encoded labels that gives all scores.
+
+    A third argument, weights of rows [n], makes rows count by them (but in extra metrics).
 
     Raises:
         InputError: for an extra metric that cannot be loaded.
@@ -266,13 +245,18 @@ def score_function(
     extra = []
     for description in extra_metrics:
         with as_input_error(f"--extra_metrics {description}"):
-            extra.append(ExtraMetric(description, spec.problem_type))
+            extra.append(load_extra(description, spec))
 
-    def compute(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def compute(
+        probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> dict[str, float]:
         truth = spec.hard_labels(np.asarray(labels))
-        scores = metric.compute(predictions=probabilities, references=truth)
-        if spec.problem_type == "regression":
-            scores |= scores_of_targets(probabilities, truth, spec.names)
+        if weights is not None and len(weights):
+            scores = weighted_scores.of_rows(spec, probabilities, truth, weights)
+        else:
+            scores = metric.compute(predictions=probabilities, references=truth)
+            if spec.problem_type == "regression":
+                scores |= scores_of_targets(probabilities, truth, spec.names)
         for function in extra:
             scores |= function(probabilities, truth)
         return scores
@@ -281,21 +265,33 @@ def score_function(
 
 
 def metric_function(
-    spec: LabelSpec, config: DocumentClassifierConfig, extra_metrics: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
+    spec: LabelSpec,
+    config: DocumentClassifierConfig,
+    extra_metrics: list[str],
+    rows: datasets.Dataset | None = None,
+) -> Callable[..., dict[str, float]]:
     """Build the Trainer's `compute_metrics`: all scores, and the exact mean loss.
 
     The Trainer's own evaluation loss is a mean of batch means, which a short last batch distorts.
+
+    Args:
+        rows: that the Trainer evaluates, whose weights count (see data/weights.py). For other rows
+            theirs are given beside the prediction.
     """
     scores_of = score_function(spec, extra_metrics)
+    own = None if rows is None else weights_of(rows)
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
+    def compute(prediction: EvalPrediction, weights: np.ndarray | None = own) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions)
         labels = torch.as_tensor(prediction.label_ids)
         if logits.dim() == 3:  # of words [documents, targets, labels]
             logits, labels = without_padding(logits, labels)
-        loss = document_loss(logits, labels, config).item()
-        return {"loss": loss, **scores_of(spec.probabilities(logits.numpy()), labels.numpy())}
+        if weights is None:
+            loss = document_loss(logits, labels, config).item()
+        else:
+            loss = weighted_scores.mean_loss(logits, labels, config, weights)
+        probabilities = spec.probabilities(logits.numpy())
+        return {"loss": loss, **scores_of(probabilities, labels.numpy(), weights)}
 
     return compute
 

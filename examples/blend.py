@@ -6,7 +6,8 @@ Each RUN is an output folder of run_finetune.py with predictions_oof.csv and pre
 rows are joined by id. Weights are at least 0, add up to 1, and minimise the log loss (regression:
 the squared error) of the out-of-fold predictions. The gain is measured fold by fold, each with
 weights fitted on the other folds, so that it is not inflated. Runs with --fit_thresholds are
-blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend.
+blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend. Runs with a
+--metric_file are blended for that score, from the weights with the least loss on.
 
 Writes predictions_oof.csv, predictions_test.csv, submission.csv, report.md (scores of each run,
 their mean and the blend; weights; correlation of the predictions) and all_results.json.
@@ -33,12 +34,14 @@ from bertchain.competition.thresholds import fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
-from bertchain.metrics import LESS_IS_BETTER, main_metric, score_function
+from bertchain.metric_files import FileMetric, of_run
+from bertchain.metrics import main_metric, score_function
 from bertchain.models.loading import read_classifier_config
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
+STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)  # by which weights are moved for a score
 BLEND = "blend (each fold by the others)"
 
 
@@ -60,6 +63,7 @@ class Given(NamedTuple):
     test_ids: list[str]
     runs: list[Run]
     sample: SampleSubmission | None
+    metric: FileMetric | None = None  # what weights and thresholds maximise
 
     @property
     def folds(self) -> np.ndarray:
@@ -68,7 +72,17 @@ class Given(NamedTuple):
     @property
     def labels(self) -> np.ndarray:
         """The true labels, as scores take them."""
-        return self.truth.argmax(axis=1) if self.spec.problem_type == "single_label" else self.truth
+        return as_scored(self.truth, self.spec)
+
+    def scores_of(self, predictions: np.ndarray) -> dict[str, float]:
+        """Score out-of-fold predictions [n, labels]."""
+        own = [] if self.metric is None else [self.metric.described]
+        return score_function(self.spec, own)(predictions, self.labels)
+
+
+def as_scored(truth: np.ndarray, spec: LabelSpec) -> np.ndarray:
+    """The true labels [n, labels] as scores take them: of one class a row its number [n]."""
+    return truth.argmax(axis=1) if spec.problem_type == "single_label" else truth
 
 
 def main() -> None:
@@ -78,7 +92,7 @@ def main() -> None:
     given = read_given(options)
     weights, nested = fit_nested(given)
     blended = combine(weights, np.stack([run.test for run in given.runs]))
-    scores = score_runs(given) | {BLEND: score_function(given.spec, [])(nested, given.labels)}
+    scores = score_runs(given) | {BLEND: given.scores_of(nested)}
     write_ensemble(options, given, nested, blended, scores[BLEND])
     by_run = dict(zip([run.name for run in given.runs], weights.tolist(), strict=True))
     report = write_report(Path(options.output_dir), scores, by_run, given)
@@ -99,6 +113,7 @@ def read_options(description: str, **more: dict[str, Any]) -> argparse.Namespace
     parser.add_argument("--positive_label", help="As in run_finetune.py.")
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
     parser.add_argument("--encoding", default="utf-8", help="Of the sample.")
+    parser.add_argument("--metric_file", help="As in run_finetune.py. Default: that of the runs.")
     for name, argument in more.items():
         parser.add_argument(f"--{name}", **argument)
     options = parser.parse_args()
@@ -118,7 +133,25 @@ def read_given(options: argparse.Namespace) -> Given:
     sample = read_sample(options, spec, test_ids, table["label"])
     truth = encode(table, spec)
     runs = [read_run(path, spec, table, test_ids) for path in options.runs]
-    return Given(spec, table, truth, test_ids, runs, sample)
+    return Given(spec, table, truth, test_ids, runs, sample, read_metric(options))
+
+
+def read_metric(options: argparse.Namespace) -> FileMetric | None:
+    """Load the score that is maximised; None: there is none.
+
+    Raises:
+        InputError: where the runs have different ones, or it is not known whether more is better.
+    """
+    runs = [read_arguments(str(Path(path) / "run_args.yaml")) for path in options.runs]
+    names = {run.get("metric_file") for run in runs} - {None}
+    if not options.metric_file and len(names) > 1:
+        raise InputError(f"the runs have several scores ({', '.join(names)}); give --metric_file")
+    own = options.metric_file or next(iter(names), None)
+    known = [run["greater_is_better"] for run in runs if "greater_is_better" in run]
+    found = of_run({"metric_file": own, "greater_is_better": known[0] if known else None})
+    if found is not None and found.greater_is_better is None:
+        raise InputError(f"--metric_file {own}: write {found.name}.greater_is_better in the file")
+    return found
 
 
 def read_spec(paths: list[str]) -> LabelSpec:
@@ -226,10 +259,41 @@ def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
     oof = np.stack([run.oof for run in given.runs])  # [runs, n, labels]
 
     def combine_fold(inside: np.ndarray) -> np.ndarray:
-        others = fit_weights(oof[:, ~inside], given.truth[~inside], given.spec)
+        others = fit(oof[:, ~inside], given.truth[~inside])
         return combine(others, oof[:, inside])
 
-    return fit_weights(oof, given.truth, given.spec), by_fold(given, combine_fold)
+    def fit(predictions: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        weights = fit_weights(predictions, truth, given.spec)
+        if given.metric is None:
+            return weights
+        return improve(weights, predictions, as_scored(truth, given.spec), given.metric)
+
+    return fit(oof, given.truth), by_fold(given, combine_fold)
+
+
+def improve(
+    weights: np.ndarray, predictions: np.ndarray, labels: np.ndarray, metric: FileMetric
+) -> np.ndarray:
+    """Move weights [runs] towards one run, or away from it, as long as a score gets better.
+
+    Args:
+        predictions: [runs, n, labels].
+        labels: as scores take them.
+    """
+    best = metric.gain(labels, combine(weights, predictions))
+    for step in STEPS:
+        moved = True
+        while moved:
+            moved = False
+            for run in range(len(weights)):
+                for change in (step, -step):
+                    tried = weights + change * (np.eye(len(weights))[run] - weights)
+                    tried = np.clip(tried, 0, None)
+                    tried /= tried.sum()
+                    reached = metric.gain(labels, combine(tried, predictions))
+                    if reached > best + 1e-9:
+                        best, weights, moved = reached, tried, True
+    return weights
 
 
 def by_fold(given: Given, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -246,7 +310,11 @@ def by_fold(given: Given, predict: Callable[[np.ndarray], np.ndarray]) -> np.nda
 
 
 def fit_thresholds(
-    paths: list[str], predictions: np.ndarray, truth: np.ndarray, folds: np.ndarray
+    paths: list[str],
+    predictions: np.ndarray,
+    truth: np.ndarray,
+    folds: np.ndarray,
+    metric: FileMetric | None = None,
 ) -> tuple[Thresholds | None, dict[str, float]]:
     """Fit thresholds of the runs' kind on the out-of-fold blend [n, labels].
 
@@ -263,7 +331,7 @@ def fit_thresholds(
         raise InputError(f"{first} has thresholds of kind {one}, {second} of kind {two}")
     if not kinds:
         return None, {}
-    return fit_and_judge(next(iter(kinds)), predictions, truth, folds)
+    return fit_and_judge(next(iter(kinds)), predictions, truth, folds, metric)
 
 
 def combine(weights: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -314,10 +382,9 @@ def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> 
 
 def score_runs(given: Given) -> dict[str, dict[str, float]]:
     """Score the out-of-fold predictions of each run and their mean."""
-    scores_of = score_function(given.spec, [])
     found = {run.name: run.oof for run in given.runs}
     found["mean of all"] = np.mean([run.oof for run in given.runs], axis=0)
-    return {name: scores_of(p, given.labels) for name, p in found.items()}
+    return {name: given.scores_of(p) for name, p in found.items()}
 
 
 def write_ensemble(
@@ -332,7 +399,7 @@ def write_ensemble(
     The scores of thresholds are added to `scores`.
     """
     folder, spec = Path(options.output_dir), given.spec
-    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds)
+    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds, given.metric)
     scores |= gains
     columns = {"fold": given.folds, "label": given.table["label"].tolist()}
     ids = given.table["id"].tolist()
@@ -350,7 +417,9 @@ def write_report(
 ) -> str:
     """Write report.md; returns its text."""
     spec, runs = given.spec, given.runs
-    main_score, _ = main_metric(spec.problem_type, len(spec.names))
+    main_score, more_is_better = main_metric(spec.problem_type, len(spec.names))
+    if given.metric is not None:
+        main_score, more_is_better = given.metric.name, given.metric.greater_is_better
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
     for name, own in scores.items():
@@ -360,7 +429,7 @@ def write_report(
     correlation = pd.DataFrame(np.corrcoef(flat), columns=[run.name for run in runs])
     correlation.insert(0, "correlation", [run.name for run in runs])
     singles = [scores[run.name][main_score] for run in runs]
-    best = min(singles) if main_score in LESS_IS_BETTER else max(singles)
+    best = max(singles) if more_is_better else min(singles)
     gain = scores[BLEND][main_score] - best
     fitted = {name: value for name, value in scores[BLEND].items() if name.startswith("oof_")}
     text = (

@@ -32,7 +32,7 @@ from bertchain.data.documents import to_documents, to_id
 from bertchain.data.label_values import is_missing, to_number
 from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError
-from bertchain.metrics import main_metric, score_function
+from bertchain.metrics import main_metric
 from bertchain.probing.scoreboard import bootstrap, half_width, row_scores
 from bertchain.runtime.files import write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
@@ -72,10 +72,9 @@ def main() -> None:
     stacked = fit_trees(train, given.truth, kind, test, seed)
 
     _, blended = blend.fit_nested(given)
-    scores_of = score_function(given.spec, [])
     scores = blend.score_runs(given)
-    scores[blend.BLEND] = scores_of(blended, given.labels)
-    scores[STACK] = scores_of(nested, given.labels)
+    scores[blend.BLEND] = given.scores_of(blended)
+    scores[STACK] = given.scores_of(nested)
     blend.write_ensemble(options, given, nested, stacked, scores[STACK])
     others = {run.name: run.oof for run in given.runs} | {blend.BLEND: blended}
     report = write_report(Path(options.output_dir), scores, nested, others, given)

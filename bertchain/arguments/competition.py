@@ -1,4 +1,4 @@
-"""Arguments of folds, seeds and submissions."""
+"""Arguments of rows, folds, seeds and submissions."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,45 @@ from bertchain.arguments.common import arg
 from bertchain.errors import InputError, at_least, exclude, one_of
 
 FOLD_STRATEGIES = ("stratified", "group", "stratified_group", "multilabel", "random")
+
+
+@dataclass
+class RowArguments:
+    """Further training rows, and how much a row counts."""
+
+    _argument_group_name = "weights of rows, and further rows"
+
+    extra_train_file: str | None = arg(
+        None, "Further labelled rows: every model is trained on them, none is validated on one."
+    )
+    extra_train_weight: float = arg(
+        1.0, "Weight of such a row, times that of its own column; one of --train_file counts 1."
+    )
+    weight_column_name: str | None = arg(
+        None, "Column with the weight of each training row in the loss, at least 0."
+    )
+    weigh_metrics: bool = arg(
+        False, "Whether rows count by their weight in the scores, too, wherever the column is."
+    )
+
+    def __post_init__(self) -> None:
+        if not self.extra_train_weight > 0:
+            raise InputError(f"--extra_train_weight {self.extra_train_weight} must be above 0")
+        if self.extra_train_weight != 1.0 and not self.extra_train_file:
+            raise InputError("--extra_train_weight needs --extra_train_file")
+        if self.weigh_metrics and not self.weight_column_name:
+            raise InputError("--weigh_metrics needs --weight_column_name")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some training rows count more than others."""
+        return self.weight_column_name is not None or self.extra_train_weight != 1.0
+
+    def refuse_weights(self, what: str) -> None:
+        """Raises InputError where rows have weights, which `what` does not take."""
+        name = "weight_column_name" if self.weight_column_name else "extra_train_weight"
+        if self.weighs:
+            raise InputError(f"--{name} does not go with {what}")
 
 
 @dataclass
@@ -25,9 +64,27 @@ class FoldArguments:
         "random.",
         shown="stratified or multilabel, with groups stratified_group or group",
     )
-    group_column_name: str | None = arg(None, "Column with groups; rows of one group share a fold.")
+    fold_repeats: int = arg(
+        1, "Number of times that rows are assigned to folds; out-of-fold predictions are averaged."
+    )
+    group_column_name: str | None = arg(
+        None, "Column with groups; rows of one group share a fold, or are held out together."
+    )
+    near_duplicates: float | None = arg(
+        None,
+        "Jaccard similarity of their runs of three words from which on two texts share a fold, or "
+        "are held out together; try 0.7 (needs `pip install datasketch`).",
+        shown="off",
+    )
     fold_column_name: str | None = arg(
-        None, "Column with the fold of each row (0, 1 ...), in place of --num_folds."
+        None,
+        "Column with the fold of each row (0, 1 ...), in place of --num_folds; rows of fold -1 are "
+        "trained on in every fold and validated in none.",
+    )
+    full_fit: bool = arg(
+        False,
+        "Whether one more model (for each seed) is trained on all rows, for the mean best epoch of "
+        "the folds; it counts in the average of test predictions like a fold's.",
     )
     folds: list[str] = arg([], "Folds to train, as 0,1.", shown="all")
     seeds: list[int] = arg(
@@ -51,10 +108,16 @@ class FoldArguments:
         exclude(num_folds=self.num_folds, fold_column_name=self.fold_column_name)
         exclude(fold_strategy=self.fold_strategy, fold_column_name=self.fold_column_name)
         exclude(group_column_name=self.group_column_name, fold_column_name=self.fold_column_name)
-        for name in ("fold_strategy", "group_column_name"):
-            if getattr(self, name) and not self.num_folds:
+        exclude(near_duplicates=self.near_duplicates, fold_column_name=self.fold_column_name)
+        at_least("fold_repeats", self.fold_repeats, 1)
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            raise InputError(
+                f"--near_duplicates {self.near_duplicates} must be above 0 and at most 1"
+            )
+        for name, asked in (("fold_strategy", self.fold_strategy), ("fold_repeats", self.repeats)):
+            if asked and not self.num_folds:
                 raise InputError(f"--{name} needs --num_folds")
-        for name in ("folds", "pseudo_label_file"):
+        for name in ("folds", "pseudo_label_file", "full_fit"):
             if getattr(self, name) and not self.with_folds:
                 raise InputError(f"--{name} needs --num_folds or --fold_column_name")
         if self.pseudo_label_weight <= 0:
@@ -69,6 +132,18 @@ class FoldArguments:
     def with_folds(self) -> bool:
         """Whether there are folds."""
         return bool(self.num_folds or self.fold_column_name)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether rows are assigned to folds more than once."""
+        return self.fold_repeats > 1
+
+    @property
+    def with_groups(self) -> str | None:
+        """The flag by which some rows stay together; None: there is none."""
+        if self.group_column_name is not None:
+            return "group_column_name"
+        return "near_duplicates" if self.near_duplicates is not None else None
 
     @property
     def wanted(self) -> list[int]:
@@ -109,3 +184,17 @@ class SubmissionArguments:
         for name in ("submission_values", "positive_label"):
             if getattr(self, name) and not self.sample_submission:
                 raise InputError(f"--{name} needs --sample_submission")
+
+
+def check_grouping(folds: FoldArguments, validation_file: str | None, split: float) -> None:
+    """Check that rows which stay together are assigned to folds, or held out.
+
+    Raises:
+        InputError: where neither is done.
+    """
+    if folds.with_groups and not folds.with_folds:
+        exclude(**{folds.with_groups: True, "validation_file": validation_file})
+        if split == 0:
+            raise InputError(
+                f"--{folds.with_groups} does not go with --validation_split 0: no row is held out"
+            )

@@ -14,7 +14,12 @@ from bertchain.arguments.common import (
     arg,
     check_training,
 )
-from bertchain.arguments.competition import FoldArguments, SubmissionArguments
+from bertchain.arguments.competition import (
+    FoldArguments,
+    RowArguments,
+    SubmissionArguments,
+    check_grouping,
+)
 from bertchain.arguments.training import (
     AdapterArguments,
     HeadArguments,
@@ -47,7 +52,14 @@ class RunArguments:
     batch_by_length: bool = arg(True, "Whether training batches hold rows of similar length.")
     extra_metrics: list[str] = arg(
         [],
-        "Metrics of `evaluate` beside the usual ones, by name or path; name:argument=value works.",
+        "Metrics beside the usual ones: of `evaluate` by name or path (name:argument=value works), "
+        "qwk (grades), or FILE.py:FUNCTION.",
+    )
+    metric_file: str | None = arg(
+        None,
+        "Your own score as FILE.py:FUNCTION, a function of labels and probabilities: it chooses "
+        "checkpoints, and thresholds and blends maximise it.",
+        common=True,
     )
     early_stopping_patience: int | None = arg(
         None, "Evaluations without a better score after which training stops.", common=True
@@ -74,6 +86,12 @@ class RunArguments:
         at_least("min_steps", self.min_steps, 1)
         at_least("early_stopping_patience", self.early_stopping_patience, 1)
         exclude(train_fraction=self.train_fraction, train_per_class=self.train_per_class)
+
+    def metrics(self, chosen: str | None) -> list[str]:
+        """Describe the scores beside the usual ones. Args: chosen: --metric_for_best_model."""
+        own = [self.metric_file] if self.metric_file else []
+        own += ["qwk"] if (chosen or "").removeprefix("eval_") == "qwk" else []
+        return list(dict.fromkeys([*self.extra_metrics, *own]))
 
     @property
     def subset(self) -> dict[str, Any]:
@@ -119,6 +137,7 @@ GROUPS = (
     LossArguments,
     RegulariserArguments,
     AdapterArguments,
+    RowArguments,
     FoldArguments,
     SubmissionArguments,
     RunArguments,
@@ -140,6 +159,7 @@ class Arguments(NamedTuple):
     losses: LossArguments
     regularisers: RegulariserArguments
     adapter: AdapterArguments
+    rows: RowArguments
     folds: FoldArguments
     submission: SubmissionArguments
     run: RunArguments
@@ -158,8 +178,8 @@ class Arguments(NamedTuple):
         flags = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
         asked = {split for split, flag in flags.items() if self.run_config.get(flag)}
         if "train" in asked:
-            asked.add("validation")  # chooses the best checkpoint
-        return asked or {*flags}
+            asked |= {"validation", "extra"}  # validation chooses the best checkpoint
+        return asked or {*flags, "extra"}
 
     def rows_of_a_class(self) -> int | None:
         """Rows of a class that come into a step together; None: as they come.
@@ -170,6 +190,11 @@ class Arguments(NamedTuple):
         training = self.training
         rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
         return self.losses.rows_of_a_class(rows * training.world_size)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Descriptions of the scores beside the usual ones, see `metrics.load_extra`."""
+        return self.run.metrics(self.training.metric_for_best_model)
 
     @property
     def refits_head(self) -> bool:
@@ -201,11 +226,17 @@ NOT_OF_SPANS = (
     "max_segments",
     "contrastive_weight",
     "rows_per_class_in_batch",
+    "extra_train_file",
+    "weight_column_name",
+    "group_column_name",
+    "near_duplicates",
 )
 INPUTS = (  # arguments that name a file or folder which is read, or holds checkpoints
     "train_file",
     "validation_file",
     "test_file",
+    "extra_train_file",
+    "metric_file",
     "dataset_name",
     "pseudo_label_file",
     "sample_submission",
@@ -238,6 +269,9 @@ def check_combinations(args: Arguments) -> None:
     exclude(min_steps=args.run.min_steps, max_steps=training.max_steps > 0)
     name = "num_folds" if folds.num_folds else "fold_column_name"
     exclude(validation_file=args.data.validation_file, **{name: folds.with_folds})
+    check_grouping(folds, args.data.validation_file, args.label.validation_split)
+    if args.head.head_init or args.refits_head:
+        args.rows.refuse_weights("a head that is a linear probe")
     if args.submission.fit_thresholds and not folds.with_folds:
         raise InputError("--fit_thresholds needs --num_folds or --fold_column_name")
     if args.submission.sample_submission and args.text.id_column_name is None:

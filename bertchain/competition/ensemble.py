@@ -13,10 +13,13 @@ from datasets import Dataset
 
 from bertchain.arguments.competition import SubmissionArguments
 from bertchain.competition.run_folder import Member, RunFolder
-from bertchain.competition.thresholds import KINDS, fit_and_judge, score
+from bertchain.competition.thresholds import KINDS, fit_and_judge, scorer
 from bertchain.data.labels import LabelSpec, Thresholds
+from bertchain.data.splits import fold_columns, in_fold
 from bertchain.data.tasks import Task
+from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
+from bertchain.metric_files import FileMetric
 from bertchain.metrics import is_score, score_function
 from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.runtime.files import write_csv, write_json
@@ -24,7 +27,7 @@ from bertchain.training.prediction import read_predictions, write_predictions
 
 logger = logging.getLogger(__name__)
 
-ScoreFunction = Callable[[np.ndarray, Sequence], dict[str, float]]
+ScoreFunction = Callable[..., dict[str, float]]  # see `metrics.score_function`
 
 
 # ---------------------------------------------------------------- many tables -> one
@@ -37,7 +40,8 @@ def out_of_fold(
 
     Args:
         folder: holds each member's folder with its predictions_validation.csv.
-        ids, folds: of all n training rows.
+        members: those without a fold are trained on all rows, and left out.
+        ids, folds: of all n training rows; folds as `Task.folds`.
 
     Returns:
         row numbers [m], ascending, of the rows whose fold is among the members; probabilities
@@ -49,12 +53,12 @@ def out_of_fold(
     place = {name: row for row, name in enumerate(ids)}
     total = np.zeros((len(ids), len(spec.names)))
     count = np.zeros(len(ids), dtype=int)
-    for member in members:
+    for member in (member for member in members if member.fold is not None):
         own, probabilities = read_predictions(
             folder / member.name / "predictions_validation.csv", spec
         )
         rows = np.array([place.get(name, -1) for name in own])
-        if {*rows.tolist()} != {*np.flatnonzero(folds == member.fold).tolist()}:
+        if {*rows.tolist()} != {*np.flatnonzero(in_fold(folds, member.fold)).tolist()}:
             raise InputError(
                 f"{folder / member.name}: its predictions are of other rows than fold "
                 f"{member.fold}; choose another --output_dir"
@@ -96,7 +100,7 @@ def by_fold(
     folder: Path, members: Sequence[Member], split: str, spec: LabelSpec, ids: Sequence[str]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield for each fold its number and probabilities [n, labels], averaged over seeds."""
-    for fold in sorted({member.fold for member in members}):
+    for fold in sorted({member.fold for member in members if member.fold is not None}):
         own = [member for member in members if member.fold == fold]
         yield fold, averaged(folder, own, split, spec, ids)
 
@@ -105,7 +109,11 @@ def by_fold(
 
 
 def combine(
-    run: RunFolder, task: Task, options: SubmissionArguments, extra_metrics: list[str]
+    run: RunFolder,
+    task: Task,
+    options: SubmissionArguments,
+    extra_metrics: list[str],
+    metric: FileMetric | None = None,
 ) -> dict[str, Any]:
     """Write out-of-fold predictions, averages over the trained members, and members.csv.
 
@@ -114,6 +122,7 @@ def combine(
     Args:
         task: with folds the training rows are predicted out-of-fold; without folds predictions of
             the validation rows are averaged, as those of the test rows always are.
+        metric: what thresholds maximise; None: what is usual for their kind.
 
     Returns:
         scores, in all processes: oof_... over all rows, eval_..._mean and _sd over members,
@@ -122,7 +131,7 @@ def combine(
     members = run.trained()
     results = {}
     if is_main_process():
-        results = write_combined(run.folder, members, task, options, extra_metrics)
+        results = write_combined(run.folder, members, task, options, extra_metrics, metric)
     return broadcast(results)
 
 
@@ -132,6 +141,7 @@ def write_combined(
     task: Task,
     options: SubmissionArguments,
     extra_metrics: list[str],
+    metric: FileMetric | None = None,
 ) -> dict[str, Any]:
     """Write the tables of a run; see `combine`. The main process calls this."""
     spec, results = task.spec, {"models": len(members)}
@@ -142,7 +152,7 @@ def write_combined(
     scores_of = score_function(spec, extra_metrics)
     if task.folds is not None:
         thresholds, scores = write_out_of_fold(
-            folder, members, task, options.fit_thresholds, scores_of
+            folder, members, task, options.fit_thresholds, scores_of, metric
         )
         results |= scores
     write_thresholds(folder, thresholds)
@@ -151,6 +161,8 @@ def write_combined(
         if split in task.documents:
             rows = task.documents[split]
             results |= write_average(folder, members, split, rows, spec, thresholds, scores_of)
+            if thresholds is not None and "labels" in rows.column_names:
+                results |= score_decisions(folder, split, rows, spec, thresholds, metric)
     if task.folds is not None and "test" in task.documents:
         write_by_fold(folder, members, spec, task.documents["test"]["id"][:])
     return results
@@ -162,12 +174,14 @@ def write_out_of_fold(
     task: Task,
     fit_thresholds: str | None,
     scores_of: ScoreFunction,
+    metric: FileMetric | None = None,
 ) -> tuple[Thresholds | None, dict[str, float]]:
     """Write predictions_oof.csv.
 
     Args:
         fit_thresholds: one of `thresholds.KINDS`, fitted on these rows once all folds are trained;
             None: none.
+        metric: see `combine`.
 
     Returns:
         the thresholds, or None; scores with the prefix oof_, and the number of their rows.
@@ -175,16 +189,16 @@ def write_out_of_fold(
     spec, train, thresholds = task.spec, task.documents["train"], None
     ids = train["id"][:]
     rows, probabilities = out_of_fold(folder, members, spec, ids, task.folds)
-    truth = np.asarray(train["labels"][:])[rows]
+    truth, first = np.asarray(train["labels"][:])[rows], fold_columns(task.folds)["fold"][rows]
     results = {"oof_rows": len(rows), "train_rows": len(train)}
-    results |= prefixed("oof", scores_of(probabilities, truth))
+    results |= prefixed("oof", scores_of(probabilities, truth, weights_of(train.select(rows))))
     if fit_thresholds and len(rows) == len(train):
-        targets, folds = spec.label_matrix(truth), task.folds[rows]
-        thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, folds)
+        targets = spec.label_matrix(truth)
+        thresholds, gains = fit_and_judge(fit_thresholds, probabilities, targets, first, metric)
         results |= gains
     elif fit_thresholds:
         logger.warning("--fit_thresholds waits until all folds are trained")
-    columns = {"fold": task.folds[rows], **spec.label_columns(truth)}
+    columns = {"fold": first, **spec.label_columns(truth)}
     path, own_ids = folder / "predictions_oof.csv", [ids[row] for row in rows]
     write_predictions(path, spec, own_ids, probabilities, thresholds, **columns)
     return thresholds, results
@@ -207,18 +221,29 @@ def write_average(
         return {}
     prefix = {"validation": "eval", "test": "test"}[split]
     labels = np.asarray(rows["labels"][:])
-    results = prefixed(prefix, scores_of(probabilities, labels))
-    if thresholds is not None:
-        name = f"{prefix}_{KINDS[thresholds.kind][1]}_fitted"
-        decisions = thresholds.decide(probabilities)
-        results[name] = score(thresholds.kind, decisions, spec.label_matrix(labels))
-    return results
+    return prefixed(prefix, scores_of(probabilities, labels, weights_of(rows)))
+
+
+def score_decisions(
+    folder: Path,
+    split: str,
+    rows: Dataset,
+    spec: LabelSpec,
+    thresholds: Thresholds,
+    metric: FileMetric | None,
+) -> dict[str, float]:
+    """Score what thresholds decide of predictions_<split>.csv, whose rows have labels."""
+    prefix = {"validation": "eval", "test": "test"}[split]
+    _, probabilities = read_predictions(folder / f"predictions_{split}.csv", spec)
+    name, score_of = scorer(thresholds.kind, metric)
+    labels = spec.label_matrix(np.asarray(rows["labels"][:]))
+    return {f"{prefix}_{name}_fitted": score_of(thresholds.decide(probabilities), labels)}
 
 
 def write_folds(folder: Path, task: Task) -> None:
     """Write folds.csv, the fold of each training row: pseudo-labels are checked against it."""
     if task.folds is not None and is_main_process():
-        table = {"id": task.documents["train"]["id"][:], "fold": task.folds}
+        table = {"id": task.documents["train"]["id"][:]} | fold_columns(task.folds)
         write_csv(folder / "folds.csv", pd.DataFrame(table))
 
 
@@ -242,7 +267,7 @@ def write_members(folder: Path, members: Sequence[Member]) -> dict[str, Any]:
         if "underfitting" in results:
             underfit[member.name] = results["underfitting"]
         rows.append({"model": member.name, "fold": member.fold, "seed": member.seed, **scores})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"fold": "Int64"})  # none for all rows, beside numbers
     write_csv(folder / "members.csv", table)
     spread: dict[str, Any] = {}
     if underfit:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
+from bertchain.metric_files import split_name
 from bertchain.runtime import given, outputs
 from bertchain.runtime.distributed import rank_and_size
 from bertchain.runtime.files import hash_file
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FILE, EARLIER_FILE = outputs.MANIFESTS
 ROWS_AT_ONCE = 10_000
-NAMES = re.compile(r"seed-\d+|fold-\d+|seed-\d+-fold-\d+")  # that `plan_members` gives
+NAMES = re.compile(r"(seed-\d+-)?(fold-\d+|full)|seed-\d+")  # that `plan_members` gives
 TABLES = ("predictions_validation.csv", "predictions_test.csv")
 
 
@@ -114,6 +115,7 @@ FREE = {
     "disable_tqdm",
     "fit_thresholds",
     "folds",
+    "full_fit",
     "keep_checkpoints",
     "log_level",
     "log_level_replica",
@@ -134,7 +136,7 @@ FREE = {
 # Arguments that count by their product, see `make_manifest`.
 SHARES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Arguments whose content counts, not their path.
-FILES = ("train_file", "validation_file", "test_file", "pseudo_label_file")
+FILES = ("train_file", "validation_file", "test_file", "extra_train_file", "pseudo_label_file")
 FOLDERS = ("model_name_or_path", "tokenizer_name")
 
 
@@ -148,13 +150,16 @@ def make_manifest(
         tables: by split; of a --dataset_name their rows are hashed, as the files of others are.
 
     Returns:
-        arguments that change a model; files: hash by argument; seed; step: its number of rows, by
-        whatever processes, batches and accumulation.
+        arguments that change a model (of --metric_file the function's name); files: hash by
+        argument; seed; step: its number of rows, by whatever processes, batches and accumulation.
     """
     left_out = {*FREE, *FILES, *FOLDERS, *SHARES}
     arguments = {name: v for name, v in sorted(run_config.items()) if name not in left_out}
     model = run_config["model_name_or_path"]
     files = {n: hash_input(run_config[n]) for n in FILES if run_config.get(n)}
+    if run_config.get("metric_file"):
+        path, arguments["metric_file"] = split_name(run_config["metric_file"])
+        files["metric_file"] = hash_input(path)
     for name in FOLDERS:
         folder = run_config.get(name)
         if folder and os.path.isdir(folder):

@@ -13,17 +13,20 @@ from datasets import Dataset, concatenate_datasets
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.data.labels import LabelSpec
+from bertchain.data.splits import fold_columns
 from bertchain.data.tables import with_column
 from bertchain.data.tasks import Task
+from bertchain.data.weights import LOSS, SCORE
 from bertchain.errors import InputError
 from bertchain.training.prediction import read_written_table
 
 
-def read_pseudo_labels(options: FoldArguments, task: Task) -> dict[int, dict[str, Dataset]]:
+def read_pseudo_labels(options: FoldArguments, task: Task) -> dict[int | None, dict[str, Dataset]]:
     """Read --pseudo_label_file: columns id, fold, and those of the labels' probabilities.
 
     Returns:
-        for each fold {"pseudo": rows of the test split with labels and weight}; {} without a file.
+        for each fold {"pseudo": rows of the test split with labels and weight}, and for None, which
+        stands for all rows, with the mean over folds; {} without a file.
 
     Raises:
         InputError: naming the file, for a missing column, fold or id, or folds that are not this
@@ -43,8 +46,9 @@ def read_pseudo_labels(options: FoldArguments, task: Task) -> dict[int, dict[str
     test = task.documents["test"]
     place = {name: row for row, name in enumerate(test["id"][:])}
     found = {}
-    for fold in np.unique(task.folds).tolist():
-        own = table[table["fold"] == fold]
+    mean = table.groupby("id", sort=False)[spec.value_columns].mean().reset_index()
+    for fold in [*np.unique(task.folds).tolist(), None]:
+        own = mean if fold is None else table[table["fold"] == fold]
         if own.empty:
             raise InputError(f"{path}: no rows of fold {fold}")
         stray = [name for name in own["id"] if name not in place]
@@ -63,8 +67,9 @@ def _check_folds(path: str, ids: Sequence[str], folds: np.ndarray) -> None:
         raise InputError(
             f"{path}: there is no folds.csv beside it, so its models may have seen all"
         )
-    previous = read_written_table(assignment)
-    if previous["id"].tolist() != list(ids) or (previous["fold"].to_numpy() != folds).any():
+    previous, columns = read_written_table(assignment), fold_columns(folds)
+    same = previous["id"].tolist() == list(ids) and {*previous} == {"id", *columns}
+    if not same or any((previous[name].to_numpy() != c).any() for name, c in columns.items()):
         raise InputError(
             f"{assignment}: not the folds of this run, so that its labels come from models that "
             "saw rows which are validated now; use the same --seed, --num_folds and rows"
@@ -74,13 +79,14 @@ def _check_folds(path: str, ids: Sequence[str], folds: np.ndarray) -> None:
 def join(rows: dict[str, Dataset], spec: LabelSpec) -> Dataset:
     """Join the training rows and those with pseudo-labels, if there are any.
 
-    With pseudo-labels, labels are probabilities, and a column weight is 1.0 or
-    --pseudo_label_weight.
+    With pseudo-labels, labels are probabilities, and a column weight is 1.0, or what the rows have,
+    or --pseudo_label_weight.
     """
     train = rows["train"]
     if "pseudo" not in rows:
         return train
-    labelled = _relabelled(train, spec.label_matrix(train["labels"][:]).astype(float), 1.0)
+    own = train[LOSS][:] if LOSS in train.column_names else 1.0
+    labelled = _relabelled(train, spec.label_matrix(train["labels"][:]).astype(float), own)
     return concatenate_datasets([labelled, rows["pseudo"].select_columns(labelled.column_names)])
 
 
@@ -89,8 +95,8 @@ def count(rows: dict[str, Dataset]) -> dict[str, int]:
     return {"pseudo_labelled_rows": len(rows["pseudo"])} if "pseudo" in rows else {}
 
 
-def _relabelled(rows: Dataset, labels: np.ndarray, weight: float) -> Dataset:
+def _relabelled(rows: Dataset, labels: np.ndarray, weight: float | list[float]) -> Dataset:
     """Rows with labels [n, labels] and a column weight in place of their own."""
-    kept = [name for name in rows.column_names if name not in ("labels", "weight")]
+    kept = [name for name in rows.column_names if name not in ("labels", LOSS, SCORE)]
     rows = with_column(rows.select_columns(kept), "labels", labels.tolist())
-    return with_column(rows, "weight", [weight] * len(rows))
+    return with_column(rows, LOSS, weight if isinstance(weight, list) else [weight] * len(rows))

@@ -1,5 +1,6 @@
 """The output folder of a run: its members, its manifest, its lock, and where checkpoints go."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.arguments.finetuning import RunArguments
@@ -17,7 +19,7 @@ from bertchain.competition import manifests
 from bertchain.competition.manifests import EARLIER_FILE, FILE
 from bertchain.errors import InputError
 from bertchain.models.loading import load_classifier
-from bertchain.runtime import given, locks, outputs
+from bertchain.runtime import best, given, locks, outputs
 from bertchain.runtime.checkpoints import find_checkpoint, latest_checkpoint, remove_checkpoints
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process
 from bertchain.runtime.files import write_json, write_yaml
@@ -34,9 +36,10 @@ class Member:
     """One model of a run.
 
     Attributes:
-        name: of its folder, such as fold-0 or seed-1-fold-0; "" where a run trains one model, in
-            the output folder itself.
-        fold: number of the fold that validates it; None without folds.
+        name: of its folder, such as fold-0 or seed-1-fold-0, full or seed-1-full; "" where a run
+            trains one model, in the output folder itself.
+        fold: number of the fold that validates it; None without folds, and where it is trained on
+            all rows.
         seed: of its head, dropout and order of rows.
         checkpoint: hub name or folder to load: the encoder to train, or the trained member.
     """
@@ -50,7 +53,9 @@ class Member:
 def plan_members(
     folds: np.ndarray | None, options: FoldArguments, seed: int, checkpoint: str
 ) -> list[Member]:
-    """List the models of a run, fold by fold, each with all --seeds.
+    """List the models of a run, fold by fold, each with all --seeds; last those of --full_fit.
+
+    These need the results of all folds, and wait until there are no --folds.
 
     Args:
         folds: of each training row, or None.
@@ -60,18 +65,23 @@ def plan_members(
         InputError: where --folds names one that does not exist.
     """
     wanted, seeds = options.wanted, options.seeds
-    numbers = [None] if folds is None else sorted(set(folds.tolist()))
+    numbers = [None] if folds is None else np.unique(folds).tolist()
     unknown = sorted(set(wanted) - set(numbers))
     if unknown:
         there = ", ".join(map(str, numbers))
         raise InputError(f"--folds {unknown[0]}: there are {there}")
     members = []
+    if options.full_fit and wanted:
+        logger.warning("--full_fit waits until all folds are trained")
+    elif options.full_fit and folds is not None:
+        numbers.append(None)
     for fold in numbers:
         if wanted and fold not in wanted:
             continue
         for own in seeds or [seed]:
             names = [f"seed-{own}"] if seeds else []
-            names += [] if fold is None else [f"fold-{fold}"]
+            if folds is not None:
+                names.append("full" if fold is None else f"fold-{fold}")
             members.append(Member("-".join(names), fold, member_seed(own, fold), checkpoint))
     return members
 
@@ -210,6 +220,33 @@ class RunFolder:
         if not self.has_several:
             return find_checkpoint(self.scratch, asked)
         return broadcast(latest_checkpoint(self.scratch_of(member)) if is_main_process() else None)
+
+    def stops(self, member: Member) -> list[TrainerCallback]:
+        """Make the callback that ends the training of a model on all rows where, in the mean over
+        folds, the best checkpoint was; [] for other models. All processes must call this.
+
+        Raises:
+            InputError: where the models of folds do not say it.
+        """
+        if self.manifest is None or member.fold is not None or not member.name.endswith("full"):
+            return []
+        shares = []
+        if is_main_process():
+            folds = [m for m in read_members(self.folder) if m.fold is not None]
+            files = [self.folder_of(m) / outputs.RESULTS for m in folds]
+            results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            shares = [result.get(best.SHARE) for result in results]
+        shares = broadcast(shares)
+        if None in shares:
+            raise InputError(
+                f"--full_fit: models in {self.folder} are of an earlier version, which did not "
+                "write how long they were trained; choose another --output_dir"
+            )
+        share = float(np.mean(shares))
+        logger.info(
+            "%s: trained for %.1f %% of all steps, the mean of the folds", member.name, 100 * share
+        )
+        return [best.StopAtShare(share)]
 
     def write_results(self, results: dict[str, Any], run_config: dict[str, Any], seed: int) -> None:
         """Write run_args.yaml, and all_results.json with the seed and the versions.

@@ -5,11 +5,16 @@ each fold with thresholds fitted on the other folds.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
+from bertchain.metric_files import FileMetric
+
+TRIES, ROUNDS = 50, 5  # of a score of the user's own: cuts that are tried for each, and how often
 
 # Kind of thresholds: its problem type, and the score that they maximise.
 KINDS = {
@@ -38,12 +43,17 @@ def plain(kind: str, labels: np.ndarray) -> Thresholds:
     return Thresholds(kind, tuple(((grades[1:] + grades[:-1]) / 2).tolist()), tuple(grades))
 
 
-def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
+def fit(
+    kind: str, predictions: np.ndarray, labels: np.ndarray, metric: FileMetric | None = None
+) -> Thresholds:
     """Fit the thresholds with the highest score on these rows.
 
     Args:
         predictions, labels: [n, labels]; for `ordinal` [n, 1].
+        metric: the score, of decisions; None: that of `KINDS`.
     """
+    if metric is not None:
+        return fit_for(metric, fit(kind, predictions, labels), predictions, labels)
     if kind == "global":
         cut = best_f1_cut(predictions.reshape(-1), labels.reshape(-1))
         return Thresholds(kind, (cut,) * labels.shape[1])
@@ -53,6 +63,57 @@ def fit(kind: str, predictions: np.ndarray, labels: np.ndarray) -> Thresholds:
             kind, tuple(best_f1_cut(predictions[:, c], labels[:, c]) for c in columns)
         )
     return _fit_grades(predictions, labels)
+
+
+def fit_for(
+    metric: FileMetric, start: Thresholds, predictions: np.ndarray, labels: np.ndarray
+) -> Thresholds:
+    """Move thresholds, one after the other, to where a score of the decisions is best.
+
+    Each is tried between quantiles of the numbers that it cuts, and nearest to its place among
+    equals, until none moves.
+
+    Args: as for `fit`, and
+        start: thresholds to begin with.
+    """
+    shared = start.kind == "global"
+    cuts = list(start.cuts[:1] if shared else start.cuts)
+    each = [
+        predictions.reshape(-1) if shared or start.grades else predictions[:, c]
+        for c in range(len(cuts))
+    ]
+    tried = [np.unique(np.quantile(p, np.linspace(0, 1, TRIES + 1), method="hazen")) for p in each]
+
+    def made(cuts: list[float]) -> Thresholds:
+        return replace(start, cuts=tuple(map(float, cuts * len(start.cuts) if shared else cuts)))
+
+    def gain(cuts: list[float]) -> float:
+        return metric.gain(labels, made(cuts).decide(predictions))
+
+    best, moved = gain(cuts), True
+    for _ in range(ROUNDS):
+        if not moved:
+            break
+        moved = False
+        for i in range(len(cuts)):
+            low = cuts[i - 1] if start.grades and i else -np.inf
+            high = cuts[i + 1] if start.grades and i + 1 < len(cuts) else np.inf
+            inside = tried[i][(tried[i] > low) & (tried[i] < high)]
+            for cut in inside[np.argsort(np.abs(inside - cuts[i]))]:
+                other = [*cuts[:i], cut, *cuts[i + 1 :]]
+                reached = gain(other)
+                if reached > best + 1e-12:
+                    best, cuts, moved = reached, other, True
+    return made(cuts)
+
+
+def scorer(
+    kind: str, metric: FileMetric | None = None
+) -> tuple[str, Callable[[np.ndarray, np.ndarray], float]]:
+    """Name the score that thresholds maximise; and its function of decisions and labels."""
+    if metric is None:
+        return KINDS[kind][1], partial(score, kind)
+    return metric.name, lambda decisions, labels: metric(labels, decisions)
 
 
 def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
@@ -71,30 +132,37 @@ def score(kind: str, decisions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_and_judge(
-    kind: str, predictions: np.ndarray, labels: np.ndarray, folds: np.ndarray
+    kind: str,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    metric: FileMetric | None = None,
 ) -> tuple[Thresholds, dict[str, float]]:
     """Fit thresholds on all rows, and measure what they gain on rows they were not fitted on.
 
     Args:
         predictions, labels: [n, labels].
         folds: of each row [n].
+        metric: see `fit`.
 
     Returns:
         the thresholds; and scores by name, such as `oof_f1_macro_plain` (without fitting),
         `oof_f1_macro_nested` (each fold with the thresholds of the others: unbiased) and
         `oof_f1_macro_fitted` (on the rows they were fitted on: too high).
     """
-    thresholds = fit(kind, predictions, labels)
+    thresholds = fit(kind, predictions, labels, metric)
     nested = np.empty_like(plain(kind, labels).decide(predictions))
     for fold in np.unique(folds):
         inside = folds == fold
-        other = fit(kind, predictions[~inside], labels[~inside]) if (~inside).any() else thresholds
+        other = thresholds
+        if (~inside).any():
+            other = fit(kind, predictions[~inside], labels[~inside], metric)
         nested[inside] = other.decide(predictions[inside])
-    name = f"oof_{KINDS[kind][1]}"
+    name, score_of = scorer(kind, metric)
     return thresholds, {
-        f"{name}_plain": score(kind, plain(kind, labels).decide(predictions), labels),
-        f"{name}_nested": score(kind, nested, labels),
-        f"{name}_fitted": score(kind, thresholds.decide(predictions), labels),
+        f"oof_{name}_plain": score_of(plain(kind, labels).decide(predictions), labels),
+        f"oof_{name}_nested": score_of(nested, labels),
+        f"oof_{name}_fitted": score_of(thresholds.decide(predictions), labels),
     }
 
 

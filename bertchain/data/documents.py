@@ -156,7 +156,7 @@ def label_documents(
         raise InputError(f"--text_column_names: {name!r} is the label, which would be read off")
     documents = {}
     for split, (table, source) in tables.items():
-        rows = first_rows(table, limits[split])
+        rows = first_rows(table, limits.get(split))
         documents[split] = to_documents(rows, source, **columns)
         if split != "test" or spec.has_labels(rows):
             labels = spec.encode(rows, source)

@@ -218,6 +218,7 @@ class LabelSpec:
         Raises:
             InputError: naming `source`, row (from 1) and value, for a label that training lacks.
         """
+        require_columns(table, self.columns, source, "--label_column_name")
         values = label_values(table, self.columns, self.delimiter)
         require_labels(values, source)
         rows = enumerate(values, 1)

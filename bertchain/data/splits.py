@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from bertchain.arguments.competition import FoldArguments
 from bertchain.data.contamination import hashes_of
+from bertchain.data.grouping import find_groups, hold_out_groups
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tables import Table, require_cells, require_columns
 from bertchain.errors import InputError
@@ -19,12 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 def hold_out_validation(
-    documents: dict[str, Dataset], share: float, problem_type: str, seed: int
+    documents: dict[str, Dataset],
+    share: float,
+    problem_type: str,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Dataset]:
     """Hold out a stratified share of the training rows, where there is no validation set.
 
     Args:
         share: 0: none.
+        groups: of each training row [n]; those of one are held out together.
 
     Raises:
         InputError: if the share is less than one row.
@@ -35,7 +41,11 @@ def hold_out_validation(
         logger.info("No rows are held out: nothing is chosen by validation")
         return documents
     train = documents["train"]
-    held_out = hold_out(strata_of(train["labels"][:], problem_type), share, seed)
+    strata = strata_of(train["labels"][:], problem_type)
+    if groups is None:
+        held_out = hold_out(strata, share, seed)
+    else:
+        held_out = hold_out_groups(strata, groups, share, seed)
     if not held_out.any():
         raise InputError(
             f"--validation_split {share} of {len(train)} rows holds out none; "
@@ -164,31 +174,49 @@ def resolve_folds(
         train: documents with labels, the first rows of the table.
 
     Returns:
-        the fold of each row [n].
+        the fold of each row [n], -1 for rows that no fold validates; with repeats [n, repeats],
+        counted on from one repeat to the next.
 
     Raises:
         InputError: for a missing column, or folds that cannot be made.
     """
-    columns = {}
-    for flag in ("fold_column_name", "group_column_name"):
-        name = getattr(options, flag)
-        if name is not None:
-            require_columns(table.rows, [name], table.source, f"--{flag}")
-            columns[flag] = table.rows[name][: len(train)]
-            require_cells(columns[flag], name, table.source, f"--{flag}")
-    if options.fold_column_name:
-        values = columns["fold_column_name"]
-        folds = folds_of_column(values, table.source, options.fold_column_name)
-    else:
-        kind, groups = spec.problem_type, columns.get("group_column_name")
-        strategy = options.fold_strategy or default_strategy(kind, groups is not None)
-        labels = train["labels"][:]
-        if strategy.startswith("stratified"):
-            refuse_single_rows(labels, spec, strategy)
-        folds = assign_folds(strategy, options.num_folds, labels, kind, groups, seed)
-        logger.info("%d folds, %s", options.num_folds, strategy)
-    report_folds(train, spec, folds)
-    return folds
+    name = options.fold_column_name
+    if name:
+        require_columns(table.rows, [name], table.source, "--fold_column_name")
+        values = table.rows[name][: len(train)]
+        require_cells(values, name, table.source, "--fold_column_name")
+        folds = folds_of_column(values, table.source, name)
+        inside = np.flatnonzero(folds >= 0)
+        report_folds(train.select(inside), spec, folds[inside])
+        return folds
+    kind, groups = spec.problem_type, find_groups(train, table, options)
+    strategy = options.fold_strategy or default_strategy(kind, groups is not None)
+    labels = train["labels"][:]
+    if strategy.startswith("stratified"):
+        refuse_single_rows(labels, spec, strategy)
+    if strategy == "group" and options.repeats:
+        raise InputError(
+            "--fold_repeats: the folds of --fold_strategy group are the same each time; use "
+            "stratified_group"
+        )
+    number, repeats = options.num_folds, []
+    for repeat in range(options.fold_repeats):
+        folds = assign_folds(strategy, number, labels, kind, groups, seed + repeat)
+        report_folds(train, spec, folds)
+        repeats.append(folds + repeat * number)
+    logger.info("%d folds, %s", number * options.fold_repeats, strategy)
+    return np.stack(repeats, axis=1) if options.repeats else repeats[0]
+
+
+def in_fold(folds: np.ndarray, fold: int) -> np.ndarray:
+    """Which rows a fold validates, a mask [n]. Args: folds: [n], or of each repeat [n, repeats]."""
+    return (folds == fold).reshape(len(folds), -1).any(axis=1)
+
+
+def fold_columns(folds: np.ndarray) -> dict[str, np.ndarray]:
+    """Folds as columns of a table: fold, of further repeats fold_1, fold_2 ..."""
+    columns = folds.reshape(len(folds), -1).T
+    return {f"fold_{i}" if i else "fold": column for i, column in enumerate(columns)}
 
 
 def refuse_single_rows(labels: Sequence[Any], spec: LabelSpec, strategy: str) -> None:
@@ -210,7 +238,7 @@ def report_folds(train: Dataset, spec: LabelSpec, folds: np.ndarray) -> None:
     if shared:
         logger.warning(
             "%d of %d training rows have the same words as a row of another fold, which flatters "
-            "the scores; give such rows a group (--group_column_name)",
+            "the scores; give such rows a group (--group_column_name or --near_duplicates)",
             shared,
             len(train),
         )
@@ -313,21 +341,21 @@ def folds_of_column(values: Sequence[Any], source: str, column: str) -> np.ndarr
     """Parse a column of fold numbers as int [n].
 
     Raises:
-        InputError: naming the row of what is not a whole number of at least 0; for a single fold.
+        InputError: naming the row of what is not a whole number of at least -1; for a single fold.
     """
     folds = np.empty(len(values), dtype=int)
     for row, value in enumerate(values):
         try:
             number = float(value)
         except (TypeError, ValueError):
-            number = -1.0
-        if not (number >= 0 and number.is_integer()):
+            number = -2.0
+        if not (number >= -1 and number.is_integer()):
             raise InputError(
                 f"{source}, row {row + 1}, column {column!r}: {value!r} is not a fold number (0, 1 "
-                "...)"
+                "..., or -1 for a row that no fold validates)"
             )
         folds[row] = int(number)
-    if len(set(folds.tolist())) < 2:
+    if len({*folds.tolist()} - {-1}) < 2:
         raise InputError(f"{source}: column {column!r} (--fold_column_name) names one fold only")
     return folds
 

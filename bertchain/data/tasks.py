@@ -7,15 +7,16 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
-from bertchain.arguments.competition import FoldArguments
-from bertchain.data import spans
+from bertchain.arguments.competition import FoldArguments, RowArguments
+from bertchain.data import spans, weights
 from bertchain.data.contamination import HASH_COLUMN, hashes_of, with_hashes
 from bertchain.data.documents import all_text, label_documents
+from bertchain.data.grouping import find_groups
 from bertchain.data.labels import LabelSpec
-from bertchain.data.splits import choose_subset, hold_out_validation, resolve_folds
+from bertchain.data.splits import choose_subset, hold_out_validation, in_fold, resolve_folds
 from bertchain.data.tables import Table, read_splits, with_column
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
@@ -30,13 +31,14 @@ class Task:
 
     Attributes:
         spec: problem type and label map.
-        documents: by split (train, validation, test, as far as they are there): columns id, text,
-            of pairs text_pair, and labels; with spans also words, spans and tags (see
-            data/spans.py), and the hash of the text (see data/contamination.py). Once they are
-            encoded, windows take the place of text.
+        documents: by split (train, validation, test, as far as they are there; extra: rows that
+            are only ever trained on): columns id, text, of pairs text_pair, and labels; with spans
+            also words, spans and tags (see data/spans.py), the hash of the text (see
+            data/contamination.py), and weights (see data/weights.py). Once they are encoded,
+            windows take the place of text.
         tables: the tables they were read from, by split.
         num_spans: spans that a label belongs to: 1, or 2 for a pair; 0: it is the document's.
-        folds: the fold of each training row [n], or None.
+        folds: the fold of each training row [n], or those of each repeat [n, repeats]; or None.
     """
 
     spec: LabelSpec
@@ -78,30 +80,64 @@ class Task:
             return self
         train, table = self.documents["train"], self.tables["train"]
         folds = resolve_folds(train, table, self.spec, options, seed)
-        return replace(self.only(self.documents.keys() - {"validation"}), folds=folds)
+        task = replace(self.only(self.documents.keys() - {"validation"}), folds=folds)
+        always = folds < 0  # of a column alone
+        return task if not always.any() else task._with_extra(always)
 
-    def with_validation(self, share: float, seed: int) -> "Task":
-        """Hold out a stratified share of the training rows, unless folds or a split validate."""
+    def _with_extra(self, rows: np.ndarray) -> "Task":
+        """Move training rows, a mask [n], to those that are only ever trained on."""
+        train = self.documents["train"]
+        extra = weights.without(train.select(np.flatnonzero(rows)), weights.SCORE)
+        if weights.EXTRA in self.documents:
+            extra = concatenate_datasets([extra, self.documents[weights.EXTRA]])
+        moved = {"train": train.select(np.flatnonzero(~rows)), weights.EXTRA: extra}
+        return replace(self, documents=self.documents | moved, folds=self.folds[~rows])
+
+    def with_validation(
+        self, share: float, seed: int, options: FoldArguments | None = None
+    ) -> "Task":
+        """Hold out a stratified share of the training rows, unless folds or a split validate.
+
+        Args:
+            options: which rows are held out together; None: each for itself.
+        """
         if self.folds is not None:
             return self
-        kind = self.spec.problem_type
-        return self.with_documents(hold_out_validation(self.documents, share, kind, seed))
+        kind, groups = self.spec.problem_type, None
+        if options is not None and options.with_groups and self.has_training_rows:
+            if "validation" in self.documents:
+                raise InputError(
+                    f"--{options.with_groups} holds out rows together, but there is a validation "
+                    "split; leave it out"
+                )
+            groups = find_groups(self.documents["train"], self.tables["train"], options)
+        held_out = hold_out_validation(self.documents, share, kind, seed, groups)
+        return self.with_documents(held_out)
 
     def for_fold(self, fold: int | None, subset: dict[str, Any], seed: int) -> dict[str, Dataset]:
         """Select the rows that one model is trained on, validated on and predicts, by split.
 
         Args:
-            fold: its rows validate, the others train; None: the splits stay as they are.
+            fold: its rows validate, the others train; None: all train, or as the splits say.
             subset: `fraction` and `per_class` of `splits.choose_subset`, for the training rows.
         """
         if not self.has_training_rows:
             return dict(self.documents)
         chosen, train = dict(self.documents), self.documents["train"]
-        if self.folds is not None:
-            chosen["validation"] = train.select(np.flatnonzero(self.folds == fold))
-            train = train.select(np.flatnonzero(self.folds != fold))
-        chosen["train"] = choose_subset(train, self.spec.problem_type, **subset, seed=seed)
+        if self.folds is not None and fold is not None:
+            inside = in_fold(self.folds, fold)
+            chosen["validation"] = train.select(np.flatnonzero(inside))
+            train = train.select(np.flatnonzero(~inside))
+        train = choose_subset(train, self.spec.problem_type, **subset, seed=seed)
+        chosen["train"] = weights.join_rows(train, chosen.pop(weights.EXTRA, None))
+        if "validation" in chosen:  # evaluation knows no weights but those of scores
+            chosen["validation"] = weights.without(chosen["validation"], weights.LOSS)
         return chosen
+
+    def training_labels(self) -> list:
+        """Encoded labels of all rows that are trained on."""
+        splits = [split for split in ("train", weights.EXTRA) if split in self.documents]
+        return list(chain.from_iterable(self.labels_of(self.documents[s]) for s in splits))
 
     def labels_of(self, rows: Dataset) -> list:
         """Encoded labels of rows [n]; with spans those of all targets, document after document."""
@@ -138,6 +174,7 @@ def load_task(
     *,
     seed: int,
     checkpoint: str | None = None,
+    rows: RowArguments | None = None,
 ) -> Task:
     """Read tables into a task.
 
@@ -146,6 +183,7 @@ def load_task(
 
     Args:
         checkpoint: where there is no training table, the labels are those of this classifier.
+        rows: further training rows, and weights; None: neither.
 
     Raises:
         InputError: naming file, column or row, for what is missing or cannot be read.
@@ -153,7 +191,11 @@ def load_task(
     tables = read_splits(**data.sources, **text.format)
     if span.spans_column_name is None:
         spec = _resolve_labels(tables, label, checkpoint)
+        if rows is not None and "train" in tables:
+            tables |= weights.read_extra(rows, text.format)
         documents = label_documents(tables, data.limits, spec, **text.columns)
+        if rows is not None:
+            documents = weights.with_weights(documents, tables, rows)
         hashed = {split: with_hashes(rows) for split, rows in documents.items()}
         return Task(spec, hashed, tables)
     documents, num_spans = spans.read_splits(tables, data.limits, span, text.id_column_name)

@@ -1,11 +1,40 @@
-"""Which metric chooses the best checkpoint, and whether more or less of it is better."""
+"""Which metric chooses the best checkpoint, whether more or less is better, and where it was."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertchain.errors import InputError, nearest
+
+SHARE = "best_share"  # of a model's planned steps, after which its kept weights were
+
+
+def find_best(state: TrainerState, kept: bool) -> dict[str, float]:
+    """Say after how many epochs, and which share of the planned steps, the kept weights were.
+
+    Args:
+        kept: whether the best checkpoint is kept; else it is the last.
+    """
+    if not state.global_step:
+        return {}
+    step = (kept and state.best_global_step) or state.global_step
+    epoch = (state.epoch or 0.0) * step / state.global_step
+    return {"best_epoch": epoch, SHARE: step / state.max_steps}
+
+
+class StopAtShare(TrainerCallback):
+    """End training after a share of its steps, rates of learning as if it went on."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step >= max(1, round(self.share * state.max_steps)):
+            control.should_training_stop = True
+        return control
 
 
 def choose_metric(

@@ -88,14 +88,12 @@ class FiniteTrainer(Trainer):
                 raise self.diverged(f"{name} is")
         return output
 
-    def _checked(
-        self, compute: Callable[[EvalPrediction], dict[str, float]]
-    ) -> Callable[[EvalPrediction], dict[str, float]]:
+    def _checked(self, compute: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
         """Check predictions before metrics are computed of them, which would fail on NaN."""
 
-        def checked(prediction: EvalPrediction) -> dict[str, float]:
+        def checked(prediction: EvalPrediction, **options: Any) -> dict[str, float]:
             self._check_outputs(prediction.predictions)
-            return compute(prediction)
+            return compute(prediction, **options)
 
         return checked
 

@@ -17,7 +17,14 @@ from bertchain.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TABLES = ("train_file", "validation_file", "test_file", "sample_submission", "corpora")
+TABLES = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "extra_train_file",
+    "sample_submission",
+    "corpora",
+)
 SPLITS = ("DatasetDict", "IterableDatasetDict")
 NAMED = ("models", "class_weights", "positive_weights", "corpus_weights")  # name=value ...
 

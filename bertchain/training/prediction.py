@@ -15,6 +15,7 @@ from transformers import EvalPrediction, Trainer
 
 from bertchain.data.batching import longest_first
 from bertchain.data.labels import LabelSpec, Thresholds
+from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
 from bertchain.metrics import is_score
 from bertchain.runtime.files import atomic_write
@@ -61,7 +62,9 @@ def predict(
     if "labels" in dataset.column_names:
         labels = dataset["labels"][:]
         labels = np.concatenate(labels) if of_words else np.asarray(labels)
-        metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels))
+        weights = weights_of(dataset)
+        own = {} if weights is None else {"weights": weights}
+        metrics |= compute(EvalPrediction(predictions=logits, label_ids=labels), **own)
     if trainer.is_world_process_zero():
         probabilities, path = spec.probabilities(logits), folder / f"predictions_{split}.csv"
         ids, columns = dataset["id"][:], {}

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bertchain import metric_files
 from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
 from bertchain.data.batching import (
@@ -183,7 +185,7 @@ def member_arguments(
     given: dict[str, Any],
     seed: int,
     output_dir: Path,
-    trains: bool,
+    splits: Collection[str],
 ) -> TrainingArguments:
     """Copy the arguments for one member.
 
@@ -191,16 +193,15 @@ def member_arguments(
         given: arguments that are set, by name; without metric_for_best_model the main metric of the
             problem type chooses the checkpoint.
         output_dir: where checkpoints go.
-        trains: False: it only predicts.
+        splits: of its rows: without train it only predicts, without validation nothing is chosen.
     """
     training = copy.copy(training)
     training.seed, training.output_dir = seed, str(output_dir)
     keep_all_columns(training)
-    if not trains:
-        training.eval_strategy = "no"
-        training.load_best_model_at_end = False
-        return training
-    choose_metric(training, spec, given)
+    if "train" in splits and "validation" in splits:
+        return choose_metric(training, spec, given)
+    training.eval_strategy = "no"
+    training.load_best_model_at_end = False
     return training
 
 
@@ -209,15 +210,30 @@ def choose_metric(
 ) -> TrainingArguments:
     """Set which metric chooses the best checkpoint, in place; see `best.choose_metric`.
 
-    Without --metric_for_best_model it is the main metric of the problem type.
+    Without --metric_for_best_model it is that of --metric_file, else the main metric of the problem
+    type.
 
     Raises:
-        InputError: as `best.choose_metric`.
+        InputError: as `best.choose_metric` and `metric_files.load`; where the name of the latter's
+            function is that of another score.
     """
-    if training.load_best_model_at_end and given.get("metric_for_best_model") is None:
-        training.metric_for_best_model = main_metric(spec.problem_type, len(spec.names))[0]
-    others = bool(given.get("extra_metrics"))
     directions = score_directions(spec.problem_type, spec.names)
+    name = main_metric(spec.problem_type, len(spec.names))[0]
+    metric = metric_files.of_run(given)
+    if metric is not None:
+        own, name = metric.described, metric.name
+        if name in directions:
+            raise InputError(f"--metric_file {own}: there is a score {name}; rename the function")
+        if metric.greater_is_better is None:
+            raise InputError(
+                f"--metric_file {own}: say whether more is better: {name}.greater_is_better = True "
+                "(or False) in the file, or --greater_is_better"
+            )
+        directions[name] = metric.greater_is_better
+    if training.load_best_model_at_end and given.get("metric_for_best_model") is None:
+        training.metric_for_best_model = name
+    others = bool(given.get("extra_metrics"))
+    directions["qwk"] = True
     best.choose_metric(training, given, directions, others)
     return training
 
@@ -271,6 +287,7 @@ def train(
     if trainer.args.load_best_model_at_end and (found is None or not math.isfinite(found)):
         name = trainer.args.metric_for_best_model
         logger.warning("No evaluation gave a number for %s: the last weights are kept", name)
+    results |= best.find_best(trainer.state, trainer.args.load_best_model_at_end)
     if stop_in_time:
         results["stopped_by_time_budget"] = any(callback.stopped for callback in stop_in_time)
     return results

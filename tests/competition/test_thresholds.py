@@ -16,6 +16,7 @@ from bertchain.competition.thresholds import (
 )
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
+from bertchain.metric_files import FileMetric
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,3 +82,43 @@ def test_thresholds_that_mean_nothing():
     with pytest.raises(InputError, match="whole numbers"):
         check_kind("ordinal", "regression", np.array([[0.5]]))
     check_kind("ordinal", "regression", np.array([[3.0]]))
+
+
+def fbeta(labels, decisions):
+    """Macro F2 of decisions, by its definition."""
+    hits, wrong = (labels * decisions).sum(axis=0), (decisions * (1 - labels)).sum(axis=0)
+    missed = (labels * (1 - decisions)).sum(axis=0)
+    return float(np.mean(5 * hits / (5 * hits + 4 * missed + wrong)))
+
+
+@pytest.mark.parametrize("kind", ["global", "per_label"])
+def test_thresholds_maximise_a_score_of_ones_own(kind):
+    rng = np.random.default_rng(1)
+    labels = (rng.random((60, 3)) < 0.4).astype(float)
+    p = np.clip(0.25 * labels + 0.5 * rng.random((60, 3)), 0, 1)
+    own = FileMetric("my.py:fbeta", fbeta, True)
+    found, usual = fit(kind, p, labels, own), fit(kind, p, labels)
+    reached = own(labels, found.decide(p))
+    assert reached >= own(labels, usual.decide(p))
+    if kind == "global":
+        each = [own(labels, (p >= cut).astype(int)) for cut in np.linspace(0, 1, 400)]
+        assert len(set(found.cuts)) == 1
+    else:
+        each = []
+        for c in range(3):
+            column = [fbeta(labels[:, [c]], p[:, [c]] >= cut) for cut in np.linspace(0, 1, 400)]
+            each.append(max(column))
+        each = [np.mean(each)]
+    assert reached >= max(each) - 0.02  # of 50 places for each cut
+    fewer = FileMetric("my.py:loss", lambda labels, decided: -fbeta(labels, decided), False)
+    assert fit(kind, p, labels, fewer).cuts == found.cuts
+
+
+def test_cuts_between_grades_for_a_score_of_ones_own():
+    rng = np.random.default_rng(3)
+    grades = rng.integers(0, 4, (80, 1)).astype(float)
+    values = grades * 0.5 + 0.4 + rng.normal(0, 0.05, (80, 1))
+    own = FileMetric("my.py:hits", lambda labels, decided: np.mean(labels == decided), True)
+    found, scores = fit_and_judge("ordinal", values, grades, np.arange(80) % 4, own)
+    assert scores["oof_hits_fitted"] == 1.0 and scores["oof_hits_nested"] > 0.95
+    assert scores["oof_hits_plain"] < 0.7 and [*found.cuts] == sorted(found.cuts)

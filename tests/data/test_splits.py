@@ -85,7 +85,8 @@ def test_folds_that_cannot_be(arguments, message):
 
 def test_a_column_of_folds():
     assert folds_of_column(["0", "1", 1.0, 0], "x.csv", "fold").tolist() == [0, 1, 1, 0]
-    for bad in ("a", "-1", "0.5", None):
+    assert folds_of_column(["0", "1", "-1", -1.0], "x.csv", "fold").tolist() == [0, 1, -1, -1]
+    for bad in ("a", "-2", "0.5", None):
         with pytest.raises(
             InputError, match=r"x\.csv, row 2, column 'fold': .* is not a fold number"
         ):

@@ -158,6 +158,33 @@ def test_a_blend_of_grades_is_graded(tmp_path, monkeypatch):
     assert results["scores"][blend.BLEND]["oof_qwk_nested"] == 1.0
 
 
+def test_a_blend_for_a_score_of_ones_own(tmp_path, monkeypatch):
+    """The least log loss leaves the second run out; the score takes it alone."""
+    metric = tmp_path / "my_metric.py"
+    metric.write_text(
+        "def middle(labels, p):\n    return abs(p[:, 1] - 0.6).mean()\n"
+        "middle.greater_is_better = False\n"
+    )
+    labels, ones = np.arange(24) % 2, np.full(24, 0.9)
+    runs = {"a": np.where(labels == 1, ones, 1 - ones), "b": np.full(24, 0.6)}
+    spec = LabelSpec("single_label", ("0", "1"), ("label",))
+    for name, p in runs.items():
+        p = np.stack([1 - p, p], axis=1)
+        written_run(tmp_path / name, spec, labels, p, p[:4])
+    options = f"label_delimiter: null\nmetric_file: {metric}:middle\n"
+    (tmp_path / "b" / "run_args.yaml").write_text(options)
+    words = [str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", ["blend.py", *words])
+    blend.main()
+    results = json.loads((tmp_path / "o" / "all_results.json").read_text())
+    assert results["weights"][words[1]] == pytest.approx(1, abs=0.02)
+    nested = results["scores"][blend.BLEND]
+    assert nested["middle"] < 0.02 < results["scores"][words[0]]["middle"]
+    oof = read_written_table(tmp_path / "o" / "predictions_oof.csv")
+    assert nested["middle"] == pytest.approx(np.abs(oof["prob_1"] - 0.6).mean())
+    assert "| middle |" in (tmp_path / "o" / "report.md").read_text()
+
+
 def test_joined_labels_are_split_by_the_labels_there_are():
     names = ("a", "a|b", "c")
     assert blend.split_labels("a|b|c", names, "|") == {"a|b", "c"}

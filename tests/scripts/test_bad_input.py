@@ -249,6 +249,14 @@ def words(row: dict, **given):
     return make
 
 
+def own_metric(code: str):
+    def make(folder: Path, model: str) -> dict:
+        path = write_text(folder, "my.py", code)
+        return {**table()(folder, model), "metric_file": f"{path}:score", "validation_split": 0.3}
+
+    return make
+
+
 TUNE, PRE, PROBE = "run_finetune.py", "run_itpt.py", "run_probe.py"
 CSV = ROWS.to_csv(index=False)
 CASES = [
@@ -413,6 +421,33 @@ CASES = [
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),
+    # ---------------------------------------------------------------- weights and further rows
+    Case("a weight below 0", TUNE, table(changed(w=[1, 2, -1] * 4), weight_column_name="w"), ("train.csv, row 3", "'w'", "'-1'", "weight")),
+    Case("a weight that is no number", TUNE, table(changed(w=["1", "", "heavy"] * 4), weight_column_name="w"), ("train.csv, row 2", "'w'", "weight")),
+    Case("weights of 0 alone", TUNE, table(changed(w=0), weight_column_name="w"), ("train.csv", "'w'", "zeros")),
+    Case("no weight column", TUNE, flags(weight_column_name="w"), ("train.csv", "'w'", "weight_column_name")),
+    Case("scores by weights without weights", TUNE, flags(weigh_metrics="true"), ("--weigh_metrics", "--weight_column_name")),
+    Case("weights of a probe", TUNE, table(changed(w=1.5), weight_column_name="w", head_init="probe"), ("--weight_column_name", "probe")),
+    Case("validation without labels", TUNE, second_file(ROWS.drop(columns="label"), "validation_file"), ("second.csv", "'label'")),
+    Case("further rows without labels", TUNE, second_file(ROWS.drop(columns="label"), "extra_train_file"), ("second.csv", "'label'")),
+    Case("a new label in further rows", TUNE, second_file(changed(label="d"), "extra_train_file"), ("second.csv", "'d'")),
+    Case("a weight without further rows", TUNE, flags(extra_train_weight=2), ("--extra_train_weight", "--extra_train_file")),
+    Case("a fold of -2", TUNE, table(changed(fold=[0, 1, -2] * 4), fold_column_name="fold"), ("train.csv, row 3", "'fold'", "-1")),
+    Case("one fold and rows that train alone", TUNE, table(changed(fold=[0, -1] * 6), fold_column_name="fold"), ("'fold'", "one fold")),
+    Case("all rows without folds", TUNE, flags(full_fit="true"), ("--full_fit", "--num_folds")),
+    Case("repeats without folds", TUNE, flags(fold_repeats=2), ("--fold_repeats", "--num_folds")),
+    Case("one group to hold out", TUNE, table(changed(g="x"), group_column_name="g"), ("--validation_split 0.1", "1 groups")),
+    Case("groups and a validation file", TUNE, second_file(ROWS, "validation_file", group_column_name="id"), ("--group_column_name", "--validation_file")),
+    Case("groups and nothing held out", TUNE, flags(group_column_name="id", validation_split=0), ("--group_column_name", "--validation_split 0")),
+    Case("a similarity above 1", TUNE, flags(near_duplicates=1.5, num_folds=2), ("--near_duplicates", "1.5")),
+    # ---------------------------------------------------------------- scores of one's own
+    Case("no such metric file", TUNE, flags(metric_file="nowhere.py:score"), ("--metric_file nowhere.py:score", "no such file")),
+    Case("a metric file without a function", TUNE, flags(metric_file="nowhere.py"), ("--metric_file", "FILE.py:FUNCTION")),
+    Case("a metric file that fails", TUNE, own_metric("import nothing_of_it"), ("--metric_file", "my.py:score", "nothing_of_it")),
+    Case("a metric that fails", TUNE, own_metric("def score(y, p):\n    return p['x']\nscore.greater_is_better = True"), ("--metric_file", "my.py:score", "IndexError")),
+    Case("a metric that is no number", TUNE, own_metric("def score(y, p):\n    return p\nscore.greater_is_better = True"), ("--metric_file", "my.py:score", "number")),
+    Case("a metric without a direction", TUNE, own_metric("def score(y, p):\n    return 1.0"), ("--metric_file", "greater_is_better")),
+    Case("kappa of words", TUNE, flags(metric_for_best_model="qwk"), ("qwk", "grades")),
 ]  # fmt: skip
 
 

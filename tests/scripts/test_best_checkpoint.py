@@ -1,5 +1,6 @@
 """Which checkpoint is the best: by any metric, in its direction, checked before training."""
 
+import json
 import logging
 
 import pandas as pd
@@ -128,6 +129,48 @@ def test_of_several_targets_no_large_one_chooses_alone(tiny_bert, tmp_path):
 def test_without_one_it_is_asked_for(tiny_bert, topic_files, misses, tmp_path):
     with pytest.raises(InputError, match=r"misses: .* add --greater_is_better true or false"):
         flags = {"extra_metrics": [misses], "metric_for_best_model": "misses"}
+        tune(tiny_bert, topic_files, tmp_path / "o", **flags)
+
+
+OWN = """
+def odd(labels, probabilities):
+    return -abs(probabilities[:, 1] - 0.4).mean()
+
+def even(labels, probabilities):
+    return abs(probabilities[:, 1] - 0.4).mean()
+
+odd.greater_is_better = True
+"""
+
+
+def test_a_score_of_ones_own_chooses(tiny_bert, topic_files, tmp_path):
+    """Checkpoint, early stopping, and what the manifest holds of it."""
+    (tmp_path / "own.py").write_text(OWN)
+    flags = {**UNSTEADY, "metric_file": f"{tmp_path}/own.py:odd", "num_folds": 2, "folds": ["0"]}
+    out = tmp_path / "o"
+    tune(tiny_bert, topic_files, out, **flags, early_stopping_patience=1)
+    history = pd.read_csv(out / "fold-0" / "history.csv")["eval_odd"]
+    results = json.loads((out / "fold-0" / "all_results.json").read_text())
+    assert results["eval_odd"] == pytest.approx(max(history), rel=1e-5) and len(set(history)) > 1
+    table = pd.read_csv(out / "fold-0" / "predictions_validation.csv")
+    assert results["eval_odd"] == pytest.approx(-(table["prob_moods"] - 0.4).abs().mean())
+    assert history.argmax() == len(history) - 2 or history.argmax() == len(history) - 1
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["arguments"]["metric_file"] == "odd" and manifest["files"]["metric_file"]
+    (tmp_path / "own.py").write_text(OWN.replace("0.4", "0.5"))
+    with pytest.raises(InputError, match="--metric_file holds something else now"):
+        tune(tiny_bert, topic_files, out, **flags, early_stopping_patience=1)
+    assert json.loads((out / "all_results.json").read_text())["oof_odd"] == results["eval_odd"]
+
+
+@pytest.mark.usefixtures("never_trains")
+def test_a_score_of_ones_own_says_its_direction(tiny_bert, topic_files, tmp_path):
+    (tmp_path / "own.py").write_text(OWN + "\ndef accuracy(y, p):\n    return 0.5\n")
+    flags = {"metric_file": f"{tmp_path}/own.py:even"}
+    with pytest.raises(InputError, match=r"even\.greater_is_better = True"):
+        tune(tiny_bert, topic_files, tmp_path / "o", **flags)
+    with pytest.raises(InputError, match="there is a score accuracy; rename"):
+        flags = {"metric_file": f"{tmp_path}/own.py:accuracy", "greater_is_better": True}
         tune(tiny_bert, topic_files, tmp_path / "o", **flags)
 
 
