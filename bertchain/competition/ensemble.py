@@ -303,6 +303,11 @@ def read_thresholds(folder: str | os.PathLike) -> Thresholds | None:
     return found
 
 
+def thresholds_of(run: RunFolder) -> Thresholds | None:
+    """Read the thresholds that a run decides by; None: it has none."""
+    return read_thresholds(run.folder) if run.has_several else None
+
+
 def write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:
     """Write thresholds.json; with None delete that of an earlier command."""
     if thresholds is None:
