@@ -16,6 +16,7 @@ from bertchain.models.folders import check_model_folder
 from bertchain.runtime import outputs
 
 POOLINGS = ("cls", "mean", "max", "last")
+LISTS = ("first4", "last4", "all")  # names of several layers
 PROBES = ("linear", "knn", "mlp", "mix")
 OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
 ANALYSES = ("change", "mdl", "control", *OF_LABELS, "none")
@@ -69,6 +70,12 @@ class FeatureArguments:
     probe_layers: list[int] = arg(
         [], "Layers to probe: 0 = embeddings, -1 = the last.", shown="all", common=True
     )
+    concat_layers: list[str] = arg(
+        [],
+        "Layers that a linear probe reads side by side: any of first4, last4, all, or numbers "
+        "joined by commas, as 0,6,12.",
+        shown="none",
+    )
     features_dir: str | None = arg(
         None, "Folder of stored features.", shown="features in output_dir"
     )
@@ -83,6 +90,12 @@ class FeatureArguments:
             one_of("token_pooling", pooling, POOLINGS)
         if len(set(self.token_pooling)) < len(self.token_pooling):
             raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
+        for layers in self.concat_layers:
+            if layers not in LISTS and len(layers.replace(",", " ").split()) < 2:
+                raise InputError(
+                    f"--concat_layers {layers} is none of {', '.join(LISTS)}, nor several layers "
+                    "joined by commas, as 0,6,12"
+                )
         one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 

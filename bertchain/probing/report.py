@@ -98,7 +98,11 @@ def warning_sections(
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
     if len(unconverged):
         rows = unconverged.itertuples()
-        names = [f"{row.model} layer {row.layer:.0f} {row.token_pooling}" for row in rows]
+        names = [
+            f"{row.model} {row.probe if pd.isna(row.layer) else f'layer {row.layer:.0f}'} "
+            f"{row.token_pooling}"
+            for row in rows
+        ]
         found.append("Not converged, not to be trusted: " + "; ".join(names) + ".")
     lacking = [
         one["model"]

@@ -11,6 +11,7 @@ from bertchain.metrics import LESS_IS_BETTER, SCORES, main_metric, standardised_
 from bertchain.probing.probes import ProbeLabels
 
 SAMPLES = 1000  # of a bootstrap
+CONCAT = "concat "  # before the layers that a linear probe reads side by side
 GROUPS = 10_000  # of rows, in place of rows, where there are more
 
 
@@ -206,18 +207,17 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
         found.append(
             (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
         )
-        for probe in probes:
+        joined = [name for name in own["probe"].unique() if name.startswith(CONCAT)]
+        for probe in [*joined, *probes]:
             if probe != "linear":
-                which = "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
-                name = f"{model}: {which}"
-                found.append((name, best(own[own["probe"] == probe])))
+                found.append((f"{model}: {_which(probe)}", best(own[own["probe"] == probe])))
         head = own[own["probe"] == "own head"]
         if len(head):
             found.append((f"{model}: as fine-tuned, own head", head.iloc[0]))
     return pd.DataFrame(
         {
             "what": what,
-            "layer": "" if pd.isna(row["layer"]) else f"{int(row['layer'])} {row['token_pooling']}",
+            "layer": _where(row),
             f"validation {metric}": row["validation"],
             f"test {metric}": row["test"],
             "± 95 %": board.interval(key_of(row)),
@@ -225,6 +225,19 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
         }
         for what, row in found
     )
+
+
+def _which(probe: str) -> str:
+    """Name the best of a probe other than linear."""
+    if probe.startswith(CONCAT):
+        return f"layers {probe.removeprefix(CONCAT)} concatenated"
+    return "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
+
+
+def _where(row: pd.Series) -> str:
+    """Layer and pooling of a row of scores; of several layers the pooling alone."""
+    layer = "" if pd.isna(row["layer"]) else f"{int(row['layer'])} "
+    return layer + row["token_pooling"]
 
 
 def main_scores(headline: pd.DataFrame) -> dict[str, float]:
@@ -241,15 +254,19 @@ def key_of(row: pd.Series) -> ScoreKey:
 
 
 def layer_table(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """Values of the linear probes: a row for each layer, a column for each model and pooling."""
-    chosen = results[
-        (results["probe"] == "linear") & (results["metric"] == metric) & (results["split"] == split)
+    """Values of the linear probes: a row for each layer, and for layers that are concatenated; a
+    column for each model and pooling."""
+    linear = (results["probe"] == "linear") | results["probe"].str.startswith(CONCAT)
+    chosen = results[linear & (results["metric"] == metric) & (results["split"] == split)]
+    names = [
+        int(layer) if probe == "linear" else probe
+        for layer, probe in zip(chosen["layer"], chosen["probe"], strict=True)
     ]
+    chosen = chosen.assign(layer=pd.Series(names, index=chosen.index, dtype=object))
     table = chosen.pivot_table(
         index="layer", columns=["model", "token_pooling"], values="value", sort=False
     )
     table.columns = [" ".join(column) for column in table.columns]
-    table.index = table.index.astype(int)
     return table.reset_index()
 
 

@@ -13,10 +13,12 @@ from datasets import Dataset
 import run_probe
 from bertchain.data.tokenization import resolve_windows, to_windows
 from bertchain.errors import InputError
+from bertchain.metrics import SCORES
 from bertchain.models.loading import load_encoder
 from bertchain.probing import features
 from bertchain.probing.features import FeatureStore, hash_encoder, token_batches
 from bertchain.probing.probed_models import named_models
+from bertchain.probing.solvers import Standardiser, fit_multinomial
 
 pytestmark = pytest.mark.versions
 
@@ -385,6 +387,46 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
         run_probe.main({**several, "label_column_name": ["half"]})
     with pytest.raises(InputError, match="geometry needs one label a row"):
         run_probe.main({**several, "analyses": ["geometry"], "label_delimiter": "|"})
+
+
+@pytest.mark.parametrize("solver", ["cores", "batched"])
+def test_layers_side_by_side(solver, tiny_bert, topic_files, tmp_path):
+    """Equal to the probe of scikit-learn on the stored features of these layers."""
+    arguments = {
+        "models": [f"base={tiny_bert}"],
+        "train_file": topic_files["train"],
+        "validation_file": topic_files["test_labels"],
+        "token_pooling": ["cls", "mean"],
+        "concat_layers": ["last4", "0,-1"],
+        "probe_solver": solver,
+        "analyses": ["none"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    headline = run_probe.main(arguments).headline
+    assert list(headline["what"])[-2:] == [
+        "base: layers last4 concatenated",
+        "base: layers 0 4 concatenated",
+    ]
+    assert set(headline["layer"][4:]) <= {"cls", "mean"}
+    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    of = {p: rows.set_index(["token_pooling", "split"]) for p, rows in results.groupby("probe")}
+    assert {name for name in of if name.startswith("concat")} == {"concat last4", "concat 0 4"}
+    stored = {len(x): x for x in map(np.load, (tmp_path / "o" / "features").glob("*.npy"))}
+    sizes = {"train": 150, "validation": 45}
+    codes = lambda path: np.unique(labels_of(path), return_inverse=True)[1]  # noqa: E731
+    y = {"train": codes(topic_files["train"]), "validation": codes(topic_files["test_labels"])}
+    for name, layers in (("concat last4", [1, 2, 3, 4]), ("concat 0 4", [0, 4])):
+        for pooling, place in (("cls", 0), ("mean", 1)):
+            x = {s: stored[n][:, layers, place].reshape(n, -1) for s, n in sizes.items()}
+            rows = of[name].loc[pooling]
+            found = rows.loc["validation"].set_index("metric")["value"]
+            C = rows.loc["train"].set_index("metric")["value"]["C"]
+            (fit,) = fit_multinomial(Standardiser(x["train"])(x["train"]), y["train"], 3, [C])
+            p = fit.predict(Standardiser(x["train"])(x["validation"]))
+            expected = SCORES["single_label"](p, y["validation"])
+            assert found["accuracy"] == pytest.approx(expected["accuracy"])
+            assert found["log_loss"] == pytest.approx(expected["log_loss"], rel=0.02)
+    assert "concat 0 4" in (tmp_path / "o" / "report.md").read_text()
 
 
 def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(
