@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from bertchain.data.labels import LabelSpec
 from bertchain.metrics import LESS_IS_BETTER, SCORES, main_metric, standardised_squares
@@ -31,6 +32,7 @@ class Scoreboard:
         split: the split that is reported: test if it has labels, else validation.
         each: what the main metric is the mean of, for each row of that split [rows].
         predicted: classes of these rows [rows], for one label a row.
+        starts: half the 95 % interval of the main score over random starts, of what has several.
     """
 
     def __init__(self, labels: dict[str, np.ndarray], spec: LabelSpec, seed: int):
@@ -40,6 +42,7 @@ class Scoreboard:
         self.rows: list[dict[str, Any]] = []
         self.each: dict[ScoreKey, np.ndarray] = {}
         self.predicted: dict[ScoreKey, np.ndarray] = {}
+        self.starts: dict[ScoreKey, float] = {}
 
     @property
     def probe_labels(self) -> ProbeLabels:
@@ -69,6 +72,10 @@ class Scoreboard:
             if len(runs) > 1:
                 spread = np.std([s[self.metric] for s in scores], ddof=1)
                 means[f"{self.metric}_sd"] = float(spread)
+                if split == self.split:
+                    self.starts[key] = float(
+                        t.isf(0.025, len(runs) - 1) * spread / len(runs) ** 0.5
+                    )
             for name, value in means.items():
                 self.rows.append(at | {"split": split, "metric": name, "value": value})
         if self.split in predictions:
@@ -85,6 +92,14 @@ class Scoreboard:
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
+
+    def values(self, split: str, metric: str | None = None) -> dict[ScoreKey, float]:
+        """A score or fact of everything that has it on a split; None: the main score."""
+        return {
+            ScoreKey(*(row[name] for name in ScoreKey._fields)): row["value"]
+            for row in self.rows
+            if row["split"] == split and row["metric"] == (metric or self.metric)
+        }
 
     def interval(self, key: ScoreKey) -> float:
         """Half the width of the 95 % interval of the main score over the reported rows."""

@@ -429,6 +429,50 @@ def test_layers_side_by_side(solver, tiny_bert, topic_files, tmp_path):
     assert "concat 0 4" in (tmp_path / "o" / "report.md").read_text()
 
 
+def test_erasure_of_concepts_from_columns(tiny_bert, topic_files, tmp_path):
+    """The task's own label, a number, and chance; and a column that test rows lack."""
+    frames = {name: pd.read_csv(topic_files[name]) for name in ("train", "test_labels")}
+    for name, frame in frames.items():
+        frame["again"] = frame["label"]
+        frame["words"] = frame["text"].str.split().str.len() + 0.5
+        frame["chance"] = np.random.default_rng(0).integers(0, 2, len(frame))
+        frame.sample(frac=1, random_state=0).to_csv(tmp_path / f"{name}.csv", index=False)
+    arguments = {
+        "models": [f"base={tiny_bert}"],
+        "train_file": str(tmp_path / "train.csv"),
+        "test_file": str(tmp_path / "test_labels.csv"),
+        "id_column_name": "id",
+        "max_train_samples": 140,
+        "token_pooling": ["mean"],
+        "probe_layers": [-1],
+        "analyses": ["erasure"],
+        "concept_column_names": ["again", "words", "chance"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    run_probe.main(arguments)
+    table = pd.read_csv(tmp_path / "o" / "erasure.csv")
+    own, words, chance = (row for _, row in table.iterrows())
+    assert table["concept"].tolist() == arguments["concept_column_names"]
+    assert own["directions"] == 2 and own["the task needs it"] == "yes"
+    assert own["test accuracy lost"] > 0.5
+    scores = pd.read_csv(tmp_path / "o" / "results.csv").query("split == 'test'")
+    task = scores.query("metric == 'accuracy'").set_index("probe")["value"]
+    assert own["concept before"] == task["linear"]  # the same rows in the same order
+    assert own["test accuracy lost"] == pytest.approx(task["linear"] - task["without again"])
+    assert words["concept metric"] == "test rmse" and words["directions"] == 1
+    assert chance["the task needs it"] == "no" and chance["concept found"] == "no"
+    report = (tmp_path / "o" / "report.md").read_text()
+    assert "no linear probe of base surely finds chance" in report
+    assert "What the task loses with a concept" in report
+    test = pd.read_csv(arguments["test_file"]).drop(columns="words")
+    test.to_csv(tmp_path / "lacks.csv", index=False)
+    more = {"test_file": str(tmp_path / "lacks.csv"), "concept_column_names": ["words"]}
+    run_probe.main(arguments | more | {"output_dir": str(tmp_path / "p")})
+    table = pd.read_csv(tmp_path / "p" / "erasure.csv")
+    assert set(table["concept metric"]) == {"validation rmse"}  # test rows have none
+    assert "test accuracy lost" in table
+
+
 def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(
     tiny_bert, topic_files, tmp_path
 ):
