@@ -36,6 +36,7 @@ from bertchain.probing import (
     analyses,
     baselines,
     drift,
+    erasure,
     label_geometry,
     layer_probes,
     own_head,
@@ -77,6 +78,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     task = tasks.load_task(*args.sources, seed=seed)
     task = task.with_validation(args.label.validation_split, seed)
     probing.check_problem_type(args.analyses.names, task.spec.problem_type)
+    task = task.with_concepts(args.analyses.concept_column_names, **args.rows_read)
 
     with outputs.claim(folder):
         # 3. Features of every layer of each model, each process its share
@@ -204,12 +206,20 @@ def geometry(
     return {"geometry": table, "geometry_pairs": pairs}
 
 
+def erase(
+    models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
+) -> Tables:
+    """Measure what the task loses when another concept is erased from the features."""
+    return {"erasure": erasure.erasure_table(models, board, task.concepts)}
+
+
 ANALYSES = {
     "change": change,
     "mdl": mdl,
     "control": control,
     "directprobe": directprobe,
     "geometry": geometry,
+    "erasure": erase,
 }
 
 

@@ -1,8 +1,8 @@
 """Task: labelled documents, or documents with labelled words, by split."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.arguments.competition import FoldArguments, RowArguments
 from bertchain.data import spans, weights
+from bertchain.data.concepts import Concept, read_concepts
 from bertchain.data.contamination import HASH_COLUMN, hashes_of, with_hashes
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.grouping import find_groups
@@ -39,6 +40,7 @@ class Task:
         tables: the tables they were read from, by split.
         num_spans: spans that a label belongs to: 1, or 2 for a pair; 0: it is the document's.
         folds: the fold of each training row [n], or those of each repeat [n, repeats]; or None.
+        concepts: labels that rows have beside those of the task, by column.
     """
 
     spec: LabelSpec
@@ -46,6 +48,7 @@ class Task:
     tables: dict[str, Table]
     num_spans: int = 0
     folds: np.ndarray | None = None
+    concepts: dict[str, Concept] = field(default_factory=dict)
 
     @property
     def has_training_rows(self) -> bool:
@@ -113,6 +116,27 @@ class Task:
             groups = find_groups(self.documents["train"], self.tables["train"], options)
         held_out = hold_out_validation(self.documents, share, kind, seed, groups)
         return self.with_documents(held_out)
+
+    def with_concepts(
+        self,
+        columns: Sequence[str],
+        limits: dict[str, int | None],
+        spans_column: str | None,
+        id_column: str | None,
+    ) -> "Task":
+        """Read further labels of the rows, once it is settled which rows validate.
+
+        Args, raises: as `concepts.read_concepts`.
+        """
+        found = read_concepts(
+            columns,
+            self.tables,
+            self.documents,
+            limits,
+            spans_column=spans_column,
+            id_column=id_column,
+        )
+        return replace(self, concepts=found)
 
     def for_fold(self, fold: int | None, subset: dict[str, Any], seed: int) -> dict[str, Dataset]:
         """Select the rows that one model is trained on, validated on and predicts, by split.

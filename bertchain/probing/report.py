@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bertchain.metrics import LESS_IS_BETTER
+from bertchain.probing.erasure import erasure_sections, erasure_warnings
 from bertchain.probing.features import find_device
 from bertchain.probing.label_geometry import directprobe_warnings, divergence_warnings
 from bertchain.probing.probed_models import ProbedModel
@@ -72,6 +73,7 @@ def list_sections(
         *measured_sections(board),
         *change_sections(tables),
         *label_sections(board, tables),
+        *erasure_sections(tables),
         *confusion_sections(board, headline),
         *pca_sections(board, models),
         *probed_sections(descriptions),
@@ -98,7 +100,11 @@ def warning_sections(
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
     if len(unconverged):
         rows = unconverged.itertuples()
-        names = [f"{row.model} layer {row.layer:.0f} {row.token_pooling}" for row in rows]
+        names = [
+            f"{row.model} {row.probe if pd.isna(row.layer) else f'layer {row.layer:.0f}'} "
+            f"{row.token_pooling}"
+            for row in rows
+        ]
         found.append("Not converged, not to be trusted: " + "; ".join(names) + ".")
     lacking = [
         one["model"]
@@ -123,6 +129,8 @@ def warning_sections(
         found += directprobe_warnings(tables["directprobe"])
     if "geometry" in tables:
         found += divergence_warnings(tables["geometry"], board.split)
+    if "erasure" in tables:
+        found += erasure_warnings(tables["erasure"])
     if not found:
         return [Section("warnings", "Warnings", "None. Every probe converged.")]
     return [Section("warnings", "Warnings", "\n\n".join(found), warning=True)]
@@ -163,6 +171,8 @@ LIMITS = {
     "rows in many dimensions are separable whatever their labels mean.",
     "geometry": "which arrangement is better: that labels lie alike says nothing about accuracy. "
     "Of few labels a correlation of distances is uncertain.",
+    "erasure": "what the model itself would do: features are changed after the forward pass, and "
+    "what is not linear in the concept stays.",
     "confusion": "how sure the probe was, nor intervals: shares of rare classes are of few rows.",
     "pca": "what lies in other directions: classes that overlap here may be apart there.",
 }

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from bertchain.data.labels import LabelSpec
 from bertchain.metrics import LESS_IS_BETTER, SCORES, main_metric, standardised_squares
 from bertchain.probing.probes import ProbeLabels
 
 SAMPLES = 1000  # of a bootstrap
+CONCAT = "concat "  # before the layers that a linear probe reads side by side
 GROUPS = 10_000  # of rows, in place of rows, where there are more
 
 
@@ -30,6 +32,7 @@ class Scoreboard:
         split: the split that is reported: test if it has labels, else validation.
         each: what the main metric is the mean of, for each row of that split [rows].
         predicted: classes of these rows [rows], for one label a row.
+        starts: half the 95 % interval of the main score over random starts, of what has several.
     """
 
     def __init__(self, labels: dict[str, np.ndarray], spec: LabelSpec, seed: int):
@@ -39,6 +42,7 @@ class Scoreboard:
         self.rows: list[dict[str, Any]] = []
         self.each: dict[ScoreKey, np.ndarray] = {}
         self.predicted: dict[ScoreKey, np.ndarray] = {}
+        self.starts: dict[ScoreKey, float] = {}
 
     @property
     def probe_labels(self) -> ProbeLabels:
@@ -68,6 +72,10 @@ class Scoreboard:
             if len(runs) > 1:
                 spread = np.std([s[self.metric] for s in scores], ddof=1)
                 means[f"{self.metric}_sd"] = float(spread)
+                if split == self.split:
+                    self.starts[key] = float(
+                        t.isf(0.025, len(runs) - 1) * spread / len(runs) ** 0.5
+                    )
             for name, value in means.items():
                 self.rows.append(at | {"split": split, "metric": name, "value": value})
         if self.split in predictions:
@@ -84,6 +92,14 @@ class Scoreboard:
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
+
+    def values(self, split: str, metric: str | None = None) -> dict[ScoreKey, float]:
+        """A score or fact of everything that has it on a split; None: the main score."""
+        return {
+            ScoreKey(*(row[name] for name in ScoreKey._fields)): row["value"]
+            for row in self.rows
+            if row["split"] == split and row["metric"] == (metric or self.metric)
+        }
 
     def interval(self, key: ScoreKey) -> float:
         """Half the width of the 95 % interval of the main score over the reported rows."""
@@ -206,18 +222,17 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
         found.append(
             (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
         )
-        for probe in probes:
+        joined = [name for name in own["probe"].unique() if name.startswith(CONCAT)]
+        for probe in [*joined, *probes]:
             if probe != "linear":
-                which = "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
-                name = f"{model}: {which}"
-                found.append((name, best(own[own["probe"] == probe])))
+                found.append((f"{model}: {_which(probe)}", best(own[own["probe"] == probe])))
         head = own[own["probe"] == "own head"]
         if len(head):
             found.append((f"{model}: as fine-tuned, own head", head.iloc[0]))
     return pd.DataFrame(
         {
             "what": what,
-            "layer": "" if pd.isna(row["layer"]) else f"{int(row['layer'])} {row['token_pooling']}",
+            "layer": _where(row),
             f"validation {metric}": row["validation"],
             f"test {metric}": row["test"],
             "± 95 %": board.interval(key_of(row)),
@@ -225,6 +240,19 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
         }
         for what, row in found
     )
+
+
+def _which(probe: str) -> str:
+    """Name the best of a probe other than linear."""
+    if probe.startswith(CONCAT):
+        return f"layers {probe.removeprefix(CONCAT)} concatenated"
+    return "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"
+
+
+def _where(row: pd.Series) -> str:
+    """Layer and pooling of a row of scores; of several layers the pooling alone."""
+    layer = "" if pd.isna(row["layer"]) else f"{int(row['layer'])} "
+    return layer + row["token_pooling"]
 
 
 def main_scores(headline: pd.DataFrame) -> dict[str, float]:
@@ -241,15 +269,19 @@ def key_of(row: pd.Series) -> ScoreKey:
 
 
 def layer_table(results: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """Values of the linear probes: a row for each layer, a column for each model and pooling."""
-    chosen = results[
-        (results["probe"] == "linear") & (results["metric"] == metric) & (results["split"] == split)
+    """Values of the linear probes: a row for each layer, and for layers that are concatenated; a
+    column for each model and pooling."""
+    linear = (results["probe"] == "linear") | results["probe"].str.startswith(CONCAT)
+    chosen = results[linear & (results["metric"] == metric) & (results["split"] == split)]
+    names = [
+        int(layer) if probe == "linear" else probe
+        for layer, probe in zip(chosen["layer"], chosen["probe"], strict=True)
     ]
+    chosen = chosen.assign(layer=pd.Series(names, index=chosen.index, dtype=object))
     table = chosen.pivot_table(
         index="layer", columns=["model", "token_pooling"], values="value", sort=False
     )
     table.columns = [" ".join(column) for column in table.columns]
-    table.index = table.index.astype(int)
     return table.reset_index()
 
 

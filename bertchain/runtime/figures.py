@@ -216,6 +216,21 @@ def geometry_figure(table: pd.DataFrame, split: str) -> Figure:
     return figure
 
 
+def erasure_figure(table: pd.DataFrame) -> Figure:
+    """Draw what the task lost beyond what it lost to shuffled labels, and the concept's scores.
+
+    Args:
+        table: of `erasure.erasure_table`.
+    """
+    lost = "lost beyond that"
+    names = table["model"] + ", " + table["concept"]
+    columns = (lost, "concept before", "concept after")
+    figure = _lines(table.assign(model=names), columns, {lost: "± 95 % of that"})
+    figure.axes[0].axhline(0, color="grey", linewidth=0.8)
+    figure.axes[0].set_title("task: lost beyond what shuffled labels cost", fontsize="small")
+    return figure
+
+
 def _lines(
     table: pd.DataFrame, columns: Sequence[str], intervals: dict[str, str] | None = None
 ) -> Figure:

@@ -420,6 +420,13 @@ CASES = [
     Case("control without words", PROBE, flags(analyses="control"), ("control", "spans_column_name")),
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
+    Case("one layer to concatenate", PROBE, flags(concat_layers=["0", "4"]), ("concat_layers 0", "last4", "0,6,12")),
+    Case("layers it has not to concatenate", PROBE, flags(concat_layers=["last4", "0,99"]), ("concat_layers 0,99", "0 to 4")),
+    Case("erasure of nothing", PROBE, flags(analyses="erasure"), ("erasure", "concept_column_names")),
+    Case("a concept that nothing erases", PROBE, flags(concept_column_names="id"), ("erasure", "concept_column_names")),
+    Case("no such concept", PROBE, flags(analyses="erasure", concept_column_names="tense"), ("train.csv", "tense", "concept_column_names", "id, text, label")),
+    Case("a concept that rows lack", PROBE, table(changed(tense=["now", None, "then"] * 4), analyses="erasure", concept_column_names="tense"), ("train.csv", "tense", "row 2", "missing")),
+    Case("a concept of one label", PROBE, table(changed(tense="now"), analyses="erasure", concept_column_names="tense"), ("train.csv", "tense", "one label")),
     Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),
     # ---------------------------------------------------------------- weights and further rows
     Case("a weight below 0", TUNE, table(changed(w=[1, 2, -1] * 4), weight_column_name="w"), ("train.csv, row 3", "'w'", "'-1'", "weight")),
