@@ -60,10 +60,12 @@ def run(path: Path, options: argparse.Namespace) -> dict[str, float]:
     names = sorted(train[label].explode().astype(str).unique())
     if several:
         targets = [[int(name in row) for name in names] for row in train[label]]
-        model = SetFitModel.from_pretrained(options.encoder, multi_target_strategy="one-vs-rest")
+        model = SetFitModel.from_pretrained(
+            options.encoder, multi_target_strategy="one-vs-rest", trust_remote_code=False
+        )
     else:
         targets = [names.index(str(value)) for value in train[label]]
-        model = SetFitModel.from_pretrained(options.encoder)
+        model = SetFitModel.from_pretrained(options.encoder, trust_remote_code=False)
     model.model_body.max_seq_length = fixed["max_seq_length"]
     args = TrainingArguments(
         batch_size=16,
