@@ -45,7 +45,7 @@ def add_probes(
     for (name, layer, pooling), result in zip(jobs, results, strict=True):
         key = ScoreKey(model.name, layer, model.poolings[pooling], name)
         facts = result.setting | {"converged": float(result.converged)}
-        board.add(key, result.predictions, result.repeats, **facts)
+        board.add(key, result.predictions, result.repeats, result.weights, **facts)
 
 
 def measure_layers(

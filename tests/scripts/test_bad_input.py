@@ -411,6 +411,7 @@ CASES = [
     Case("unknown analysis", PROBE, flags(analyses="magic"), ("analyses", "mdl")),
     Case("control without words", PROBE, flags(analyses="control"), ("control", "spans_column_name")),
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
+    Case("predictions of some probes", PROBE, flags(save_predictions="best"), ("save_predictions best", "chosen, all, none")),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("no labels to probe", PROBE, table(ROWS.drop(columns="label")), ("label",)),
 ]  # fmt: skip
