@@ -108,6 +108,7 @@ def change_sections(tables: dict[str, pd.DataFrame]) -> list[Section]:
     sections = []
     if "gains" in tables:
         gains = tables["gains"]
+        linear = gains[gains["probe"] == "linear"]
         text = (
             "The same probe on the same layer and pooling; positive is better. Intervals are "
             "paired by row: the same resampled rows for both models. p: of no gain, for hits by "
@@ -121,7 +122,7 @@ def change_sections(tables: dict[str, pd.DataFrame]) -> list[Section]:
                 "What changed in what the layers know",
                 text,
                 gains,
-                gains_figure(gains[gains["probe"] == "linear"], HOLM),
+                gains_figure(linear, HOLM) if len(linear) else None,
                 "Gain by layer, with intervals",
                 fold=True,
             )
@@ -150,4 +151,4 @@ def _found(gains: pd.DataFrame) -> str:
         sure = rows[rows[HOLM] < 0.05]
         better, worse = int((sure[value] > 0).sum()), int((sure[value] < 0).sum())
         parts.append(f"{model}, {probe}: {better} better, {worse} worse of {len(rows)}")
-    return f"Beyond that: {'; '.join(parts)}."
+    return f"Below it lie: {'; '.join(parts)}."

@@ -93,6 +93,10 @@ def test_what_chance_gives_is_no_finding():
     points = [line for axis in section.figure.axes for line in axis.lines
               if line.get_markerfacecolor() == "white"]  # fmt: skip
     assert sum(len(line.get_xdata()) for line in points) == 26  # each is hollow
+    right = {"one": 9, "two": 99}
+    heads = {ScoreKey(m, None, "", "own head"): np.arange(ROWS) < n for m, n in right.items()}
+    (section,) = change_sections({"gains": gains(board_of(heads), ["one", "two"])})
+    assert section.figure is None and "two, own head: 1 better" in section.text
 
 
 def test_what_differs_is_found():
