@@ -138,9 +138,9 @@ class AnalysisArguments:
 
     analyses: list[str] = arg(
         ["change"],
-        "What to measure beside scores: change (between models), mdl (bits to tell the labels), "
-        "control (random labels for each word: selectivity), directprobe (clusters of labels), "
-        "geometry (how labels lie), erasure (what the task loses with a concept), or none.",
+        "What to measure beside scores: change (between models and layers), mdl (bits to tell the "
+        "labels), control (random labels for each word: selectivity), directprobe (clusters of "
+        "labels), geometry (how labels lie), erasure (what is lost with a concept), or none.",
         common=True,
     )
     concept_column_names: list[str] = arg(
@@ -186,8 +186,26 @@ class RunArguments:
     _argument_group_name = "run"
 
     output_dir: str = arg("probed", "Folder for report.html, results.csv and more.", common=True)
+    save_predictions: str = arg(
+        "chosen",
+        "Probes whose predictions of each row are written. chosen: of each kind the best layer on "
+        "validation, and the best of the last one; all; or none.",
+        common=True,
+    )
+    save_weights: bool = arg(
+        False,
+        "Write the weights of these probes to probe_weights.npz; with none, those of the chosen.",
+    )
     seed: int = arg(42, "Seed of the validation split and of all that is drawn.", common=True)
     disable_tqdm: bool = arg(False, "Show no progress bars.")
+
+    def __post_init__(self) -> None:
+        one_of("save_predictions", self.save_predictions, ("chosen", "all", "none"))
+
+    @property
+    def keep_all(self) -> bool:
+        """Whether predictions of every probe are kept, not of the chosen ones alone."""
+        return self.save_predictions == "all"
 
 
 GROUPS = (

@@ -177,6 +177,21 @@ class Task:
         rows = self.documents[split]
         return spans.target_texts(rows) if self.num_spans else all_text(rows)
 
+    def row_names(self, split: str) -> dict[str, Sequence]:
+        """Columns that say what each row of a split is: split, row, id; with spans the target.
+
+        The label, or labels of several targets, follow where the split has some.
+        """
+        documents = self.documents[split]
+        ids, columns = documents["id"][:], {}
+        if self.num_spans:
+            counts = [len(own) for own in documents["spans"]]
+            ids = list(chain.from_iterable([name] * n for name, n in zip(ids, counts, strict=True)))
+            columns["target"] = list(chain.from_iterable(map(range, counts)))
+        if split in self.labelled_splits:
+            columns |= self.spec.label_columns(self.labels_of(documents))
+        return {"split": [split] * len(ids), "row": range(len(ids)), "id": ids, **columns}
+
     @property
     def predicted_splits(self) -> list[str]:
         """What a run writes predictions of: with folds out-of-fold, in place of validation."""

@@ -53,7 +53,7 @@ def add_probes(
         one = None if isinstance(layer, tuple) else layer
         key = ScoreKey(model.name, one, model.poolings[pooling], name)
         facts = result.setting | {"converged": float(result.converged)}
-        board.add(key, result.predictions, result.repeats, **facts)
+        board.add(key, result.predictions, result.repeats, result.weights, **facts)
 
 
 def measure_layers(

@@ -133,8 +133,12 @@ def layers_figure(
     return figure
 
 
-def gains_figure(gains: pd.DataFrame) -> Figure:
-    """Draw gains on the first model by layer, with intervals; a panel for each pooling."""
+def gains_figure(gains: pd.DataFrame, p: str | None = None) -> Figure:
+    """Draw gains on the first model by layer, with intervals; a panel for each pooling.
+
+    Args:
+        p: column of p values; points where it is .05 or more are hollow.
+    """
     (value,) = (name for name in gains if " against " in name)
     poolings = list(gains["token pooling"].unique())
     figure = new_figure(4.4 * len(poolings), 3.6)
@@ -147,7 +151,12 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
             shift = 0.12 * (i - (len(models) - 1) / 2)  # so that bars do not hide each other
             style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i + 1}"}
             style |= layered(i, len(models))
-            axis.errorbar(own["layer"] + shift, own[value], own["± 95 %"], label=model, **style)
+            x = own["layer"].astype(int) + shift
+            axis.errorbar(x, own[value], own["± 95 %"], label=model, **style)
+            if p is not None:
+                weak = own[p] >= 0.05
+                hollow = {"linestyle": "", "marker": "o", "ms": 4, "mfc": "white", "zorder": 5}
+                axis.plot(x[weak], own[value][weak], color=style["color"], **hollow)
         axis.axhline(0, color="grey", linewidth=0.8, label="no gain")
         tick_whole_numbers(axis)
         axis.set(xlabel="layer (0 = embeddings)", title=f"{pooling} pooling")

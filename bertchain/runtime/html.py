@@ -16,7 +16,7 @@ import pandas as pd
 from bertchain.errors import InputError
 from bertchain.runtime.figures import as_png, as_svg
 from bertchain.runtime.files import atomic_write, write_text
-from bertchain.runtime.records import escape_markdown, fenced, markdown_table
+from bertchain.runtime.records import decimals, escape_markdown, fenced, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def _cell(value: Any, digits: int) -> str:
         return f"<td{kind}>{html.escape(str(value))}</td>"
     if isinstance(value, float) and math.isnan(value):
         return '<td class="number" data-value=""></td>'
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    shown = f"{value:,}" if isinstance(value, int) else decimals(value, digits)
     return f'<td class="number" data-value="{value!r}">{shown}</td>'
 
 

@@ -88,6 +88,12 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+def decimals(value: float, digits: int) -> str:
+    """Format a number with so many decimals; one that would come out as 0 keeps its size."""
+    text = f"{value:.{digits}f}"
+    return f"{value:.1e}" if value and not float(text) else text
+
+
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """Format a table as GitHub Markdown; text from data cannot break out of its cell.
 
@@ -97,13 +103,31 @@ def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
-            return "" if math.isnan(value) else f"{value:.{digits}f}"
+            return "" if math.isnan(value) else decimals(value, digits)
         return escape_markdown(value)
 
     header = "| " + " | ".join(map(cell, table.columns)) + " |"
     rule = "|" + " --- |" * len(table.columns)
     rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
     return "\n".join([header, rule, *rows]) + "\n"
+
+
+def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
+    """Format a table for LaTeX with booktabs; text from data is escaped, on one line.
+
+    Args: as `markdown_table`.
+    """
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return "" if math.isnan(value) else decimals(value, digits)
+        return " ".join(str(value).split())
+
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    columns = "".join("r" if number else "l" for number in numeric)
+    named = table.rename(columns=cell).astype(object).map(cell)
+    text = named.to_latex(index=False, escape=True, column_format=columns)
+    return text.replace("±", r"$\pm$")
 
 
 def model_card(

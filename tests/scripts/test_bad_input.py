@@ -419,6 +419,7 @@ CASES = [
     Case("unknown analysis", PROBE, flags(analyses="magic"), ("analyses", "mdl")),
     Case("control without words", PROBE, flags(analyses="control"), ("control", "spans_column_name")),
     Case("hulls of numbers", PROBE, table(changed(label=[0.5, 1.5, 2.5] * 4), analyses="directprobe"), ("directprobe",)),
+    Case("predictions of some probes", PROBE, flags(save_predictions="best"), ("save_predictions best", "chosen, all, none")),
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("one layer to concatenate", PROBE, flags(concat_layers=["0", "4"]), ("concat_layers 0", "last4", "0,6,12")),
     Case("layers it has not to concatenate", PROBE, flags(concat_layers=["last4", "0,99"]), ("concat_layers 0,99", "0 to 4")),

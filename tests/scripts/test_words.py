@@ -155,6 +155,10 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     own = score["tuned: as fine-tuned, own head"]
     assert own == pytest.approx(results["test_accuracy"])
+    probed = pd.read_csv(tmp_path / "q" / "predictions_test.csv")
+    probed = probed[probed["probe"] == "own head"].reset_index(drop=True)
+    assert list(probed["label"]) == truth
+    pd.testing.assert_frame_equal(probed[list(table)], table, atol=1e-5)
 
 
 def test_a_resumed_run_on_words_equals_an_uninterrupted_one(tiny_bert, sentences, tmp_path):
