@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-from bertchain.data.labels import LabelSpec
-from bertchain.metrics import STANDARDISED
-from bertchain.probing.scoreboard import GROUPS, SAMPLES, half_width, row_scores
+from bertchain.metrics import STANDARDISED, mean_log_loss
+from bertchain.probing.scoreboard import GROUPS, SAMPLES, half_width
 from bertchain.ranking import count_below
+from bertchain.reporting.scored import Scored
 
 AT_ONCE = 100  # samples that are drawn together
 MOST_RANKED = 2 * 10**7  # scores that are sorted for an interval
@@ -23,21 +23,15 @@ Sums = dict[str, np.ndarray]
 Scores = dict[str, np.ndarray]
 
 
-def half_widths(
-    spec: LabelSpec, probabilities: np.ndarray, truth: np.ndarray, seed: int
-) -> dict[str, float]:
+def half_widths(rows: Scored, seed: int) -> dict[str, float]:
     """Half the width of the 95 % interval of each score over the rows, by name.
-
-    Args:
-        probabilities: [n, labels]; of regression values.
-        truth: class numbers [n], or [n, labels].
 
     Returns:
         of the scores of `metrics.SCORES` but spearman; of more than MOST_RANKED numbers without
         areas under curves, too.
     """
-    parts, scores_of = PARTS[spec.problem_type](spec, probabilities, truth)
-    drawn = scores_of(resampled(parts, len(truth), seed))
+    parts, scores_of = PARTS[rows.spec.problem_type](rows)
+    drawn = scores_of(resampled(parts, len(rows), seed))
     return {name: half_width(values) for name, values in drawn.items()}
 
 
@@ -82,20 +76,17 @@ def f1_of(hits: np.ndarray, marks: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- what rows add, by problem type
 
 
-def single_label_parts(
-    spec: LabelSpec, probabilities: np.ndarray, truth: np.ndarray
-) -> tuple[Sums, Callable[[Sums], Scores]]:
+def single_label_parts(rows: Scored) -> tuple[Sums, Callable[[Sums], Scores]]:
     """What each row adds to the scores of one class a row; the scores from sums of it."""
-    rows, size = np.arange(len(truth)), probabilities.shape[1]
-    given = probabilities.argmax(axis=1)
-    hit = (given == truth).astype(float)
+    probabilities, truth, size = rows.probabilities, rows.truth, len(rows.spec.names)
+    own = probabilities[np.arange(len(rows)), truth]
     smallest = np.finfo(np.float64).eps
     parts = {
-        "hit": hit,
-        "log": -np.log(probabilities[rows, truth].clip(smallest, 1 - smallest)),
+        "hit": rows.each,
+        "log": -np.log(own.clip(smallest, 1 - smallest)),
         "true": _one_hot(truth, np.ones(len(rows)), size),
-        "given": _one_hot(given, np.ones(len(rows)), size),
-        "hits": _one_hot(truth, hit, size),
+        "given": _one_hot(rows.classes, np.ones(len(rows)), size),
+        "hits": _one_hot(truth, rows.each, size),
     }
     if probabilities.size <= MOST_RANKED:
         one_hot = truth[:, None] == np.arange(size)
@@ -120,18 +111,17 @@ def single_label_parts(
     return parts, scores
 
 
-def multi_label_parts(
-    spec: LabelSpec, probabilities: np.ndarray, truth: np.ndarray
-) -> tuple[Sums, Callable[[Sums], Scores]]:
+def multi_label_parts(rows: Scored) -> tuple[Sums, Callable[[Sums], Scores]]:
     """What each row adds to the scores of several labels a row; the scores from sums of it."""
-    true, given = truth >= 1, probabilities >= 0.5
-    p = probabilities.clip(1e-7, 1 - 1e-7)
+    probabilities, true, given = rows.probabilities, rows.truth >= 1, rows.decisions()
     parts = {
         "hits": sparse.csr_matrix(true & given, dtype=float),
         "marks": sparse.csr_matrix(true, dtype=float) + sparse.csr_matrix(given, dtype=float),
-        "lrap": row_scores("multi_label", probabilities, truth),
+        "lrap": rows.each,
         "same": (true == given).all(axis=1).astype(float),
-        "log": -np.log(np.where(true, p, 1 - p)).mean(axis=1),
+        "log": np.array(
+            [mean_log_loss(p[None], t[None]) for p, t in zip(probabilities, true, strict=True)]
+        ),
     }
     areas = {}
     if probabilities.size <= MOST_RANKED:
@@ -155,10 +145,9 @@ def multi_label_parts(
     return parts, scores
 
 
-def regression_parts(
-    spec: LabelSpec, values: np.ndarray, truth: np.ndarray
-) -> tuple[Sums, Callable[[Sums], Scores]]:
+def regression_parts(rows: Scored) -> tuple[Sums, Callable[[Sums], Scores]]:
     """What each row adds to the scores of numbers; the scores from sums of it."""
+    values, truth, names = rows.probabilities, rows.truth, rows.spec.names
     x, y = values - truth.mean(axis=0), truth - truth.mean(axis=0)  # so that squares stay small
     parts = {
         "square": (values - truth) ** 2,
@@ -177,10 +166,10 @@ def regression_parts(
             "mae": sums["error"] / n[:, 0],
             "pearson": (shared / both).mean(axis=1),
         }
-        if len(spec.names) > 1:
+        if len(names) > 1:
             relative = means["square"] / np.where(variance > 0, variance, 1.0)
             found[STANDARDISED] = np.sqrt(relative.mean(axis=1))
-            for k, name in enumerate(spec.names):
+            for k, name in enumerate(names):
                 found[f"{name}_rmse"] = np.sqrt(means["square"][:, k])
                 found[f"{name}_{STANDARDISED}"] = np.sqrt(relative[:, k])
         return found

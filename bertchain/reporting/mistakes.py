@@ -17,7 +17,7 @@ def find_mistakes(rows: Scored, most: int = SHOWN) -> pd.DataFrame:
     """List the most confident mistakes.
 
     Returns:
-        columns row (its number), id, fold where there are folds, and
+        columns row (its number), id, with labelled spans target, fold where there are folds, and
         one label: label, prediction, prob_label, prob_prediction;
         several: label (its name), given (yes or no), prob_yes: a row for each label that is wrong;
         regression: label, prediction, error, of several targets the target.
@@ -84,6 +84,8 @@ def _of_numbers(rows: Scored, most: int) -> pd.DataFrame:
 def _named(rows: Scored, chosen: np.ndarray, **columns: np.ndarray) -> pd.DataFrame:
     """A table of chosen rows: their number and id, the fold, columns."""
     front = {"row": chosen, "id": [rows.ids[row] for row in chosen]}
+    if rows.targets is not None:
+        front["target"] = rows.targets[chosen]
     if rows.folds is not None:
         front["fold"] = rows.folds[chosen]
     return pd.DataFrame(front | columns)

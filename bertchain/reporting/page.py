@@ -24,7 +24,7 @@ from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.data.tasks import Task
 from bertchain.metrics import main_metric
 from bertchain.reporting import mistakes, pictures, sections
-from bertchain.reporting.scored import Scored, count_shared_texts, read_scored
+from bertchain.reporting.scored import Scored, count_shared_texts, label_array, read_scored
 from bertchain.runtime import html
 from bertchain.runtime.distributed import is_main_process
 from bertchain.runtime.files import write_csv, write_text
@@ -57,11 +57,10 @@ def write_page(
     with html.spare_the_run(run.folder / "report.html"):
         thresholds = ensemble.thresholds_of(run)
         scored, seed = read_scored(run.folder, task), args.training.seed
-        found = scored_sections(run, task, scored, thresholds, results, args) if scored else []
+        found = [sections.score_section(scored, results, seed)] if scored else []
+        found += warning_sections(task, scored, results) + curve_sections(run, task.spec, args)
         if scored:
-            found.insert(0, sections.score_section(scored, results, seed))
-        at = min(1, len(found))
-        found[at:at] = warning_sections(task, scored, results)
+            found += scored_sections(run, task, scored[0], thresholds, args)
         found += predicted_sections(run.folder, task, scored, thresholds)
         found += submission_sections(form, task.spec)
         found += rate_sections(run) + made_sections(task, args)
@@ -71,13 +70,12 @@ def write_page(
 def scored_sections(
     run: RunFolder,
     task: Task,
-    scored: Sequence[Scored],
+    rows: Scored,
     thresholds: Thresholds | None,
-    results: dict[str, Any],
     args: Arguments,
 ) -> list[Section]:
     """Sections about the most telling of the scored rows; writes the tables of mistakes."""
-    rows, seed = scored[0], args.training.seed
+    seed = args.training.seed
     wrong, doubtful = mistakes.find_mistakes(rows), None
     write_csv(run.folder / "mistakes.csv", wrong.drop(columns="row"))
     if rows.spec.problem_type != "regression" and rows.split != "test":
@@ -88,7 +86,6 @@ def scored_sections(
     members = run.folder / "members.csv"
     return [
         *sections.fold_sections(rows, read_table(members) if members.is_file() else None, seed),
-        *curve_sections(run, task.spec, args),
         *sections.class_sections(rows, thresholds),
         *sections.number_sections(rows),
         *sections.calibration_sections(rows),
@@ -201,8 +198,9 @@ def predicted_sections(
         table = {"label": spec.names, "rows given it": decided, "share": decided / rows}
         table["mean probability"] = total / rows
         if task.has_training_rows:
-            labels = spec.label_matrix(task.labels_of(task.documents["train"]))
-            table["share of the training rows"] = labels.mean(axis=0)
+            truth = spec.hard_labels(label_array(task, task.documents["train"]))
+            counts = np.bincount(truth, minlength=len(decided)) if truth.ndim == 1 else truth.sum(0)
+            table["share of the training rows"] = counts / len(truth)
     text = f"{rows:,} rows of the test file (predictions_test.csv)."
     fold = len(spec.names) > 30
     title = "Predictions of the test file"

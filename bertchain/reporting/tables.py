@@ -12,7 +12,7 @@ from bertchain.competition import thresholds as fitted
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.metrics import main_metric
 from bertchain.probing.report import confusions_table
-from bertchain.probing.scoreboard import bootstrap, half_width, row_scores
+from bertchain.probing.scoreboard import bootstrap, half_width
 from bertchain.reporting.intervals import half_widths
 from bertchain.reporting.scored import ON, PREFIXES, Scored
 
@@ -36,7 +36,7 @@ def scores_table(scored: Sequence[Scored], results: dict[str, Any], seed: int) -
             for name, value in results.items()
             if name.startswith(prefix) and isinstance(value, float)
         }
-        widths = half_widths(spec, rows.probabilities, rows.truth, seed)
+        widths = half_widths(rows, seed)
         columns[f"{INTERVAL} ({ON[rows.split]})"] = widths
     no_scores = ("_mean", "_sd", "_per_second")
     first = main_metric(spec.problem_type, len(spec.names))[0]
@@ -49,11 +49,10 @@ def scores_table(scored: Sequence[Scored], results: dict[str, Any], seed: int) -
 def fold_table(rows: Scored, seed: int) -> pd.DataFrame:
     """The main score of the rows of each fold, by models that did not train on them."""
     name = main_metric(rows.spec.problem_type, len(rows.spec.names))[0]
-    each = row_scores(rows.spec.problem_type, rows.probabilities, rows.truth)
     found = []
     for fold in np.unique(rows.folds):
         inside = rows.folds == fold
-        value, width = mean_score(rows.spec, each[inside], seed)
+        value, width = mean_score(rows.spec, rows.each[inside], seed)
         found.append({"fold": int(fold), "rows": int(inside.sum()), name: value, INTERVAL: width})
     return pd.DataFrame(found)
 
@@ -121,7 +120,6 @@ def length_table(rows: Scored, seed: int) -> pd.DataFrame:
         its interval.
     """
     spec = rows.spec
-    each = row_scores(spec.problem_type, rows.probabilities, rows.truth)
     name = main_metric(spec.problem_type, len(spec.names))[0]
     edges = np.unique(np.quantile(rows.tokens, np.linspace(0, 1, LENGTHS + 1)).round().astype(int))
     share = rows.cut / np.maximum(rows.tokens, 1)
@@ -138,7 +136,7 @@ def length_table(rows: Scored, seed: int) -> pd.DataFrame:
                 group = f"{own.min()} to {own.max()}"
             else:
                 group = "nothing" if k == 0 else f"up to {SHARES[k]:.0%}".replace("%", " %")
-            value, width = mean_score(spec, each[inside], seed)
+            value, width = mean_score(spec, rows.each[inside], seed)
             row = {"by": by, "group": group, "rows": int(inside.sum()), "mean": float(own.mean())}
             found.append(row | {name: value, INTERVAL: width})
     return pd.DataFrame(found)

@@ -337,7 +337,7 @@ def confusion_figure(
         table = np.bincount(truth * size + classes, minlength=size * size).reshape(size, size)
         shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
         image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        small = 9 if size <= 12 else 6
+        small = 9 if size <= 12 else 8
         ticks = range(size) if size <= MOST_NAMED else []
         axis.set_xticks(ticks, names if ticks else [], rotation=90, fontsize=small)
         axis.set_yticks(ticks, names if ticks else [], fontsize=small)
@@ -345,8 +345,7 @@ def confusion_figure(
         axis.set_title(name, fontsize="small")
         for i, j in np.argwhere(table) if ticks else ():
             colour = "white" if shares[i, j] > 0.5 else "black"
-            text = {"ha": "center", "va": "center", "color": colour}
-            text["fontsize"] = 7 if size <= 12 else 5
+            text = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
             axis.text(j, i, f"{shares[i, j]:.2f}".replace("0.", "."), **text)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return figure

@@ -1,5 +1,7 @@
 """Records of a run: versions, Markdown tables, model card, training curves."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -8,7 +10,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -16,6 +18,9 @@ import yaml
 from bertchain.runtime import figures
 from bertchain.runtime.files import atomic_write
 from bertchain.runtime.strict_yaml import load_yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
@@ -199,7 +204,14 @@ def _is_timing(key: str) -> bool:
 
 
 def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) -> None:
-    """Plot the loss curves, beside them the metric that chooses the best checkpoint.
+    """Write the picture of `history_figure`."""
+    figure = history_figure(history, metric)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def history_figure(history: pd.DataFrame, metric: str) -> Figure:
+    """Draw the loss curves, beside them the metric that chooses the best checkpoint.
 
     What was never measured is left out: a training loss, where fewer steps than --logging_steps
     were taken, or all evaluations. Where a column `phase` tells of a head that was trained first,
@@ -226,5 +238,4 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
         axis.grid(alpha=0.3)
         if "phase" in history:
             axis.axvline(0, color="grey", linestyle="--", linewidth=1)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    return figure

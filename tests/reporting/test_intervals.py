@@ -7,6 +7,7 @@ from bertchain.data.labels import LabelSpec
 from bertchain.metrics import SCORES, scores_of_targets
 from bertchain.probing.scoreboard import half_width
 from bertchain.reporting import intervals
+from bertchain.reporting.scored import Scored
 
 RNG = np.random.default_rng(0)
 ROWS = 300
@@ -30,6 +31,10 @@ def made_up(kind):
     )
 
 
+def rows_of(spec, p, truth):
+    return Scored("oof", spec, [str(i) for i in range(len(truth))], p, truth)
+
+
 def scores_of(spec, p, truth):
     more = scores_of_targets(p, truth, spec.names) if spec.problem_type == "regression" else {}
     return SCORES[spec.problem_type](p, truth) | more
@@ -38,7 +43,7 @@ def scores_of(spec, p, truth):
 @pytest.mark.parametrize("kind", intervals.PARTS)
 def test_sums_of_all_rows_give_the_scores_themselves(kind):
     spec, p, truth = made_up(kind)
-    parts, from_sums = intervals.PARTS[kind](spec, p, truth)
+    parts, from_sums = intervals.PARTS[kind](rows_of(spec, p, truth))
     once = {name: np.asarray(part.sum(axis=0)).reshape(1, -1) for name, part in parts.items()}
     once = {name: s[:, 0] if parts[name].ndim == 1 else s for name, s in once.items()}
     found = from_sums(once | {"rows": np.array([float(ROWS)])})
@@ -51,7 +56,7 @@ def test_sums_of_all_rows_give_the_scores_themselves(kind):
 @pytest.mark.parametrize("kind", intervals.PARTS)
 def test_half_widths_are_those_of_rows_drawn_one_by_one(kind):
     spec, p, truth = made_up(kind)
-    found = intervals.half_widths(spec, p, truth, seed=1)
+    found = intervals.half_widths(rows_of(spec, p, truth), seed=1)
     drawn = [RNG.integers(ROWS, size=ROWS) for _ in range(400)]
     plain = [scores_of(spec, p[rows], truth[rows]) for rows in drawn]
     for name, width in found.items():
@@ -61,10 +66,10 @@ def test_half_widths_are_those_of_rows_drawn_one_by_one(kind):
 
 def test_more_rows_than_groups_are_dealt_out(monkeypatch):
     spec, p, truth = made_up("single_label")
-    plain = intervals.half_widths(spec, p, truth, seed=1)
+    plain = intervals.half_widths(rows_of(spec, p, truth), seed=1)
     monkeypatch.setattr(intervals, "GROUPS", 120)
     monkeypatch.setattr(intervals, "MOST_RANKED", 100)
-    dealt = intervals.half_widths(spec, p, truth, seed=1)
+    dealt = intervals.half_widths(rows_of(spec, p, truth), seed=1)
     assert set(plain) - set(dealt) == {"roc_auc"}  # too many to sort
     for name, width in dealt.items():
         assert width == pytest.approx(plain[name], rel=0.3), name
@@ -72,5 +77,6 @@ def test_more_rows_than_groups_are_dealt_out(monkeypatch):
 
 def test_one_row_and_one_class_have_no_width():
     spec = LabelSpec("single_label", ("a", "b"), ("label",))
-    found = intervals.half_widths(spec, np.array([[0.9, 0.1]]), np.array([0]), seed=0)
+    one = rows_of(spec, np.array([[0.9, 0.1]]), np.array([0]))
+    found = intervals.half_widths(one, seed=0)
     assert found["accuracy"] == 0 and np.isnan(found["roc_auc"])
