@@ -65,6 +65,7 @@ from bertchain.competition import (
 from bertchain.data import contamination, splits, tasks, tokenization
 from bertchain.models import layers, modeling
 from bertchain.probing import head_probes
+from bertchain.reporting import page
 from bertchain.runtime import checkpoints, files
 from bertchain.training import (
     contrastive,
@@ -136,10 +137,10 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
         if run.has_several:
             results = ensemble.combine(run, task, args.submission, args.metrics, args.run_config)
         if form is not None:
-            thresholds = ensemble.read_thresholds(run.folder) if run.has_several else None
-            submission.write_submission(form, run.folder, task.spec, thresholds)
+            submission.write_submission(form, run.folder, task.spec, ensemble.thresholds_of(run))
 
-        # 7. Results; the arguments repeat the run
+        # 7. The page to look at; results, and the arguments that repeat the run
+        page.write_page(run, task, form, results | seen, args)
         run.write_results(results | seen, args.run_config, seed)
     return outcome.RunResult(results | seen, run.folder, task.predicted_splits, run.models(hooks))
 

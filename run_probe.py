@@ -35,7 +35,11 @@ from bertchain.models import describe
 from bertchain.probing import (
     analyses,
     baselines,
+    by_class,
+    by_row,
+    comparisons,
     drift,
+    erasure,
     label_geometry,
     layer_probes,
     own_head,
@@ -77,6 +81,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
     task = tasks.load_task(*args.sources, seed=seed)
     task = task.with_validation(args.label.validation_split, seed)
     probing.check_problem_type(args.analyses.names, task.spec.problem_type)
+    task = task.with_concepts(args.analyses.concept_column_names, **args.rows_read)
 
     with outputs.claim(folder):
         # 3. Features of every layer of each model, each process its share
@@ -89,7 +94,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
 
         # 4. What needs no encoder; probes on each layer; the head a model was fine-tuned with
         labels = {split: task.hard_labels(split) for split in task.labelled_splits}
-        board = scoreboard.Scoreboard(labels, task.spec, seed)
+        board = scoreboard.Scoreboard(labels, task.spec, seed, args.run.keep_all)
         baselines.add_baselines(board, {split: task.texts(split) for split in labels})
         for model in models:
             layer_probes.add_probes(board, model, chosen_probes(args), args.probes.probe_solver)
@@ -103,12 +108,14 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
 
         # 6. Headline, tables, page; the arguments repeat the run
         headline = scoreboard.headline_table(board, list(paths), args.probes.probes)
+        tables |= comparisons.headline_comparisons(board, headline) | by_class.class_tables(board)
+        splits = by_row.write_rows(folder, board, task, models, args.run)
         hub_kwargs = args.models.hub_kwargs
         descriptions = [probed_models.describe(model, task, **hub_kwargs) for model in models]
         report.write_report(folder, board, headline, tables, models, descriptions, args.run_config)
     headline = headline.drop(columns="key")
     logger.info("Wrote %s\n%s", folder / "report.html", headline.to_string(index=False))
-    return outcome.RunResult(scoreboard.main_scores(headline), folder, headline=headline)
+    return outcome.RunResult(scoreboard.main_scores(headline), folder, splits, headline=headline)
 
 
 # ---------------------------------------------------------------- probes
@@ -143,15 +150,17 @@ Tables = dict[str, pd.DataFrame]
 def change(
     models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
 ) -> Tables:
-    """Measure how far each layer moved from the first model's, and what that gained."""
+    """Measure how far each layer moved from the first model's, and what that gained; compare any
+    two models and layers."""
     first, *later = models
     later_paths = {model.name: model.path for model in later}
     changed = drift.weight_changes_since(first.path, later_paths, **args.models.hub_kwargs)
     features = {model.name: model.features[board.split] for model in models}
     tables = {"drift": drift.drift_table(features, first.compared_pooling, changed)}
-    if later:
-        tables["gains"] = scoreboard.gains(board, [model.name for model in models])
-    return tables
+    gained = comparisons.gains(board, [model.name for model in models])
+    if len(gained):
+        tables["gains"] = gained
+    return tables | {"layer_comparisons": comparisons.layer_comparisons(board)}
 
 
 def mdl(
@@ -204,12 +213,20 @@ def geometry(
     return {"geometry": table, "geometry_pairs": pairs}
 
 
+def erase(
+    models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
+) -> Tables:
+    """Measure what the task loses when another concept is erased from the features."""
+    return {"erasure": erasure.erasure_table(models, board, task.concepts)}
+
+
 ANALYSES = {
     "change": change,
     "mdl": mdl,
     "control": control,
     "directprobe": directprobe,
     "geometry": geometry,
+    "erasure": erase,
 }
 
 

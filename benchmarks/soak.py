@@ -34,6 +34,7 @@ TRAINING += " --save_strategy steps --save_steps {part} --use_cpu true --disable
 PROBING = "--models base=model --train_file train.jsonl --test_file train.jsonl"
 PROBING += " --max_predict_samples 500 --max_train_samples {steps} --token_pooling cls mean max"
 PROBING += " --probes linear mlp"
+HAS_ENDED = "holds a run that has ended|its run has ended"  # without, with a resume
 OUTPUTS = {
     "run_itpt": ("model.safetensors", "history.csv"),
     "run_finetune": ("predictions_*.csv", "history.csv", "model.safetensors"),
@@ -126,7 +127,7 @@ class Soak:
             kill_at = time.monotonic() + self.random.uniform(*self.options.kill_after)
             ended = self.finish(self.start(out, *more), kill_at if kill_at < until else None)
             last = "".join(ended.said.strip().splitlines()[-1:])
-            if ended.code == 0 or (ended.code == 2 and "holds a run that has ended" in ended.said):
+            if ended.code == 0 or (ended.code == 2 and re.search(HAS_ENDED, ended.said)):
                 break  # the second: killed after its last write
             if ended.code == 2 and "--resume_from_checkpoint last" in ended.said and not more:
                 more = ["--resume_from_checkpoint", "last"]

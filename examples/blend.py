@@ -1,4 +1,4 @@
-"""Blend the predictions of several runs with folds: weights fitted on out-of-fold rows.
+"""Blend the predictions of several runs: weights fitted on out-of-fold or validation rows.
 
     python examples/blend.py RUN RUN ... --output_dir blend --sample_submission sample.csv
 
@@ -6,8 +6,13 @@ Each RUN is an output folder of run_finetune.py with predictions_oof.csv and pre
 rows are joined by id. Weights are at least 0, add up to 1, and minimise the log loss (regression:
 the squared error) of the out-of-fold predictions. The gain is measured fold by fold, each with
 weights fitted on the other folds, so that it is not inflated. Runs with --fit_thresholds are
-blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend. Runs with a
---metric_file are blended for that score, from the weights with the least loss on.
+blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend; so are others
+where it is given here. Runs with a --metric_file are blended for that score, from the weights with
+the least loss on.
+
+Of runs without folds, which must have the same validation rows, predictions_validation.csv takes
+the place of predictions_oof.csv, and five parts of its rows that of the folds. Their labels are
+read from the table that the first run's run_args.yaml names.
 
 Writes predictions_oof.csv, predictions_test.csv, submission.csv, report.md (scores of each run,
 their mean and the blend; weights; correlation of the predictions) and all_results.json.
@@ -27,22 +32,23 @@ from scipy.optimize import minimize
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bertchain.cli import read_arguments, run_script, start_logging
-from bertchain.competition.ensemble import read_thresholds, write_thresholds
+from bertchain.competition.ensemble import read_thresholds, read_validation, write_thresholds
 from bertchain.competition.run_folder import read_members
 from bertchain.competition.submission import SampleSubmission
-from bertchain.competition.thresholds import fit_and_judge
+from bertchain.competition.thresholds import KINDS, check_kind, fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 from bertchain.metric_files import FileMetric, of_run
 from bertchain.metrics import main_metric, score_function
-from bertchain.models.loading import read_classifier_config
+from bertchain.models.loading import is_document_classifier, read_classifier_config
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
 STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)  # by which weights are moved for a score
 BLEND = "blend (each fold by the others)"
+OOF, VALIDATION = "predictions_oof.csv", "predictions_validation.csv"
 
 
 @dataclass
@@ -58,11 +64,12 @@ class Given(NamedTuple):
     """What is blended: the runs' predictions, and what they are of."""
 
     spec: LabelSpec
-    table: pd.DataFrame  # the first run's predictions_oof.csv
+    table: pd.DataFrame  # id, fold and label of each row that weights are fitted on
     truth: np.ndarray  # [n, labels], 0 or 1, or numbers
     test_ids: list[str]
     runs: list[Run]
     sample: SampleSubmission | None
+    file: str = OOF  # what holds the predictions of these rows
     metric: FileMetric | None = None  # what weights and thresholds maximise
 
     @property
@@ -109,6 +116,7 @@ def read_options(description: str, **more: dict[str, Any]) -> argparse.Namespace
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--sample_submission")
+    parser.add_argument("--fit_thresholds", choices=KINDS, help="As in run_finetune.py.")
     parser.add_argument("--submission_values", choices=("labels", "probabilities"))
     parser.add_argument("--positive_label", help="As in run_finetune.py.")
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
@@ -128,12 +136,16 @@ def read_options(description: str, **more: dict[str, Any]) -> argparse.Namespace
 def read_given(options: argparse.Namespace) -> Given:
     """Read all that is blended. Raises InputError where the runs do not fit each other."""
     spec = read_spec(options.runs)
-    table = read_written_table(Path(options.runs[0]) / "predictions_oof.csv")
-    test_ids, _ = read_predictions(Path(options.runs[0]) / "predictions_test.csv", spec)
+    first = Path(options.runs[0])
+    file = OOF if (first / OOF).is_file() else VALIDATION
+    table = read_written_table(first / OOF) if file == OOF else read_validation(first, spec)
+    test_ids, _ = read_predictions(first / "predictions_test.csv", spec)
     sample = read_sample(options, spec, test_ids, table["label"])
     truth = encode(table, spec)
-    runs = [read_run(path, spec, table, test_ids) for path in options.runs]
-    return Given(spec, table, truth, test_ids, runs, sample, read_metric(options))
+    if options.fit_thresholds:
+        check_kind(options.fit_thresholds, spec.problem_type, truth)
+    runs = [read_run(Path(path), file, spec, table, test_ids) for path in options.runs]
+    return Given(spec, table, truth, test_ids, runs, sample, file, read_metric(options))
 
 
 def read_metric(options: argparse.Namespace) -> FileMetric | None:
@@ -159,9 +171,11 @@ def read_spec(paths: list[str]) -> LabelSpec:
     specs = []
     for path in paths:
         members = read_members(path)
-        if not members:
-            raise InputError(f"{path}: not an output folder of run_finetune.py with folds")
-        config = read_classifier_config(Path(path) / members[0].name)
+        if not (members or is_document_classifier(path)):
+            raise InputError(f"{path}: not an output folder of run_finetune.py with a model")
+        config = read_classifier_config(Path(path) / (members[0].name if members else ""))
+        if config.num_spans:
+            raise InputError(f"{path}: its model classifies words, which are not blended")
         delimiter = read_arguments(str(Path(path) / "run_args.yaml")).get("label_delimiter")
         specs.append(LabelSpec.from_config(config, (), delimiter))
         if (specs[-1].problem_type, specs[-1].names) != (specs[0].problem_type, specs[0].names):
@@ -189,19 +203,20 @@ def read_sample(
     return sample
 
 
-def read_run(path: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]) -> Run:
+def read_run(
+    folder: Path, file: str, spec: LabelSpec, first: pd.DataFrame, test_ids: list[str]
+) -> Run:
     """Read a run, its rows in the order of the first run's."""
-    folder = Path(path)
-    table = read_written_table(folder / "predictions_oof.csv").set_index("id")
-    check_same_ids(folder / "predictions_oof.csv", table.index, first["id"])
+    table = read_written_table(folder / file).set_index("id")
+    check_same_ids(folder / file, table.index, first["id"])
     table = table.loc[first["id"]]
-    if (table["label"].to_numpy() != first["label"].to_numpy()).any():
-        raise InputError(f"{folder / 'predictions_oof.csv'}: other labels than the first run's")
+    if file == OOF and (table["label"].to_numpy() != first["label"].to_numpy()).any():
+        raise InputError(f"{folder / file}: other labels than the first run's")
     ids, test = read_predictions(folder / "predictions_test.csv", spec)
     check_same_ids(folder / "predictions_test.csv", ids, test_ids)
     place = {name: row for row, name in enumerate(ids)}
     oof = table[spec.value_columns].to_numpy(dtype=float)
-    return Run(str(path), oof, test[[place[name] for name in test_ids]])
+    return Run(str(folder), oof, test[[place[name] for name in test_ids]])
 
 
 def check_same_ids(path: Path, ids: object, wanted: object) -> None:
@@ -314,9 +329,13 @@ def fit_thresholds(
     predictions: np.ndarray,
     truth: np.ndarray,
     folds: np.ndarray,
+    kind: str | None = None,
     metric: FileMetric | None = None,
 ) -> tuple[Thresholds | None, dict[str, float]]:
-    """Fit thresholds of the runs' kind on the out-of-fold blend [n, labels].
+    """Fit thresholds on the out-of-fold blend [n, labels].
+
+    Args:
+        kind: None: that of the runs.
 
     Returns:
         the thresholds and their scores, see `fit_and_judge`; None, {} where no run has any.
@@ -324,6 +343,8 @@ def fit_thresholds(
     Raises:
         InputError: where the runs' kinds differ.
     """
+    if kind:
+        return fit_and_judge(kind, predictions, truth, folds, metric)
     found = {path: read_thresholds(path) for path in paths}
     kinds = {cuts.kind: path for path, cuts in found.items() if cuts is not None}
     if len(kinds) > 1:
@@ -399,11 +420,12 @@ def write_ensemble(
     The scores of thresholds are added to `scores`.
     """
     folder, spec = Path(options.output_dir), given.spec
-    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds, given.metric)
+    kind = options.fit_thresholds
+    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds, kind, given.metric)
     scores |= gains
     columns = {"fold": given.folds, "label": given.table["label"].tolist()}
     ids = given.table["id"].tolist()
-    write_predictions(folder / "predictions_oof.csv", spec, ids, oof, cuts, **columns)
+    write_predictions(folder / given.file, spec, ids, oof, cuts, **columns)
     write_predictions(folder / "predictions_test.csv", spec, given.test_ids, test, cuts)
     write_thresholds(folder, cuts)
     if given.sample is not None:
@@ -423,7 +445,8 @@ def write_report(
     second = "rmse" if spec.problem_type == "regression" else "log_loss"
     rows = []
     for name, own in scores.items():
-        row = {"out-of-fold predictions": name, "weight": weights.get(name, float("nan"))}
+        what = "out-of-fold" if given.file == OOF else "validation"
+        row = {f"{what} predictions": name, "weight": weights.get(name, float("nan"))}
         rows.append(row | {m: own[m] for m in dict.fromkeys((main_score, second))})
     flat = np.stack([run.oof.reshape(-1) for run in runs])
     correlation = pd.DataFrame(np.corrcoef(flat), columns=[run.name for run in runs])

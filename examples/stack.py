@@ -33,7 +33,7 @@ from bertchain.data.label_values import is_missing, to_number
 from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError
 from bertchain.metrics import main_metric
-from bertchain.probing.scoreboard import bootstrap, half_width, row_scores
+from bertchain.probing.scoreboard import paired_difference
 from bertchain.runtime.files import write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
@@ -97,7 +97,9 @@ def read_columns(
     """
     run = read_arguments(str(Path(options.runs[0]) / "run_args.yaml"))
     tables = []
-    for name, ids in (("train_file", given.table["id"].tolist()), ("test_file", given.test_ids)):
+    apart = given.file == blend.VALIDATION and run.get("validation_file")
+    first = "validation_file" if apart else "train_file"
+    for name, ids in ((first, given.table["id"].tolist()), ("test_file", given.test_ids)):
         if not isinstance(run.get(name), str):
             raise InputError(f"{options.runs[0]}: its run_args.yaml names no --{name}")
         tables.append(read_rows(run[name], run, options.columns, ids))
@@ -197,7 +199,7 @@ def write_report(
     for name, own in scores.items():
         row = {"out-of-fold predictions": name} | {m: own[m] for m in (metric, second)}
         if name in others:
-            row |= difference(nested, others[name], given)
+            row |= paired_difference(kind, nested, others[name], given.labels)
         rows.append(row)
     fitted = {name: value for name, value in scores[STACK].items() if name.startswith("oof_")}
     text = f"# Stack\n\n{markdown_table(pd.DataFrame(rows))}\n"
@@ -205,16 +207,6 @@ def write_report(
     text += f"\n{markdown_table(pd.DataFrame([fitted]))}\n" if fitted else ""
     write_text(folder / "report.md", text)
     return text
-
-
-def difference(one: np.ndarray, other: np.ndarray, given: blend.Given) -> dict[str, float]:
-    """Main score of one minus that of other predictions, and half its 95 % interval."""
-    kind = given.spec.problem_type
-    score = np.sqrt if kind == "regression" else np.asarray
-    a, b = (row_scores(kind, p, given.labels) for p in (one, other))
-    draws = [bootstrap(each, lambda rows: score(rows.mean(axis=1)), seed=0) for each in (a, b)]
-    value = float(score(a.mean()) - score(b.mean()))
-    return {"difference": value, "± 95 %": half_width(draws[0] - draws[1])}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tiny tokenizers and models, built from a config and a local vocabulary: no network."""
 
+import contextlib
 import gc
 import os
 import random
@@ -23,6 +24,11 @@ from forking import stand_in_path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback
 
+from bertchain.runtime import html
+
+DRAW, SPARE = html.as_svg, html.spare_the_run
+html.as_svg = lambda figure: "<svg></svg>"  # a second a page, which few tests look at: `pictures`
+html.spare_the_run = contextlib.nullcontext  # a page that cannot be made fails the test
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 WORDS = [
@@ -162,6 +168,12 @@ class Preempt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def pictures(monkeypatch) -> None:
+    """For tests that look at the pictures of a page."""
+    monkeypatch.setattr(html, "as_svg", DRAW)
 
 
 @pytest.fixture

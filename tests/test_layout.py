@@ -24,6 +24,7 @@ TOP = {
     ".gitignore",
 }
 ORDER = [  # each imports from itself and from what stands below it
+    "reporting",
     "competition",
     "probing",
     "training",

@@ -16,9 +16,10 @@ from bertchain.models.folders import check_model_folder
 from bertchain.runtime import outputs
 
 POOLINGS = ("cls", "mean", "max", "last")
+LISTS = ("first4", "last4", "all")  # names of several layers
 PROBES = ("linear", "knn", "mlp", "mix")
 OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
-ANALYSES = ("change", "mdl", "control", *OF_LABELS, "none")
+ANALYSES = ("change", "mdl", "control", *OF_LABELS, "erasure", "none")
 
 
 @dataclass
@@ -69,6 +70,12 @@ class FeatureArguments:
     probe_layers: list[int] = arg(
         [], "Layers to probe: 0 = embeddings, -1 = the last.", shown="all", common=True
     )
+    concat_layers: list[str] = arg(
+        [],
+        "Layers that a linear probe reads side by side: any of first4, last4, all, or numbers "
+        "joined by commas, as 0,6,12.",
+        shown="none",
+    )
     features_dir: str | None = arg(
         None, "Folder of stored features.", shown="features in output_dir"
     )
@@ -83,6 +90,12 @@ class FeatureArguments:
             one_of("token_pooling", pooling, POOLINGS)
         if len(set(self.token_pooling)) < len(self.token_pooling):
             raise InputError(f"--token_pooling {' '.join(self.token_pooling)}: one occurs twice")
+        for layers in self.concat_layers:
+            if layers not in LISTS and len(layers.replace(",", " ").split()) < 2:
+                raise InputError(
+                    f"--concat_layers {layers} is none of {', '.join(LISTS)}, nor several layers "
+                    "joined by commas, as 0,6,12"
+                )
         one_of("feature_dtype", self.feature_dtype, ("float32", "float16"))
         at_least("tokens_per_batch", self.tokens_per_batch, 1)
 
@@ -125,10 +138,16 @@ class AnalysisArguments:
 
     analyses: list[str] = arg(
         ["change"],
-        "What to measure beside scores: change (between models), mdl (bits to tell the labels), "
-        "control (random labels for each word: selectivity), directprobe (clusters of labels), "
-        "geometry (how labels lie), or none.",
+        "What to measure beside scores: change (between models and layers), mdl (bits to tell the "
+        "labels), control (random labels for each word: selectivity), directprobe (clusters of "
+        "labels), geometry (how labels lie), erasure (what is lost with a concept), or none.",
         common=True,
+    )
+    concept_column_names: list[str] = arg(
+        [],
+        "Columns with labels of other tasks, which erasure erases; with spans, fields beside words "
+        "and label.",
+        shown="none",
     )
     directprobe_points: int | None = arg(
         None, "Most training rows that directprobe and geometry use.", shown="5000"
@@ -140,6 +159,14 @@ class AnalysisArguments:
         at_least("directprobe_points", self.directprobe_points, 10)
         if self.directprobe_points and not set(OF_LABELS) & {*self.analyses}:
             raise InputError("--directprobe_points needs --analyses directprobe or geometry")
+        if ("erasure" in self.analyses) != bool(self.concept_column_names):
+            raise InputError(
+                "--analyses erasure and --concept_column_names need each other: which columns hold "
+                "labels of other tasks?"
+            )
+        twice = [n for n in self.concept_column_names if self.concept_column_names.count(n) > 1]
+        if twice:
+            raise InputError(f"--concept_column_names: {twice[0]} occurs twice")
 
     @property
     def names(self) -> list[str]:
@@ -159,8 +186,26 @@ class RunArguments:
     _argument_group_name = "run"
 
     output_dir: str = arg("probed", "Folder for report.html, results.csv and more.", common=True)
+    save_predictions: str = arg(
+        "chosen",
+        "Probes whose predictions of each row are written. chosen: of each kind the best layer on "
+        "validation, and the best of the last one; all; or none.",
+        common=True,
+    )
+    save_weights: bool = arg(
+        False,
+        "Write the weights of these probes to probe_weights.npz; with none, those of the chosen.",
+    )
     seed: int = arg(42, "Seed of the validation split and of all that is drawn.", common=True)
     disable_tqdm: bool = arg(False, "Show no progress bars.")
+
+    def __post_init__(self) -> None:
+        one_of("save_predictions", self.save_predictions, ("chosen", "all", "none"))
+
+    @property
+    def keep_all(self) -> bool:
+        """Whether predictions of every probe are kept, not of the chosen ones alone."""
+        return self.save_predictions == "all"
 
 
 GROUPS = (
@@ -196,6 +241,15 @@ class Arguments(NamedTuple):
     def sources(self) -> tuple[DataArguments, TextArguments, LabelArguments, SpanArguments]:
         """Where documents and labels come from."""
         return self.data, self.text, self.label, self.span
+
+    @property
+    def rows_read(self) -> dict[str, Any]:
+        """Arguments of `Task.with_concepts`: which rows of the tables were read, and how."""
+        return {
+            "limits": self.data.limits,
+            "spans_column": self.span.spans_column_name,
+            "id_column": self.text.id_column_name,
+        }
 
     @property
     def token_pooling(self) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from bertchain.arguments.competition import SubmissionArguments
+from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
+from bertchain.arguments.competition import FoldArguments, SubmissionArguments
+from bertchain.cli import parse, read_arguments
 from bertchain.competition.run_folder import Member, RunFolder
 from bertchain.competition.thresholds import KINDS, fit_and_judge, scorer
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.data.splits import fold_columns, in_fold
-from bertchain.data.tasks import Task
+from bertchain.data.tasks import Task, load_task
 from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
 from bertchain.metric_files import FileMetric, of_run
@@ -27,6 +30,7 @@ from bertchain.training.prediction import read_predictions, write_predictions
 
 logger = logging.getLogger(__name__)
 
+PARTS = 5  # of the validation rows of a run without folds
 ScoreFunction = Callable[..., dict[str, float]]  # see `metrics.score_function`
 
 
@@ -103,6 +107,47 @@ def by_fold(
     for fold in sorted({member.fold for member in members if member.fold is not None}):
         own = [member for member in members if member.fold == fold]
         yield fold, averaged(folder, own, split, spec, ids)
+
+
+# ---------------------------------------------------------------- runs without folds
+
+
+def read_rows(folder: Path) -> Task:
+    """Read the rows again that a run without folds was trained on, validated on and predicts.
+
+    Args:
+        folder: its run_args.yaml names the tables.
+
+    Raises:
+        InputError: where they cannot be read.
+    """
+    groups = (DataArguments, TextArguments, LabelArguments, SpanArguments, FoldArguments)
+    names = {field.name for group in groups for field in fields(group)}
+    run = read_arguments(str(folder / "run_args.yaml"))
+    *sources, folds, _ = parse(groups, {name: run[name] for name in names & {*run}})
+    seed = run.get("seed", 42)
+    share = run.get("validation_split", 0.0)
+    task = load_task(*sources, seed=seed, checkpoint=str(folder))
+    own = folds if "validation" not in task.documents else None
+    return task.with_validation(share, seed, own)
+
+
+def read_validation(folder: Path, spec: LabelSpec) -> pd.DataFrame:
+    """Read the validation rows of a run without folds: id, label, and one of `PARTS` as the fold.
+
+    Raises:
+        InputError: where its table no longer holds the rows that it predicted.
+    """
+    ids, _ = read_predictions(folder / "predictions_validation.csv", spec)
+    documents = read_rows(folder).documents
+    rows = documents.get("validation", documents.get("train"))
+    place = {name: row for row, name in enumerate(rows["id"][:])}
+    lost = [name for name in ids if name not in place]
+    if lost:
+        raise InputError(f"{folder}: its table has no validation row {lost[0]!r}; has it changed?")
+    labels = np.asarray(rows["labels"][:])[[place[name] for name in ids]]
+    parts = np.random.default_rng(0).permutation(len(ids)) % PARTS
+    return pd.DataFrame({"id": ids, "fold": parts, **spec.label_columns(labels)})
 
 
 # ---------------------------------------------------------------- what a run writes
@@ -302,6 +347,11 @@ def read_thresholds(folder: str | os.PathLike) -> Thresholds | None:
         if found.kind not in KINDS:
             raise ValueError(f"kind {found.kind!r} is not one of {', '.join(KINDS)}")
     return found
+
+
+def thresholds_of(run: RunFolder) -> Thresholds | None:
+    """Read the thresholds that a run decides by; None: it has none."""
+    return read_thresholds(run.folder) if run.has_several else None
 
 
 def write_thresholds(folder: Path, thresholds: Thresholds | None) -> None:

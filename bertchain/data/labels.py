@@ -353,10 +353,7 @@ class LabelSpec:
         if self.problem_type == "regression":
             return decisions[:, 0].tolist()
         delimiter = self.delimiter or "|"
-        return [
-            delimiter.join(name for name, yes in zip(self.names, row, strict=True) if yes)
-            for row in decisions
-        ]
+        return [delimiter.join(self.names[k] for k in np.flatnonzero(row)) for row in decisions]
 
     def label_matrix(self, labels: Sequence[Any]) -> np.ndarray:
         """Encoded labels as a matrix [n, labels]: one-hot, 0/1, probabilities or targets."""
@@ -365,6 +362,8 @@ class LabelSpec:
 
     def label_columns(self, labels: Sequence[Any]) -> dict[str, list]:
         """Encoded labels as columns of a table: label, or label_<target> of several targets."""
+        if np.ndim(labels) == 1:
+            return {"label": [self.names[k] for k in labels]}
         matrix = self.label_matrix(labels)
         if self.problem_type == "regression" and len(self.names) > 1:
             return {f"label_{n}": c.tolist() for n, c in zip(self.names, matrix.T, strict=True)}

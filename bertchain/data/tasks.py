@@ -1,8 +1,8 @@
 """Task: labelled documents, or documents with labelled words, by split."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from bertchain.arguments.common import DataArguments, LabelArguments, SpanArguments, TextArguments
 from bertchain.arguments.competition import FoldArguments, RowArguments
 from bertchain.data import spans, weights
+from bertchain.data.concepts import Concept, read_concepts
 from bertchain.data.contamination import HASH_COLUMN, hashes_of, with_hashes
 from bertchain.data.documents import all_text, label_documents
 from bertchain.data.grouping import find_groups
@@ -39,6 +40,7 @@ class Task:
         tables: the tables they were read from, by split.
         num_spans: spans that a label belongs to: 1, or 2 for a pair; 0: it is the document's.
         folds: the fold of each training row [n], or those of each repeat [n, repeats]; or None.
+        concepts: labels that rows have beside those of the task, by column.
     """
 
     spec: LabelSpec
@@ -46,6 +48,7 @@ class Task:
     tables: dict[str, Table]
     num_spans: int = 0
     folds: np.ndarray | None = None
+    concepts: dict[str, Concept] = field(default_factory=dict)
 
     @property
     def has_training_rows(self) -> bool:
@@ -114,6 +117,27 @@ class Task:
         held_out = hold_out_validation(self.documents, share, kind, seed, groups)
         return self.with_documents(held_out)
 
+    def with_concepts(
+        self,
+        columns: Sequence[str],
+        limits: dict[str, int | None],
+        spans_column: str | None,
+        id_column: str | None,
+    ) -> "Task":
+        """Read further labels of the rows, once it is settled which rows validate.
+
+        Args, raises: as `concepts.read_concepts`.
+        """
+        found = read_concepts(
+            columns,
+            self.tables,
+            self.documents,
+            limits,
+            spans_column=spans_column,
+            id_column=id_column,
+        )
+        return replace(self, concepts=found)
+
     def for_fold(self, fold: int | None, subset: dict[str, Any], seed: int) -> dict[str, Dataset]:
         """Select the rows that one model is trained on, validated on and predicts, by split.
 
@@ -152,6 +176,21 @@ class Task:
         """The text of each document; with spans, the words of each target."""
         rows = self.documents[split]
         return spans.target_texts(rows) if self.num_spans else all_text(rows)
+
+    def row_names(self, split: str) -> dict[str, Sequence]:
+        """Columns that say what each row of a split is: split, row, id; with spans the target.
+
+        The label, or labels of several targets, follow where the split has some.
+        """
+        documents = self.documents[split]
+        ids, columns = documents["id"][:], {}
+        if self.num_spans:
+            counts = [len(own) for own in documents["spans"]]
+            ids = list(chain.from_iterable([name] * n for name, n in zip(ids, counts, strict=True)))
+            columns["target"] = list(chain.from_iterable(map(range, counts)))
+        if split in self.labelled_splits:
+            columns |= self.spec.label_columns(self.labels_of(documents))
+        return {"split": [split] * len(ids), "row": range(len(ids)), "id": ids, **columns}
 
     @property
     def predicted_splits(self) -> list[str]:

@@ -250,22 +250,25 @@ def to_windows(
 
     Returns:
         the documents with columns windows (lists of ids), window_types (pairs only, where the
-        tokenizer has token types) and length (tokens in all windows) in place of text; and a
-        report of what was cut off.
+        tokenizer has token types), length (tokens in all windows), tokens (of the text) and cut
+        (those in no window) in place of text; and a report of what was cut off.
     """
     names = [name for name in ("text", "text_pair") if name in documents.column_names]
     counts = Counter()
 
     def convert(rows: dict[str, list]) -> dict[str, list]:
         ids = [tokenizer(rows[name], **IDS_ALONE)["input_ids"] for name in names]
-        columns: dict[str, list] = {"windows": [], "length": []}
+        columns: dict[str, list] = {"windows": [], "length": [], "tokens": [], "cut": []}
         for texts in zip(*ids, strict=True):
             windows, types = _cut(texts, spec, special)
             columns["windows"].append(windows)
             if types is not None:
                 columns.setdefault("window_types", []).append(types)
             columns["length"].append(sum(map(len, windows)))
-            counts.update(_count(texts, windows, spec, special))
+            count = _count(texts, windows, spec, special)
+            columns["tokens"].append(count["tokens"])
+            columns["cut"].append(count["tokens"] - count["kept"])
+            counts.update(count)
         return columns
 
     cut = documents.map(

@@ -64,7 +64,7 @@ def encoder_inputs(
     if types is not None:
         inputs["token_type_ids"] = types
     if encoder.config.model_type == "longformer":
-        rows = torch.arange(len(mask), device=mask.device)
+        rows = torch.arange(mask.shape[0], device=mask.device)
         everywhere = torch.zeros_like(mask)
         everywhere[rows, mask.int().argmax(dim=1)] = 1
         inputs["global_attention_mask"] = everywhere
@@ -118,7 +118,7 @@ def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
     first = mask.int().argmax(dim=1)  # [windows]
 
     def gather(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
-        rows = torch.arange(len(first), device=first.device)
+        rows = torch.arange(first.shape[0], device=first.device)
         return outputs[0][rows, first].unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
 
     handle = block.attention.register_forward_hook(gather)

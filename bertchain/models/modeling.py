@@ -325,7 +325,8 @@ class DocumentClassifier(PreTrainedModel):
             vectors = self.pool_documents(input_ids, attention_mask, token_type_ids)
         else:
             vectors = self.pool_words(input_ids, attention_mask, token_type_ids, token_positions)
-        vectors = vectors.to(self.head.weight.dtype)  # [documents, (targets,) features]
+        # [documents, (targets,) features]; a head in int8 has no parameters, and takes what comes
+        vectors = vectors.to(next(self.head.parameters(), vectors).dtype)
         if self.training and self.config.dropout_samples > 1 and labels is None:
             vectors = vectors.expand(self.config.dropout_samples, *vectors.shape)
         logits = self.head(self.dropout(vectors))  # [(samples,) documents, (targets,) labels]
@@ -380,7 +381,7 @@ class DocumentClassifier(PreTrainedModel):
         windows[present] = vectors
         flat = windows.flatten(1, 2)  # [documents, windows * length, features]
         real = token_positions >= 0
-        rows = torch.arange(len(flat), device=flat.device).view(-1, 1, 1, 1)
+        rows = torch.arange(flat.shape[0], device=flat.device).view(-1, 1, 1, 1)
         tokens = flat[rows, token_positions.clamp_min(0)]
         tokens = tokens * real.unsqueeze(-1)  # [documents, targets, spans, tokens, features]
         counts = real.sum(dim=-1, keepdim=True).clamp_min(1)

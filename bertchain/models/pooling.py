@@ -81,13 +81,13 @@ class BiLSTMPooling(nn.Module):
 
 def first_item(items: Tensor, mask: Tensor) -> Tensor:
     """First real item of each row; with padding on the left that is not column 0."""
-    return items[torch.arange(len(items), device=items.device), mask.int().argmax(dim=1)]
+    return items[torch.arange(items.shape[0], device=items.device), mask.int().argmax(dim=1)]
 
 
 def last_item(items: Tensor, mask: Tensor) -> Tensor:
     """Last real item of each row."""
     position = torch.arange(mask.shape[1], device=mask.device)
-    return items[torch.arange(len(items), device=items.device), (position * mask).argmax(dim=1)]
+    return items[torch.arange(items.shape[0], device=items.device), (position * mask).argmax(dim=1)]
 
 
 def mean_items(items: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from bertchain.arguments.pretraining import GROUPS, Arguments, PackingArguments,
 from bertchain.cli import changed
 from bertchain.data.contamination import HASH_FILE, read_fingerprints, write_fingerprint
 from bertchain.errors import InputError
+from bertchain.pretraining import page
 from bertchain.pretraining.blending import blend, blended, encoder_weights
 from bertchain.pretraining.corpora import DocumentTable
 from bertchain.pretraining.masked_lm import SparseHead
@@ -238,6 +239,7 @@ def write_run(
             history = pd.concat([t.assign(phase=name) for name, t in phases.items()])
         write_csv(folder / "history.csv", history)
         plot_history(folder / "history.png", history, "eval_masked_accuracy")
+        page.write_page(folder, history, results, run_config)
         write_text(folder / "README.md", _card(folder.name, results, run_config))
         write_yaml(folder / "run_args.yaml", run_config)
         seed = {"seed": trainer.args.seed}

@@ -22,11 +22,11 @@ from bertchain.probing.batched_probes import fit_many
 from bertchain.probing.probes import ProbeLabels, best_fit
 from bertchain.probing.solvers import (
     C_VALUES,
-    CERTAIN,
     FITS,
     Fit,
     SoftmaxPredictor,
     Standardiser,
+    linear_map,
 )
 from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.training.head_features import head_features
@@ -153,24 +153,3 @@ def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
         found[:, inside] = [fit.predict(held_out) for fit in path]
     judge = ProbeLabels({"validation": y}, labels.num_labels, kind)
     return C_VALUES[int(np.argmax([judge.validation_score(own) for own in found]))]
-
-
-def linear_map(
-    fit: Fit, standardise: Standardiser, num_labels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Express a fit on standardised features as weights [labels, d] and bias [labels] of others.
-
-    A class that no training row has gets the mean of the others less `CERTAIN`: never predicted.
-    """
-    probe = fit.predict
-    weights, bias = np.asarray(probe.weights, np.float64), np.asarray(probe.bias, np.float64)
-    if isinstance(probe, SoftmaxPredictor):
-        unseen = weights.mean(axis=0), bias.mean() - CERTAIN
-        weights_of_all = np.tile(unseen[0], (num_labels, 1))
-        bias_of_all = np.full(num_labels, unseen[1])
-        weights_of_all[probe.seen], bias_of_all[probe.seen] = weights, bias
-        weights, bias = weights_of_all, bias_of_all
-    else:
-        weights = weights.T
-    weights = weights / standardise.scale
-    return weights, bias - weights @ standardise.mean.astype(np.float64)

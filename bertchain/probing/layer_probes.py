@@ -14,18 +14,20 @@ from bertchain.probing.batched_probes import fit_many
 from bertchain.probing.features import find_device
 from bertchain.probing.probed_models import ProbedModel
 from bertchain.probing.probes import ProbeLabels, ProbeResult
-from bertchain.probing.scoreboard import Scoreboard, ScoreKey
+from bertchain.probing.scoreboard import CONCAT, Scoreboard, ScoreKey
 from bertchain.probing.solvers import Fit
 from bertchain.runtime import screen
 
 Probe = Callable[..., ProbeResult]  # features by split, labels -> the best fit
-Paths = dict[tuple[int, int], list[Fit]]  # (layer, pooling) -> linear fits
+Layers = int | tuple[int, ...] | None  # one, several side by side, or each for itself
+Paths = dict[tuple[Layers, int], list[Fit]]  # (layer, pooling) -> linear fits
 
 
 def add_probes(
     board: Scoreboard, model: ProbedModel, probes: dict[str, Probe], solver: str
 ) -> None:
-    """Train each probe on every layer and pooling of a model, and score it.
+    """Train each probe on every layer and pooling of a model, a linear one on layers side by side,
+    and score them.
 
     Args:
         probes: by name; mix takes all layers at once, the others one.
@@ -36,16 +38,22 @@ def add_probes(
     jobs: list[tuple] = list(itertools.product(of_one_layer, model.layers, poolings))
     jobs += [("mix", None, pooling) for pooling in poolings if "mix" in probes]
     paths = linear_paths(model, labels, solver)
+    for name, layers in model.concatenated.items():
+        jobs += [(CONCAT + name, layers, pooling) for pooling in poolings]
+        paths |= linear_paths(model, labels, solver, [layers])
 
-    def fit(name: str, layer: int | None, pooling: int) -> ProbeResult:
-        known = {"path": paths.get((layer, pooling))} if name == "linear" else {}
-        return probes[name](model.at(layer, pooling), labels, **known)
+    def fit(name: str, layer: Layers, pooling: int) -> ProbeResult:
+        if name == "linear" or isinstance(layer, tuple):
+            path = paths.get((layer, pooling))
+            return probes["linear"](model.at(layer, pooling), labels, path=path)
+        return probes[name](model.at(layer, pooling), labels)
 
     results = side_by_side(fit, jobs, f"Probes of {model.name}")
     for (name, layer, pooling), result in zip(jobs, results, strict=True):
-        key = ScoreKey(model.name, layer, model.poolings[pooling], name)
+        one = None if isinstance(layer, tuple) else layer
+        key = ScoreKey(model.name, one, model.poolings[pooling], name)
         facts = result.setting | {"converged": float(result.converged)}
-        board.add(key, result.predictions, result.repeats, **facts)
+        board.add(key, result.predictions, result.repeats, result.weights, **facts)
 
 
 def measure_layers(
@@ -61,11 +69,17 @@ def measure_layers(
         board.add_facts(ScoreKey(model.name, layer, model.poolings[pooling], "linear"), **facts)
 
 
-def linear_paths(model: ProbedModel, labels: ProbeLabels, solver: str) -> Paths:
-    """Fit the linear probes of all layers and poolings in one solve.
+def linear_paths(
+    model: ProbedModel,
+    labels: ProbeLabels,
+    solver: str,
+    layers: Sequence[Layers] | None = None,
+) -> Paths:
+    """Fit the linear probes of layers, under each pooling, in one solve.
 
     Args:
         solver: batched; auto: only where there is a GPU; cores: never.
+        layers: with as many features each; None: those that are probed.
 
     Returns:
         nothing where each probe is to be fitted for itself.
@@ -73,7 +87,8 @@ def linear_paths(model: ProbedModel, labels: ProbeLabels, solver: str) -> Paths:
     device = find_device()
     if solver == "cores" or (solver == "auto" and device.type == "cpu"):
         return {}
-    places = list(itertools.product(model.layers, range(len(model.poolings))))
+    layers = model.layers if layers is None else layers
+    places = list(itertools.product(layers, range(len(model.poolings))))
     each = [model.at(layer, pooling)["train"] for layer, pooling in places]
     paths = fit_many(each, labels.train, labels.num_labels, labels.problem_type, device=device)
     return dict(zip(places, paths, strict=True))

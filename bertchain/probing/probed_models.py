@@ -1,7 +1,7 @@
 """The models of a run: which they are, and the features they give."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 
-from bertchain.arguments.probing import Arguments, ModelsArguments
+from bertchain.arguments.probing import LISTS, Arguments, ModelsArguments
 from bertchain.cli import read_arguments
 from bertchain.data.contamination import find_probed, find_seen
 from bertchain.data.tasks import Task
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError, as_input_error
+from bertchain.models import layers as structure
 from bertchain.models.describe import describe_checkpoint
 from bertchain.models.loading import load_encoder
 from bertchain.models.modeling import num_blocks
@@ -90,6 +91,29 @@ def resolve_layers(wanted: list[int], count: int) -> list[int]:
     return sorted({layer % count for layer in wanted}) or list(range(count))
 
 
+def resolve_concatenated(wanted: list[str], blocks: int) -> dict[str, tuple[int, ...]]:
+    """Numbers of the layers that are read side by side, by the name of each such list.
+
+    Args:
+        wanted: as given: first4, last4, all, or numbers as 0,6,12, which are named "0 6 12".
+        blocks: of the encoder.
+
+    Raises:
+        InputError: for a layer that does not exist, or occurs twice.
+    """
+    found = {}
+    for given in wanted:
+        try:
+            numbers = tuple(structure.resolve_layers(given, blocks))
+        except ValueError as error:
+            raise InputError(
+                f"--concat_layers {given}: write different layers from 0 to {blocks}, or "
+                f"{', '.join(LISTS)}"
+            ) from error
+        found[given if given in LISTS else " ".join(map(str, numbers))] = numbers
+    return found
+
+
 # ---------------------------------------------------------------- what they give
 
 
@@ -101,6 +125,7 @@ class ProbedModel:
         features: by split, [rows, layers, poolings, hidden], memory-mapped.
         poolings: names of the poolings.
         layers: numbers of the layers that are probed.
+        concatenated: name -> numbers of layers that are read side by side.
         windows: encoded documents by split, as its preprocessor made them.
         description: for the table "What was probed".
     """
@@ -113,9 +138,14 @@ class ProbedModel:
     windows: dict[str, Dataset]
     preprocessor: Preprocessor
     description: dict[str, Any]
+    concatenated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def at(self, layer: int | None, pooling: int) -> dict[str, np.ndarray]:
-        """Features by split of one layer [rows, hidden], or of all [rows, layers, hidden]."""
+    def at(self, layer: int | tuple[int, ...] | None, pooling: int) -> dict[str, np.ndarray]:
+        """Features by split of one layer [rows, hidden], of all [rows, layers, hidden], or of
+        several side by side [rows, several * hidden]."""
+        if isinstance(layer, tuple):
+            taken = {s: x[:, list(layer), pooling] for s, x in self.features.items()}
+            return {split: x.reshape(len(x), -1) for split, x in taken.items()}
         which = slice(None) if layer is None else layer
         return {split: x[:, which, pooling] for split, x in self.features.items()}
 
@@ -140,7 +170,9 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
         encoder, missing = load_encoder(path, **hub_kwargs)
     if missing:
         logger.warning("Not in %s, random: %s", path, some(missing))
-    layers = resolve_layers(options.probe_layers, num_blocks(encoder.config) + 1)
+    blocks = num_blocks(encoder.config)
+    layers = resolve_layers(options.probe_layers, blocks + 1)
+    concatenated = resolve_concatenated(options.concat_layers, blocks)
     store = make_store(
         Path(options.features_dir or Path(args.run.output_dir) / "features"),
         encoder.to(find_device()),
@@ -156,7 +188,15 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
     description |= {"text": preprocessor.windows.truncation}
     description |= {"weights not in the checkpoint": ", ".join(missing) or "none"}
     return ProbedModel(
-        name, path, features, args.token_pooling, layers, windows, preprocessor, description
+        name=name,
+        path=path,
+        features=features,
+        poolings=args.token_pooling,
+        layers=layers,
+        windows=windows,
+        preprocessor=preprocessor,
+        description=description,
+        concatenated=concatenated,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from bertchain.metrics import SCORES, main_metric
-from bertchain.probing.solvers import C_VALUES, FITS, Fit, Standardiser
+from bertchain.probing.solvers import C_VALUES, FITS, Fit, Standardiser, linear_map
 
 Score = Callable[[np.ndarray], float]  # predictions of validation rows -> a number, more is better
 
@@ -55,12 +55,15 @@ class ProbeResult:
         converged: whether the chosen fit reached its tolerance.
         predictions: by split, probabilities [n, labels] (regression: values).
         repeats: predictions of the same setting from each random start; empty where a fit has none.
+        weights: by name, on features as they are given, not standardised; of the nearest
+            neighbours none.
     """
 
     setting: dict[str, float]
     converged: bool
     predictions: dict[str, np.ndarray]
     repeats: list[dict[str, np.ndarray]] = field(default_factory=list)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def fit_linear_probe(
@@ -86,7 +89,9 @@ def fit_linear_probe(
         path = fit(x, labels.train, labels.num_labels, sorted(c_values))
     best = best_fit(path, standardise(features["validation"]), labels)
     predictions = {split: best.predict(standardise(x)) for split, x in features.items()}
-    return ProbeResult({"C": best.C}, best.converged, predictions)
+    weights, bias = linear_map(best, standardise, labels.num_labels)
+    kept = {"weight": weights, "bias": bias}
+    return ProbeResult({"C": best.C}, best.converged, predictions, weights=kept)
 
 
 def best_fit(path: list[Fit], validation: np.ndarray, labels: ProbeLabels) -> Fit:

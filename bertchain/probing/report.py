@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 
 from bertchain.metrics import LESS_IS_BETTER
+from bertchain.probing.by_class import class_sections
+from bertchain.probing.comparisons import change_sections, comparison_sections
+from bertchain.probing.erasure import erasure_sections, erasure_warnings
+from bertchain.probing.feature_files import INDEX
 from bertchain.probing.features import find_device
 from bertchain.probing.label_geometry import directprobe_warnings, divergence_warnings
 from bertchain.probing.probed_models import ProbedModel
@@ -16,16 +20,14 @@ from bertchain.probing.scoreboard import Scoreboard, layer_table
 from bertchain.runtime.figures import (
     confusion_figure,
     directprobe_figure,
-    drift_figure,
     frequent_classes,
-    gains_figure,
     geometry_figure,
     layers_figure,
     pca_figure,
 )
-from bertchain.runtime.files import write_csv, write_json, write_yaml
+from bertchain.runtime.files import write_csv, write_json, write_text, write_yaml
 from bertchain.runtime.html import Section, write_report_files
-from bertchain.runtime.records import versions
+from bertchain.runtime.records import latex_table, versions
 
 
 def write_report(
@@ -37,7 +39,8 @@ def write_report(
     descriptions: list[dict[str, Any]],
     run_config: dict[str, Any],
 ) -> None:
-    """Write tables as csv, report.html, report.md with its pictures, arguments and results.
+    """Write tables as csv, those of the page for LaTeX too; report.html, report.md with its
+    pictures, arguments and results.
 
     Args:
         headline: of `scoreboard.headline_table`.
@@ -48,8 +51,12 @@ def write_report(
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     write_csv(folder / "results.csv", board.table())
+    write_csv(folder / "headline.csv", headline.drop(columns="key"))
     sections = list_sections(board, headline, tables, models, descriptions)
     write_report_files(folder, "What the layers know", sections)
+    for section in sections:
+        if section.table is not None:
+            write_text(folder / "latex" / f"{section.name}.tex", latex_table(section.table))
     write_yaml(folder / "run_args.yaml", run_config)
     plain = headline.drop(columns="key").to_dict("records")
     summary = {"headline": plain, "models": descriptions}
@@ -69,12 +76,15 @@ def list_sections(
         headline_section(board, headline),
         *warning_sections(board, descriptions, tables),
         layers_section(board),
+        *comparison_sections(tables),
         *measured_sections(board),
         *change_sections(tables),
         *label_sections(board, tables),
+        *erasure_sections(tables),
+        *class_sections(board, headline, tables),
         *confusion_sections(board, headline),
         *pca_sections(board, models),
-        *probed_sections(descriptions),
+        *probed_sections(models, descriptions),
     ]
     return [replace(section, limit=LIMITS.get(section.name, "")) for section in found]
 
@@ -98,7 +108,11 @@ def warning_sections(
     unconverged = results[(results["metric"] == "converged") & (results["value"] == 0)]
     if len(unconverged):
         rows = unconverged.itertuples()
-        names = [f"{row.model} layer {row.layer:.0f} {row.token_pooling}" for row in rows]
+        names = [
+            f"{row.model} {row.probe if pd.isna(row.layer) else f'layer {row.layer:.0f}'} "
+            f"{row.token_pooling}"
+            for row in rows
+        ]
         found.append("Not converged, not to be trusted: " + "; ".join(names) + ".")
     lacking = [
         one["model"]
@@ -123,6 +137,8 @@ def warning_sections(
         found += directprobe_warnings(tables["directprobe"])
     if "geometry" in tables:
         found += divergence_warnings(tables["geometry"], board.split)
+    if "erasure" in tables:
+        found += erasure_warnings(tables["erasure"])
     if not found:
         return [Section("warnings", "Warnings", "None. Every probe converged.")]
     return [Section("warnings", "Warnings", "\n\n".join(found), warning=True)]
@@ -155,14 +171,19 @@ LIMITS = {
     "selective.",
     "mdl_compression": "accuracy on other rows: the code is of training labels, in one random "
     "order, with linear probes alone.",
-    "gains": "why it changed, nor whether another seed would give the same: intervals are over "
-    "rows, not over runs. With many layers a few differ by chance.",
+    "comparisons": "whether another seed would give the same: the rows are drawn again, the "
+    "training is not. A large p says that these rows cannot tell, not that there is no difference.",
+    "gains": "why it changed, nor whether another seed would give the same: intervals and p are "
+    "over rows, not over runs.",
     "drift": "whether what moved matters to the task: CKA hardly sees directions of little "
     "variance.",
     "directprobe": "how labels lie among other rows, nor that one linear classifier would do. Few "
     "rows in many dimensions are separable whatever their labels mean.",
     "geometry": "which arrangement is better: that labels lie alike says nothing about accuracy. "
     "Of few labels a correlation of distances is uncertain.",
+    "erasure": "what the model itself would do: features are changed after the forward pass, and "
+    "what is not linear in the concept stays.",
+    "classes": "intervals: scores of rare classes are of few rows.",
     "confusion": "how sure the probe was, nor intervals: shares of rare classes are of few rows.",
     "pca": "what lies in other directions: classes that overlap here may be apart there.",
 }
@@ -197,40 +218,6 @@ def measured_sections(board: Scoreboard) -> list[Section]:
         what = f"{title} by layer"
         figure = layers_figure(results, metric, "train", axis, lines, what)
         sections.append(Section(metric, title, text, table, figure, what, fold=True))
-    return sections
-
-
-def change_sections(tables: dict[str, pd.DataFrame]) -> list[Section]:
-    sections = []
-    if "gains" in tables:
-        text = (
-            "Linear probes on the same layer and pooling; positive is better. Intervals are paired "
-            "by row: the same resampled rows for both models."
-        )
-        sections.append(
-            Section(
-                "gains",
-                "What changed in what the layers know",
-                text,
-                tables["gains"],
-                gains_figure(tables["gains"]),
-                "Gain by layer, with intervals",
-                fold=True,
-            )
-        )
-    if "drift" in tables:
-        text = (
-            "Features are compared with those of the first model on the same rows: linear CKA (1 = "
-            "the same up to rotation and scale), cosine of a row before and after; weights by the "
-            "norm of their change. The mean cosine of two rows says how narrow the cone is that "
-            "all rows lie in."
-        )
-        table = tables["drift"]
-        what = "CKA and change of weights by layer"
-        figure = drift_figure(table)
-        sections.append(
-            Section("drift", "How far the layers moved", text, table, figure, what, fold=True)
-        )
     return sections
 
 
@@ -345,7 +332,16 @@ def pca_sections(board: Scoreboard, models: list[ProbedModel]) -> list[Section]:
     return [Section("pca", "Principal components", text, figure=figure, figure_text=what)]
 
 
-def probed_sections(descriptions: list[dict[str, Any]]) -> list[Section]:
+def probed_sections(
+    models: Sequence[ProbedModel], descriptions: list[dict[str, Any]]
+) -> list[Section]:
     table = pd.DataFrame(descriptions).drop(columns="holds")
     plain = "\n\n".join(one["holds"] for one in descriptions)
-    return [Section("probed", "What was probed", "", table, plain=plain)]
+    folder = Path(next(iter(models[0].features.values())).filename).parent
+    text = (
+        f"Features are in {folder}; {INDEX} there says in which file those of a model and split "
+        "are: numpy.load(hash + '.npy', mmap_mode='r')[row, layer, pooling], with layers from 0 "
+        "on, all of them, and poolings in the order of the index. rows.csv beside this page says "
+        "which id and label a row has."
+    )
+    return [Section("probed", "What was probed", text, table, plain=plain)]

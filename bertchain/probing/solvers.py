@@ -200,3 +200,24 @@ FITS = {  # by problem type
     "multi_label": fit_one_versus_rest,
     "regression": fit_ridge,
 }
+
+
+def linear_map(
+    fit: Fit, standardise: Standardiser, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Express a fit on standardised features as weights [labels, d] and bias [labels] of others.
+
+    A class that no training row has gets the mean of the others less `CERTAIN`: never predicted.
+    """
+    probe = fit.predict
+    weights, bias = np.asarray(probe.weights, np.float64), np.asarray(probe.bias, np.float64)
+    if isinstance(probe, SoftmaxPredictor):
+        unseen = weights.mean(axis=0), bias.mean() - CERTAIN
+        weights_of_all = np.tile(unseen[0], (num_labels, 1))
+        bias_of_all = np.full(num_labels, unseen[1])
+        weights_of_all[probe.seen], bias_of_all[probe.seen] = weights, bias
+        weights, bias = weights_of_all, bias_of_all
+    else:
+        weights = weights.T
+    weights = weights / standardise.scale
+    return weights, bias - weights @ standardise.mean.astype(np.float64)

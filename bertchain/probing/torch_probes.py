@@ -53,6 +53,14 @@ class _Targets:
             return outputs.sigmoid().numpy()
         return (outputs * self.scale + self.center).numpy()
 
+    def unscaled(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [num_labels, d] and bias of outputs -> those of logits, or values as they were.
+
+        In float64.
+        """
+        scale, center = self.scale.double(), self.center.double()
+        return weight.double() * scale[:, None], bias.double() * scale + center
+
 
 # ---------------------------------------------------------------- network
 
@@ -74,20 +82,39 @@ def fit_mlp_probe(
     x = {split: torch.from_numpy(standardise(values)) for split, values in features.items()}
     targets = _Targets(labels)
 
-    def train(pair: tuple[int, int], start: int) -> dict[str, np.ndarray]:
-        return _train_mlp(x, targets, pair, seed + start)
+    def train(pair: tuple[int, int], start: int) -> tuple[dict[str, np.ndarray], nn.Sequential]:
+        model = _train_mlp(x, targets, pair, seed + start)
+        with torch.no_grad():
+            return {split: targets.predictions(model(values)) for split, values in x.items()}, model
 
     tried = {pair: train(pair, 0) for pair in itertools.product(widths, widths)}
-    best = max(tried, key=lambda pair: labels.validation_score(tried[pair]["validation"]))
-    others = [train(best, start) for start in range(1, repeats)]
+    best = max(tried, key=lambda pair: labels.validation_score(tried[pair][0]["validation"]))
+    predictions, model = tried[best]
+    others = [train(best, start)[0] for start in range(1, repeats)]
     setting = {"width_1": best[0], "width_2": best[1]}
-    return ProbeResult(setting, True, tried[best], [tried[best], *others])
+    weights = _mlp_weights(model, targets, standardise)
+    return ProbeResult(setting, True, predictions, [predictions, *others], weights)
+
+
+def _mlp_weights(
+    model: nn.Sequential, targets: _Targets, standardise: Standardiser
+) -> dict[str, np.ndarray]:
+    """weight_1 [width, features], bias_1 ... weight_3, bias_3, on features as they were."""
+    first, _, second, _, third = model
+    scale, mean = (torch.from_numpy(v).double() for v in (standardise.scale, standardise.mean))
+    with torch.no_grad():
+        weight = first.weight.double() / scale
+        layers = [(weight, first.bias.double() - weight @ mean)]
+        layers += [(second.weight, second.bias), targets.unscaled(third.weight, third.bias)]
+        named = [(f"weight_{k}", f"bias_{k}") for k in (1, 2, 3)]
+        pairs = zip(itertools.chain(*named), itertools.chain(*layers), strict=True)
+        return {name: values.double().numpy() for name, values in pairs}
 
 
 def _train_mlp(
     x: dict[str, Tensor], targets: _Targets, widths: tuple[int, int], seed: int
-) -> dict[str, np.ndarray]:
-    """Train one network. Returns its predictions by split."""
+) -> nn.Sequential:
+    """Train one network."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (x["train"].shape[1], *widths, targets.num_labels)
     first, second, third = (_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
@@ -108,8 +135,7 @@ def _train_mlp(
         if worse == PATIENCE:
             break
     model.load_state_dict(kept)
-    with torch.no_grad():
-        return {split: targets.predictions(model(values)) for split, values in x.items()}
+    return model
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -137,7 +163,8 @@ def fit_mix_probe(
         features: [n, layers, features]. Others: see `probes.fit_linear_probe`.
 
     Returns:
-        the setting holds C, and weight_<layer> of each layer.
+        the setting holds C, and weight_<layer> of each layer; the weights are of all layers,
+        [num_labels, layers, features].
     """
     scalers = [Standardiser(features["train"][:, k]) for k in range(features["train"].shape[1])]
     x = {
@@ -153,7 +180,9 @@ def fit_mix_probe(
             found = {split: targets.predictions(mix(rows)) for split, rows in x.items()}
         reached = labels.validation_score(found["validation"])
         if best is None or reached > best[0]:
-            best = reached, ProbeResult({"C": C} | mix.shares(), converged, found)
+            weights = mix.weights(scalers)
+            result = ProbeResult({"C": C} | mix.shares(), converged, found, weights=weights)
+            best = reached, result
     return best[1]
 
 
@@ -195,3 +224,17 @@ class _Mix:
         """weight_<layer> of each layer; they add up to 1."""
         weights = self.mix.detach().softmax(0).tolist()
         return {f"weight_{k}": weight for k, weight in enumerate(weights)}
+
+    def weights(self, scalers: Sequence[Standardiser]) -> dict[str, np.ndarray]:
+        """weight [labels, layers, hidden] and bias [labels] on layers as they were.
+
+        Args:
+            scalers: of each layer.
+        """
+        with torch.no_grad():
+            weight, bias = self.targets.unscaled(self.weight, self.bias)
+            scale = torch.from_numpy(np.stack([s.scale for s in scalers])).double()
+            mean = torch.from_numpy(np.stack([s.mean for s in scalers])).double()
+            of_layers = weight[:, None] * self.mix.double().softmax(0)[:, None] / scale
+            bias = bias - torch.einsum("olh,lh->o", of_layers, mean)
+        return {"weight": of_layers.numpy(), "bias": bias.numpy()}

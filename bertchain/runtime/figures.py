@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MOST_POINTS = 1000  # in a scatter plot
+MOST_LETTERS = 40  # of a name that is drawn
 MOST_NAMED = 30  # classes of a confusion matrix that have names and numbers
 
 
@@ -23,6 +25,11 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(text: str) -> str:
+    """Write a name from data for a figure, as it is: dollar signs begin no formula."""
+    return (f"{text[:MOST_LETTERS]}..." if text[MOST_LETTERS:] else text).replace("$", r"\$")
 
 
 def tick_whole_numbers(axis: Axes) -> None:
@@ -126,8 +133,12 @@ def layers_figure(
     return figure
 
 
-def gains_figure(gains: pd.DataFrame) -> Figure:
-    """Draw gains on the first model by layer, with intervals; a panel for each pooling."""
+def gains_figure(gains: pd.DataFrame, p: str | None = None) -> Figure:
+    """Draw gains on the first model by layer, with intervals; a panel for each pooling.
+
+    Args:
+        p: column of p values; points where it is .05 or more are hollow.
+    """
     (value,) = (name for name in gains if " against " in name)
     poolings = list(gains["token pooling"].unique())
     figure = new_figure(4.4 * len(poolings), 3.6)
@@ -140,7 +151,12 @@ def gains_figure(gains: pd.DataFrame) -> Figure:
             shift = 0.12 * (i - (len(models) - 1) / 2)  # so that bars do not hide each other
             style = {"marker": "o", "ms": 4, "capsize": 3, "color": f"C{i + 1}"}
             style |= layered(i, len(models))
-            axis.errorbar(own["layer"] + shift, own[value], own["± 95 %"], label=model, **style)
+            x = own["layer"].astype(int) + shift
+            axis.errorbar(x, own[value], own["± 95 %"], label=model, **style)
+            if p is not None:
+                weak = own[p] >= 0.05
+                hollow = {"linestyle": "", "marker": "o", "ms": 4, "mfc": "white", "zorder": 5}
+                axis.plot(x[weak], own[value][weak], color=style["color"], **hollow)
         axis.axhline(0, color="grey", linewidth=0.8, label="no gain")
         tick_whole_numbers(axis)
         axis.set(xlabel="layer (0 = embeddings)", title=f"{pooling} pooling")
@@ -206,6 +222,21 @@ def geometry_figure(table: pd.DataFrame, split: str) -> Figure:
         columns.append("similarity with the first")
     figure = _lines(table, (*columns, "effective rank"), {"train and new, similarity": "± 95 %"})
     figure.axes[0].set_title(f"train and {split}, similarity", fontsize="small")
+    return figure
+
+
+def erasure_figure(table: pd.DataFrame) -> Figure:
+    """Draw what the task lost beyond what it lost to shuffled labels, and the concept's scores.
+
+    Args:
+        table: of `erasure.erasure_table`.
+    """
+    lost = "lost beyond that"
+    names = table["model"] + ", " + table["concept"]
+    columns = (lost, "concept before", "concept after")
+    figure = _lines(table.assign(model=names), columns, {lost: "± 95 % of that"})
+    figure.axes[0].axhline(0, color="grey", linewidth=0.8)
+    figure.axes[0].set_title("task: lost beyond what shuffled labels cost", fontsize="small")
     return figure
 
 
@@ -306,7 +337,7 @@ def confusion_figure(
         table = np.bincount(truth * size + classes, minlength=size * size).reshape(size, size)
         shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
         image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        small = 9 if size <= 12 else 6
+        small = 9 if size <= 12 else 8
         ticks = range(size) if size <= MOST_NAMED else []
         axis.set_xticks(ticks, names if ticks else [], rotation=90, fontsize=small)
         axis.set_yticks(ticks, names if ticks else [], fontsize=small)
@@ -314,8 +345,7 @@ def confusion_figure(
         axis.set_title(name, fontsize="small")
         for i, j in np.argwhere(table) if ticks else ():
             colour = "white" if shares[i, j] > 0.5 else "black"
-            text = {"ha": "center", "va": "center", "color": colour}
-            text["fontsize"] = 7 if size <= 12 else 5
+            text = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
             axis.text(j, i, f"{shares[i, j]:.2f}".replace("0.", "."), **text)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return figure
@@ -323,8 +353,14 @@ def confusion_figure(
 
 def as_svg(figure: Figure) -> str:
     """Return the <svg> element alone, to stand inside a page."""
+    import matplotlib
+
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    # letters stay letters, which the browser has in every script; the same picture, the same bytes
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "bertchain"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import html
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from bertchain.errors import InputError
 from bertchain.runtime.figures import as_png, as_svg
 from bertchain.runtime.files import atomic_write, write_text
-from bertchain.runtime.records import escape_markdown, fenced, markdown_table
+from bertchain.runtime.records import decimals, escape_markdown, fenced, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,17 @@ class Section:
     warning: bool = False
     fold: bool = False
     limit: str = ""
+
+
+@contextmanager
+def spare_the_run(path: Path) -> Iterator[None]:
+    """Warn of a page that cannot be made: its errors do not cost a run the results of hours."""
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception:
+        logger.warning("%s could not be made, all else is written", path, exc_info=True)
 
 
 def write_report_files(folder: Path, title: str, sections: Sequence[Section]) -> None:
@@ -127,14 +143,17 @@ def html_table(table: pd.DataFrame, digits: int = 4) -> str:
 
 
 def _cell(value: Any, digits: int) -> str:
+    value = value.item() if hasattr(value, "item") else value  # of numpy
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{html.escape(str(value))}</td>"
+        kind = ' class="long"' if len(str(value)) > LONG else ""
+        return f"<td{kind}>{html.escape(str(value))}</td>"
     if isinstance(value, float) and math.isnan(value):
         return '<td class="number" data-value=""></td>'
-    shown = f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    shown = f"{value:,}" if isinstance(value, int) else decimals(value, digits)
     return f'<td class="number" data-value="{value!r}">{shown}</td>'
 
 
+LONG = 60  # letters of a cell that is broken into lines
 NOT_SHOWN = "What this does not show:"
 HINT = '<p class="hint">Scroll sideways to see all of it \u2192</p>'
 
@@ -163,6 +182,7 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
   padding: 0; cursor: pointer; text-align: left; white-space: normal; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
+.long { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 tbody tr:hover { background: var(--soft); }
 pre { background: var(--soft); padding: 0.6rem; font-size: 0.85rem; white-space: pre-wrap;
@@ -171,6 +191,7 @@ summary { cursor: pointer; color: var(--link); }
 @media (max-width: 40rem) {
   table { font-size: 0.8rem; } th, td { padding: 0.25rem 0.2rem; }
   td:first-child { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
+  .long { min-width: 11rem; }
 }
 """
 

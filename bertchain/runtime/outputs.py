@@ -149,7 +149,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     """
     from bertchain.runtime.checkpoints import checkpoints_in, is_cut_off  # imports transformers
 
-    own = ("", "encoder/", "adapter/", "decisions/", "step-*/", f"{HEAD_WARMUP}/end/")
+    own = ("", "encoder/", "adapter/", "decisions/", "latex/", "step-*/", f"{HEAD_WARMUP}/end/")
     halves = [path for place in own for path in Path(folder).glob(f"{place}{WRITING}*")]
     saved = [*checkpoints_in(folder), *checkpoints_in(Path(folder) / HEAD_WARMUP)]
     for path in [*halves, *filter(is_cut_off, saved)]:

@@ -1,5 +1,7 @@
 """Records of a run: versions, Markdown tables, model card, training curves."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -8,7 +10,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -16,6 +18,9 @@ import yaml
 from bertchain.runtime import figures
 from bertchain.runtime.files import atomic_write
 from bertchain.runtime.strict_yaml import load_yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
@@ -88,6 +93,12 @@ def without_folders(value: Any) -> Any:
     return value
 
 
+def decimals(value: float, digits: int) -> str:
+    """Format a number with so many decimals; one that would come out as 0 keeps its size."""
+    text = f"{value:.{digits}f}"
+    return f"{value:.1e}" if value and not float(text) else text
+
+
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """Format a table as GitHub Markdown; text from data cannot break out of its cell.
 
@@ -97,13 +108,31 @@ def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
-            return "" if math.isnan(value) else f"{value:.{digits}f}"
+            return "" if math.isnan(value) else decimals(value, digits)
         return escape_markdown(value)
 
     header = "| " + " | ".join(map(cell, table.columns)) + " |"
     rule = "|" + " --- |" * len(table.columns)
     rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
     return "\n".join([header, rule, *rows]) + "\n"
+
+
+def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
+    """Format a table for LaTeX with booktabs; text from data is escaped, on one line.
+
+    Args: as `markdown_table`.
+    """
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return "" if math.isnan(value) else decimals(value, digits)
+        return " ".join(str(value).split())
+
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    columns = "".join("r" if number else "l" for number in numeric)
+    named = table.rename(columns=cell).astype(object).map(cell)
+    text = named.to_latex(index=False, escape=True, column_format=columns)
+    return text.replace("±", r"$\pm$")
 
 
 def model_card(
@@ -175,7 +204,14 @@ def _is_timing(key: str) -> bool:
 
 
 def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) -> None:
-    """Plot the loss curves, beside them the metric that chooses the best checkpoint.
+    """Write the picture of `history_figure`."""
+    figure = history_figure(history, metric)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def history_figure(history: pd.DataFrame, metric: str) -> Figure:
+    """Draw the loss curves, beside them the metric that chooses the best checkpoint.
 
     What was never measured is left out: a training loss, where fewer steps than --logging_steps
     were taken, or all evaluations. Where a column `phase` tells of a head that was trained first,
@@ -202,5 +238,4 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, metric: str) ->
         axis.grid(alpha=0.3)
         if "phase" in history:
             axis.axvline(0, color="grey", linestyle="--", linewidth=1)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    return figure

@@ -37,6 +37,8 @@ class ResumableTrainer(FiniteTrainer):
         args, kwargs: for the Trainer.
         """
         super().__init__(*args, **kwargs)
+        self.patience = patience
+        self.checkpoint_state: TrainerState | None = None  # that of the checkpoint gone on from
         self.on_sigterm = SaveAndExitOnSigterm()
         self.add_callback(self.on_sigterm)
         if patience is not None:
@@ -75,7 +77,10 @@ class ResumableTrainer(FiniteTrainer):
             self.args.eval_on_start = at_start
         if not is_known:
             return output
-        loss = (self.logged_before + self._total_loss_scalar) / max(1, self.state.global_step)
+        total = self.logged_before + self._total_loss_scalar
+        if self.resumed is not None:  # no step was left to take them up
+            total += self._own_sum()
+        loss = total / max(1, self.state.global_step)
         return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
 
     def _check_checkpoint(self, checkpoint: str) -> None:
@@ -86,12 +91,31 @@ class ResumableTrainer(FiniteTrainer):
                     f"{checkpoint} lacks {name}, so a run cannot go on from it (--save_only_model "
                     "leaves it out); delete it, or take another"
                 )
+        self.checkpoint_state = TrainerState.load_from_json(
+            str(Path(checkpoint, "trainer_state.json"))
+        )
         mark = read_mark(checkpoint)
         if mark is None:  # of another tool
             return
         refuse_other_steps(checkpoint, mark.get("step", {}), self.step_content())
         self.resumed = mark.get("losses")
         self.logged_before = self.resumed["logged"] if self.resumed else 0.0
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Plan no epoch where the checkpoint is that of the last step.
+
+        The Trainer would make one step more, if that step is not the last of an epoch, and go on
+        after early stopping.
+        """
+        epochs, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
+        if self.checkpoint_state is not None:
+            stopped = (
+                self.patience is not None
+                and bad_evaluations(self.checkpoint_state) >= self.patience
+            )
+            if stopped or self.checkpoint_state.global_step >= max_steps:
+                epochs = 0
+        return (epochs, *others, max_steps)
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kw: Any) -> Any:
         """Train with the batch size that is asked for: transformers 5.0 takes the checkpoint's.
@@ -109,11 +133,16 @@ class ResumableTrainer(FiniteTrainer):
         """Train on a batch; the first one after a resume takes up the sum of losses."""
         loss = super().training_step(*args, **kwargs)
         if self.resumed is not None:
-            sums, self._globalstep_last_logged = self.resumed["sums"], self.resumed["step"]
-            same = len(sums) == self.args.world_size
-            own = sums[self.args.process_index] if same else sum(sums) / len(sums)
-            loss, self.resumed = loss + torch.tensor(own, device=loss.device), None
+            self._globalstep_last_logged = self.resumed["step"]
+            loss = loss + torch.tensor(self._own_sum(), device=loss.device)
+            self.resumed = None
         return loss
+
+    def _own_sum(self) -> float:
+        """Sum of the losses of this process that no line of the log held before the resume."""
+        sums = self.resumed["sums"]
+        same = len(sums) == self.args.world_size
+        return sums[self.args.process_index] if same else sum(sums) / len(sums)
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kw: Any):
         self.loss_since_log = tr_loss
@@ -158,6 +187,15 @@ def refuse_other_steps(where: str, before: dict[str, Any], now: dict[str, Any]) 
             )
 
 
+def bad_evaluations(state: TrainerState) -> int:
+    """Number of the last evaluations without a better score, as `EarlyStopping` saved it."""
+    saved = state.stateful_callbacks.get(EarlyStopping.__name__)
+    return saved["attributes"][COUNTER] if isinstance(saved, dict) else 0
+
+
+COUNTER = "early_stopping_patience_counter"
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping that counts on after a resume."""
 
@@ -165,8 +203,4 @@ class EarlyStopping(EarlyStoppingCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if isinstance(saved, dict):
-            self.early_stopping_patience_counter = saved["attributes"][
-                "early_stopping_patience_counter"
-            ]
+        setattr(self, COUNTER, max(getattr(self, COUNTER), bad_evaluations(state)))

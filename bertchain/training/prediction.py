@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from bertchain.runtime.files import atomic_write
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 50_000
+BYTES_AT_ONCE = 2**23  # of a table that is read
 
 
 def predict(
@@ -122,11 +123,44 @@ def read_predictions(path: str | os.PathLike, spec: LabelSpec) -> tuple[list[str
     Raises:
         InputError: naming the file, if it is missing or lacks a column of the labels.
     """
-    table = read_written_table(path)
-    missing = [name for name in ("id", *spec.value_columns) if name not in table]
+    pieces = [*iter_predictions(path, spec)]
+    ids = [name for own, _ in pieces for name in own]
+    probabilities = np.empty((len(ids), len(spec.names)))
+    start = 0
+    for place, (own, found) in enumerate(pieces):
+        probabilities[start : start + len(own)] = found
+        start, pieces[place] = start + len(own), None  # not all is in memory twice
+    return ids, probabilities
+
+
+def iter_predictions(
+    path: str | os.PathLike, spec: LabelSpec
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Read what `write_predictions` wrote, piece by piece.
+
+    Yields:
+        ids; probabilities or values [rows, labels]. Raises as `read_predictions`.
+    """
+    names = spec.value_columns
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    with as_input_error(str(path)):
+        there = pd.read_csv(path, nrows=0).columns
+    missing = [name for name in ("id", *names) if name not in there]
     if missing:
         raise InputError(f"{path}: no column {missing[0]!r}; it holds predictions of other labels")
-    return table["id"].tolist(), table[spec.value_columns].to_numpy(dtype=np.float64)
+    types = {"id": pa.string()} | dict.fromkeys(names, pa.float64())
+    options = {
+        "read_options": pa_csv.ReadOptions(block_size=BYTES_AT_ONCE),
+        "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
+        "convert_options": pa_csv.ConvertOptions(
+            column_types=types, include_columns=["id", *names], strings_can_be_null=False
+        ),
+    }
+    with as_input_error(str(path)), pa_csv.open_csv(path, **options) as reader:
+        for batch in reader:
+            numbers = [column.to_numpy(zero_copy_only=False) for column in batch.columns[1:]]
+            yield batch.column(0).to_pylist(), np.stack(numbers, axis=1)
 
 
 def read_written_table(

@@ -80,6 +80,27 @@ def lines_figure(lines: Mapping[str, pd.Series], xlabel: str, log: bool = False)
     return figure
 
 
+def changes_figure(by_set: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw changes of error [seeds, points] with intervals, a group for each point.
+
+    Sets stand side by side in each group.
+    """
+    figure = new_figure(7.5, 3.8)
+    axis = figure.subplots()
+    points = list(next(iter(by_set.values())))
+    for i, (where, table) in enumerate(by_set.items()):
+        places = [place + 0.14 * (i - (len(by_set) - 1) / 2) for place in range(len(points))]
+        halves = [0 if len(table) < 2 else sweep.half_interval(table[x]) for x in points]
+        name = claims.SETS.get(where, where)
+        axis.errorbar(places, table[points].mean(), halves, fmt="o", ms=4, capsize=3, label=name)
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xticks(range(len(points)), points)
+    axis.set(xlabel="labelled rows", ylabel="change of test error, points")
+    axis.grid(alpha=0.3, axis="y")
+    add_legend(axis, fontsize=8)
+    return figure
+
+
 def curves_figure(curves: Mapping[str, pd.Series], errors: pd.DataFrame) -> Figure:
     """Draw validation errors by epoch, a line for each rate, and test errors by rate.
 

@@ -31,6 +31,7 @@ from bertchain.runtime.files import write_csv
 from bertchain.runtime.html import Section, write_report_files
 from bertchain.runtime.records import markdown_table
 
+ITPT = ", ITPT"  # ends the name of a point that is further pretrained
 STUDIES = {  # title, and the sets that study.yaml runs
     "long_text": ("Long text", ("imdb", "20news")),
     "layers": ("Layers", ("single", "joined")),
@@ -41,6 +42,7 @@ STUDIES = {  # title, and the sets that study.yaml runs
     "features": ("Frozen features", tuple(claims.SETS)),
     "multitask": ("Several tasks at once, then each", ("imdb", "agnews", "20news")),
     "few_rows": ("Few labelled rows", ("imdb",)),
+    "label_counts": ("Further pretraining by number of labelled rows", tuple(claims.SETS)),
 }
 
 
@@ -105,13 +107,17 @@ def of_study(study: str, errors: claims.Errors) -> dict[str, pd.DataFrame]:
 
 
 def table_of(study: str, errors: claims.Errors) -> pd.DataFrame:
-    """Make the table of a study: errors, differences to the first point of the set, the paper's."""
+    """Make the table of a study: errors, differences, the paper's errors.
+
+    Differences are to the first point of the set, or of "X, ITPT" to X.
+    """
     rows = []
     for where, table in of_study(study, errors).items():
         points = list(table)
         known = paper.errors_of(study, where, points)
         for point, theirs in zip(points, known, strict=True):
-            change = table[point] - table[points[0]]
+            without = point.removesuffix(ITPT)
+            change = table[point] - table[points[0] if without == point else without]
             rows.append(
                 {
                     "set": claims.SETS.get(where, where),
@@ -170,7 +176,7 @@ def study_section(
 ) -> Section:
     """Show a study: its picture, and its table with the paper's figures where it has such rows."""
     figure = figure_of(study, of_study(study, errors_of(runs)), runs)
-    text = "Differences are to the first point of the set, paired by seed."
+    text = "Differences are to the first point of the set, or of 'X, ITPT' to X, paired by seed."
     if study == "rates":
         text += " Curves are means over seeds."
     title = STUDIES[study][0]
@@ -183,6 +189,8 @@ def figure_of(study: str, by_set: Mapping[str, pd.DataFrame], runs: Mapping) -> 
     """Draw the picture of a study."""
     if study == "domains":
         return pictures.matrix_figure(by_set)
+    if study == "label_counts":
+        return pictures.changes_figure({w: changes_of_itpt(t) for w, t in by_set.items()})
     if study not in ("rates", "decay", "steps", "few_rows"):
         return pictures.points_figure(by_set)
     (errors,) = by_set.values()
@@ -203,6 +211,11 @@ def figure_of(study: str, by_set: Mapping[str, pd.DataFrame], runs: Mapping) -> 
         lines.setdefault(name, pd.DataFrame(index=errors.index))[x] = errors[point]
     label = "decay from block to block" if study == "decay" else "labelled rows, %"
     return pictures.lines_figure(lines, label, log=study == "few_rows")
+
+
+def changes_of_itpt(errors: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the errors of X from those of "X, ITPT"; [seeds, points X]."""
+    return pd.DataFrame({x: errors[f"{x}{ITPT}"] - errors[x] for x in errors if ITPT not in x})
 
 
 def read_curves(runs: pd.DataFrame) -> dict[str, pd.Series]:

@@ -43,7 +43,10 @@ def test_encoding_logs_the_split_and_what_is_cut_off(tiny_bert, caplog):
         "test": Dataset.from_dict({"id": ["0"], "text": ["dog"]}),
     }
     encoded = preprocessor(tiny_bert, max_seq_length=12).encode(documents, "model, ")
-    assert set(encoded["train"].column_names) == {"id", "labels", "windows", "length"}
+    columns = {"id", "labels", "windows", "length", "tokens", "cut"}
+    assert set(encoded["train"].column_names) == columns
+    assert encoded["train"]["tokens"][:] == [20] and encoded["train"]["cut"][:] == [10]
+    assert encoded["test"]["tokens"][:] == [1] and encoded["test"]["cut"][:] == [0]
     assert encoded["train"]["length"][:] == [12] and encoded["test"]["length"][:] == [3]
     said = [record.message for record in caplog.records if "documents are" in record.message]
     assert [line.split(": ")[0] for line in said] == [

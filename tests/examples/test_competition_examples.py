@@ -17,6 +17,7 @@ from bertchain.training.prediction import read_written_table, write_predictions
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
+import stack
 
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
@@ -98,6 +99,57 @@ def test_blending_runs_by_id(tiny_bert, competition, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=message):
             blend.main()
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("held_out", [{"validation_split": 0.3}, {"validation_file": "dev.tsv"}])
+def test_runs_without_folds_are_blended_by_their_validation_rows(
+    held_out, tiny_bert, competition, tmp_path, monkeypatch
+):
+    """Weights are of all validation rows; what is scored is weighed by the other parts of them."""
+    monkeypatch.chdir(tmp_path)
+    train = pd.read_csv(competition / "train.csv")
+    train.sample(frac=0.4, random_state=0).to_csv("dev.tsv", sep="\t", index=False)
+    common = {"model_name_or_path": tiny_bert, "train_file": str(competition / "train.tsv")}
+    common |= {"test_file": str(competition / "test.tsv"), "id_column_name": "id", "seed": 7}
+    common |= {"text_column_names": ["abstract"], "token_pooling": "mean", "use_cpu": True}
+    common |= {"num_train_epochs": 1, "disable_tqdm": True, **held_out}
+    for name, rate in (("a", 5e-3), ("b", 1e-3)):
+        run_finetune.main({**common, "output_dir": name, "learning_rate": rate})
+    monkeypatch.setattr(sys, "argv", ["blend.py", "a", "b", "--output_dir", "o"])
+    blend.main()
+    saved = json.loads((tmp_path / "o" / "all_results.json").read_text())
+    for name in ("a", "b"):
+        own = json.loads((tmp_path / name / "all_results.json").read_text())
+        assert saved["scores"][name]["accuracy"] == pytest.approx(own["eval_accuracy"])
+    spec = LabelSpec("single_label", ("animals", "moods", "places"), ())
+    ids, _ = blend.read_predictions("a/predictions_validation.csv", spec)
+    labels = train.set_index("id").loc[ids, "label"].to_numpy()
+    truth = (labels[:, None] == np.array(spec.names)).astype(float)
+    p = [blend.read_predictions(f"{name}/predictions_validation.csv", spec)[1] for name in "ab"]
+    weights = blend.fit_weights(np.stack(p), truth, spec)
+    np.testing.assert_allclose([*saved["weights"].values()], weights, atol=1e-6)
+    table = read_written_table("o/predictions_validation.csv")
+    assert table["label"].tolist() == labels.tolist() and table["fold"].nunique() == 5
+    inside = table["fold"].to_numpy() == 2
+    others = blend.fit_weights(np.stack(p)[:, ~inside], truth[~inside], spec)
+    found = table[spec.value_columns].to_numpy()[inside]
+    np.testing.assert_allclose(found, blend.combine(others, np.stack(p)[:, inside]), atol=1e-9)
+    assert "| validation predictions |" in (tmp_path / "o" / "report.md").read_text()
+    monkeypatch.setitem(stack.TREES, "max_iter", 5)
+    monkeypatch.setattr(sys, "argv", ["stack.py", "a", "b", "--output_dir", "s"])
+    stack.main()
+    stacked = read_written_table("s/predictions_validation.csv")
+    assert stacked[["id", "fold", "label"]].equals(table[["id", "fold", "label"]])
+    monkeypatch.setattr(sys, "argv", ["blend.py", "a", "b", "--output_dir", "o"])
+    changed = train.assign(id=[f"x{name}" for name in train["id"]])
+    for file in ("dev.tsv", "moved.tsv"):
+        changed.to_csv(file, sep="\t", index=False)
+    arguments = yaml.safe_load((tmp_path / "a" / "run_args.yaml").read_text())
+    (tmp_path / "a" / "run_args.yaml").write_text(
+        yaml.safe_dump(arguments | {"train_file": "moved.tsv"})
+    )
+    with pytest.raises(InputError, match="a: its table has no validation row"):
+        blend.main()
 
 
 def written_run(folder, spec, labels, oof, test, cuts=None):
@@ -183,6 +235,25 @@ def test_a_blend_for_a_score_of_ones_own(tmp_path, monkeypatch):
     oof = read_written_table(tmp_path / "o" / "predictions_oof.csv")
     assert nested["middle"] == pytest.approx(np.abs(oof["prob_1"] - 0.6).mean())
     assert "| middle |" in (tmp_path / "o" / "report.md").read_text()
+
+
+def test_thresholds_of_a_blend_may_be_asked_for(tmp_path, monkeypatch):
+    """The runs have none; their kind has to fit the labels."""
+    spec = LabelSpec("multi_label", ("x", "y"), ("tags",))
+    labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0]] * 6)
+    oof = 0.05 + 0.3 * labels + 0.01 * np.arange(24)[:, None] / 24
+    for name in ("a", "b"):
+        written_run(tmp_path / name, spec, labels.astype(float), oof, oof[:4])
+    words = [str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", ["blend.py", *words, "--fit_thresholds", "global"])
+    blend.main()
+    kept = json.loads((tmp_path / "o" / "thresholds.json").read_text())
+    assert kept["kind"] == "global" and 0.07 < kept["cuts"][0] < 0.35
+    predicted = pd.read_csv(tmp_path / "o" / "predictions_test.csv", keep_default_na=False)
+    assert predicted["prediction"].tolist() == ["x", "y", "x|y", ""]
+    monkeypatch.setattr(sys, "argv", ["blend.py", *words, "--fit_thresholds", "ordinal"])
+    with pytest.raises(InputError, match="--fit_thresholds ordinal goes with regression labels"):
+        blend.main()
 
 
 def test_joined_labels_are_split_by_the_labels_there_are():

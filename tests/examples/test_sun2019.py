@@ -111,7 +111,8 @@ def test_all_steps_fit_together_and_the_page_tells_what_is_missing(
     assert len(set(scripts.ran)) == len(scripts.ran)
     everything = sum(len(pd.read_csv(path)) for path in out.glob("*/*/sweep.csv"))
     fine_tuned, pretrained = 6 + 3 + 2 + 1 + 1, 2 + 3  # done for another study, by set and by text
-    assert len(scripts.ran) == everything - 2 * (fine_tuned + pretrained)
+    counts = 2 * (len(claims.SETS) + 1)  # all rows, and 2 % of IMDb; with and without ITPT
+    assert len(scripts.ran) == everything - 2 * (fine_tuned + pretrained + counts)
     ran = len(scripts.ran)
     (out / "decay" / "imdb" / "step.json").unlink()  # as if it had been interrupted
     run_study(monkeypatch, scripts, *words)
@@ -128,6 +129,15 @@ def test_all_steps_fit_together_and_the_page_tells_what_is_missing(
     long = pd.read_csv(out / "long_text.csv").set_index(["set", "point"])
     assert long.loc[("IMDb", "head + tail"), "paper"] == 5.42
     assert math.isnan(long.loc[("20 Newsgroups", "head"), "paper"])
+    counts = pd.read_csv(out / "label_counts.csv").set_index(["set", "point"])
+    assert len(counts) == 6 * len(claims.SETS)
+    own = counts.loc["OHSUMED"]
+    for point in ("100", "1000", "all"):
+        change = own.loc[f"{point}, ITPT", "error"] - own.loc[point, "error"]
+        assert own.loc[f"{point}, ITPT", "difference"] == pytest.approx(change)
+    assert own.loc["all", "difference"] == pytest.approx(
+        own.loc["all", "error"] - own.loc["100", "error"]
+    )
     assert (
         "| claim |" in capsys.readouterr().out and "| verdict |" in (out / "report.md").read_text()
     )

@@ -6,12 +6,12 @@ import pytest
 from bertchain.data.labels import LabelSpec
 from bertchain.metrics import SCORES
 from bertchain.probing import scoreboard
+from bertchain.probing.comparisons import gains
 from bertchain.probing.drift import drift_table
 from bertchain.probing.scoreboard import (
     Scoreboard,
     ScoreKey,
     bootstrap,
-    gains,
     half_width,
     row_scores,
 )

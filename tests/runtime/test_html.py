@@ -19,6 +19,7 @@ from bertchain.runtime.html import Section, html_table, to_html, to_markdown, wr
 
 EVIL = "<script>alert(1)</script> & \"quoted\" | 'pipe'"
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("pictures")
 
 
 def sections():

@@ -69,6 +69,51 @@ def test_the_history_and_the_mean_loss_are_those_of_a_run_left_alone(arguments, 
     assert results["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
 
 
+class Kill(transformers.TrainerCallback):
+    """Ends the process, as it were, after the last checkpoint and before anything else."""
+
+    def on_save(self, args, state, control, **kwargs):
+        self.last = control.should_training_stop or state.global_step >= state.max_steps
+
+    def on_train_end(self, args, state, control, **kwargs):
+        assert self.last
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {
+            "max_steps": 13,
+            "eval_strategy": "steps",
+            "eval_steps": 13,
+            "save_strategy": "steps",
+            "save_steps": 13,
+        },
+        {"max_steps": 13},  # epochs are evaluated and saved, and the last step is inside of one
+        {"max_steps": 18},  # at the end of an epoch
+        {
+            "num_train_epochs": 9,
+            "early_stopping_patience": 1,
+            "learning_rate": 0.0,
+            "save_total_limit": 3,
+        },
+        {"max_steps": 13, "load_best_model_at_end": False},
+    ],
+    ids=["steps", "inside an epoch", "end of an epoch", "stopped early", "last weights"],
+)
+def test_killed_after_its_last_checkpoint_a_run_makes_no_step_more(arguments, ends, tmp_path):
+    folders = [tmp_path / "whole", tmp_path / "cut"]
+    whole = run_finetune.main(arguments | ends, output_dir=str(folders[0]))
+    cut = arguments | ends | {"output_dir": str(folders[1])}
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune.main(cut, callbacks=Kill)
+    resumed = run_finetune.main(cut, resume_from_checkpoint="last")
+    for name in ("history.csv", "predictions_test.csv", "model.safetensors"):
+        assert folders[1].joinpath(name).read_bytes() == folders[0].joinpath(name).read_bytes()
+    assert resumed.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-6)
+
+
 def test_another_way_to_share_out_a_step_goes_on_with_the_same_steps(arguments, runs, cut):
     shares = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "use_cpu": True}
     resumed = {"output_dir": str(cut), "resume_from_checkpoint": "last"}

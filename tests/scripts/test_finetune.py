@@ -49,7 +49,7 @@ def test_a_run_learns_and_leaves_all_its_files(finetuned):
         "config.json", "model.safetensors", "tokenizer.json", "encoder", "README.md", "history.csv",
         "history.png", "optimizer_groups.csv", "predictions_validation.csv", "predictions_test.csv",
         "all_results.json", "run_args.yaml", "modeling.py", "pooling.py", "windows.py",
-        "encoding.py",
+        "encoding.py", "report.html", "mistakes.csv", "doubtful_labels.csv",
     }  # fmt: skip
     found = {f.name for f in out.iterdir()}
     assert expected <= found

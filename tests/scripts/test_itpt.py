@@ -69,6 +69,9 @@ def test_a_run_learns_and_writes_a_plain_checkpoint(further_pretrained, tiny_ber
     assert len(AutoTokenizer.from_pretrained(out)) == len(AutoTokenizer.from_pretrained(tiny_bert))
     names = {f.name for f in out.iterdir()}
     assert {"README.md", "history.png", "run_args.yaml", "all_results.json"} <= names
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f'data-value="{results["eval_perplexity"]!r}"' in page and "<svg" in page
+    assert str(out.parent) not in page and "learning_rate: 0.005" in page
     assert not any(name.startswith((".", "checkpoint-")) for name in names)
     saved = json.loads((out / "all_results.json").read_text())
     assert saved["eval_loss"] == results["eval_loss"] and "commit" in saved["versions"]

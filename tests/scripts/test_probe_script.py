@@ -13,10 +13,12 @@ from datasets import Dataset
 import run_probe
 from bertchain.data.tokenization import resolve_windows, to_windows
 from bertchain.errors import InputError
+from bertchain.metrics import SCORES
 from bertchain.models.loading import load_encoder
 from bertchain.probing import features
 from bertchain.probing.features import FeatureStore, hash_encoder, token_batches
 from bertchain.probing.probed_models import named_models
+from bertchain.probing.solvers import Standardiser, fit_multinomial
 
 pytestmark = pytest.mark.versions
 
@@ -272,12 +274,12 @@ def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
     assert (tmp_path / "o" / "layers.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "o" / "all_results.json").read_text())
     assert "commit" in saved["versions"] and saved["seed"] == 42
-    features = list((tmp_path / "o" / "features").iterdir())
+    features = list((tmp_path / "o" / "features").glob("*.npy"))
     assert len(features) == 2 * 3
     again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
     again = run_probe.main([*again, "--features_dir", str(tmp_path / "o" / "features")]).headline
     pd.testing.assert_frame_equal(again, headline)
-    assert sorted(features) == sorted((tmp_path / "o" / "features").iterdir())
+    assert sorted(features) == sorted((tmp_path / "o" / "features").glob("*.npy"))
 
 
 def test_a_head_for_other_labels_is_not_scored(finetuned, topic_files, tmp_path, caplog):
@@ -385,6 +387,90 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
         run_probe.main({**several, "label_column_name": ["half"]})
     with pytest.raises(InputError, match="geometry needs one label a row"):
         run_probe.main({**several, "analyses": ["geometry"], "label_delimiter": "|"})
+
+
+@pytest.mark.parametrize("solver", ["cores", "batched"])
+def test_layers_side_by_side(solver, tiny_bert, topic_files, tmp_path):
+    """Equal to the probe of scikit-learn on the stored features of these layers."""
+    arguments = {
+        "models": [f"base={tiny_bert}"],
+        "train_file": topic_files["train"],
+        "validation_file": topic_files["test_labels"],
+        "token_pooling": ["cls", "mean"],
+        "concat_layers": ["last4", "0,-1"],
+        "probe_solver": solver,
+        "analyses": ["none"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    headline = run_probe.main(arguments).headline
+    assert list(headline["what"])[-2:] == [
+        "base: layers last4 concatenated",
+        "base: layers 0 4 concatenated",
+    ]
+    assert set(headline["layer"][4:]) <= {"cls", "mean"}
+    results = pd.read_csv(tmp_path / "o" / "results.csv")
+    of = {p: rows.set_index(["token_pooling", "split"]) for p, rows in results.groupby("probe")}
+    assert {name for name in of if name.startswith("concat")} == {"concat last4", "concat 0 4"}
+    stored = {len(x): x for x in map(np.load, (tmp_path / "o" / "features").glob("*.npy"))}
+    sizes = {"train": 150, "validation": 45}
+    codes = lambda path: np.unique(labels_of(path), return_inverse=True)[1]  # noqa: E731
+    y = {"train": codes(topic_files["train"]), "validation": codes(topic_files["test_labels"])}
+    for name, layers in (("concat last4", [1, 2, 3, 4]), ("concat 0 4", [0, 4])):
+        for pooling, place in (("cls", 0), ("mean", 1)):
+            x = {s: stored[n][:, layers, place].reshape(n, -1) for s, n in sizes.items()}
+            rows = of[name].loc[pooling]
+            found = rows.loc["validation"].set_index("metric")["value"]
+            C = rows.loc["train"].set_index("metric")["value"]["C"]
+            (fit,) = fit_multinomial(Standardiser(x["train"])(x["train"]), y["train"], 3, [C])
+            p = fit.predict(Standardiser(x["train"])(x["validation"]))
+            expected = SCORES["single_label"](p, y["validation"])
+            assert found["accuracy"] == pytest.approx(expected["accuracy"])
+            assert found["log_loss"] == pytest.approx(expected["log_loss"], rel=0.02)
+    assert "concat 0 4" in (tmp_path / "o" / "report.md").read_text()
+
+
+def test_erasure_of_concepts_from_columns(tiny_bert, topic_files, tmp_path):
+    """The task's own label, a number, and chance; and a column that test rows lack."""
+    frames = {name: pd.read_csv(topic_files[name]) for name in ("train", "test_labels")}
+    for name, frame in frames.items():
+        frame["again"] = frame["label"]
+        frame["words"] = frame["text"].str.split().str.len() + 0.5
+        frame["chance"] = np.random.default_rng(0).integers(0, 2, len(frame))
+        frame.sample(frac=1, random_state=0).to_csv(tmp_path / f"{name}.csv", index=False)
+    arguments = {
+        "models": [f"base={tiny_bert}"],
+        "train_file": str(tmp_path / "train.csv"),
+        "test_file": str(tmp_path / "test_labels.csv"),
+        "id_column_name": "id",
+        "max_train_samples": 140,
+        "token_pooling": ["mean"],
+        "probe_layers": [-1],
+        "analyses": ["erasure"],
+        "concept_column_names": ["again", "words", "chance"],
+        "output_dir": str(tmp_path / "o"),
+    }
+    run_probe.main(arguments)
+    table = pd.read_csv(tmp_path / "o" / "erasure.csv")
+    own, words, chance = (row for _, row in table.iterrows())
+    assert table["concept"].tolist() == arguments["concept_column_names"]
+    assert own["directions"] == 2 and own["the task needs it"] == "yes"
+    assert own["test accuracy lost"] > 0.5
+    scores = pd.read_csv(tmp_path / "o" / "results.csv").query("split == 'test'")
+    task = scores.query("metric == 'accuracy'").set_index("probe")["value"]
+    assert own["concept before"] == task["linear"]  # the same rows in the same order
+    assert own["test accuracy lost"] == pytest.approx(task["linear"] - task["without again"])
+    assert words["concept metric"] == "test rmse" and words["directions"] == 1
+    assert chance["the task needs it"] == "no" and chance["concept found"] == "no"
+    report = (tmp_path / "o" / "report.md").read_text()
+    assert "no linear probe of base surely finds chance" in report
+    assert "What the task loses with a concept" in report
+    test = pd.read_csv(arguments["test_file"]).drop(columns="words")
+    test.to_csv(tmp_path / "lacks.csv", index=False)
+    more = {"test_file": str(tmp_path / "lacks.csv"), "concept_column_names": ["words"]}
+    run_probe.main(arguments | more | {"output_dir": str(tmp_path / "p")})
+    table = pd.read_csv(tmp_path / "p" / "erasure.csv")
+    assert set(table["concept metric"]) == {"validation rmse"}  # test rows have none
+    assert "test accuracy lost" in table
 
 
 def test_one_solve_of_all_layers_finds_what_one_fit_after_another_finds(

@@ -38,6 +38,8 @@ def sentences(tmp_path_factory):
                 record = {"id": row["id"], "tokens": words}
                 for kind, targets in spans.items():  # the first word gives the label
                     record[kind] = [{"words": own, "label": tags[own[0][0]]} for own in targets]
+                for own in record["words"]:
+                    own |= {"place": f"{own['words'][0][0] % 2}", "same": own["label"]}
                 file.write(json.dumps(record) + "\n")
     return folder
 
@@ -51,7 +53,8 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         "id_column_name": "id",
         "spans_column_name": kind,
         "output_dir": str(tmp_path / "o"),
-        **({"analyses": ["control", "mdl"]} if kind == "words" else {}),
+        **({"analyses": ["control", "mdl", "erasure"]} if kind == "words" else {}),
+        **({"concept_column_names": ["place", "same"]} if kind == "words" else {}),
     }
     headline = run_probe.main(arguments).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
@@ -65,6 +68,12 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         expected = linear - measured["control_accuracy"].dropna()
         np.testing.assert_allclose(measured["selectivity"].dropna(), expected, atol=1e-12)
         report = (tmp_path / "o" / "report.md").read_text()
+        erased = pd.read_csv(tmp_path / "o" / "erasure.csv").set_index(["concept", "layer"])
+        for layer in range(5):
+            same = erased.loc[("same", layer)]
+            assert same["concept before"] == linear[layer] and same["directions"] == 3
+            assert same["concept after"] == same["majority"] == score["majority class"]
+        assert set(erased.loc["place"]["directions"]) == {1}
         assert "## Selectivity" in report and "## Description length" in report
     again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
     again = run_probe.main(again).headline
@@ -84,6 +93,10 @@ def test_flags_of_probing_that_words_do_not_go_with(tiny_bert, sentences, topic_
     assert "--analyses control needs" in error(analyses=["control"], **documents)
     assert "--tokens_column_name" in error(**spans, tokens_column_name="w")
     assert "--spans_column_name" in error(spans_column_name="w")
+    concepts = {"analyses": ["erasure"], "concept_column_names": ["tense"]}
+    said = error(**spans, **concepts)
+    assert "targets have no field 'tense' (--concept_column_names)" in said
+    assert "words, label, place, same" in said
 
 
 # ---------------------------------------------------------------- fine-tuning on words
@@ -142,6 +155,10 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
     own = score["tuned: as fine-tuned, own head"]
     assert own == pytest.approx(results["test_accuracy"])
+    probed = pd.read_csv(tmp_path / "q" / "predictions_test.csv")
+    probed = probed[probed["probe"] == "own head"].reset_index(drop=True)
+    assert list(probed["label"]) == truth
+    pd.testing.assert_frame_equal(probed[list(table)], table, atol=1e-5)
 
 
 def test_a_resumed_run_on_words_equals_an_uninterrupted_one(tiny_bert, sentences, tmp_path):
