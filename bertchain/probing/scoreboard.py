@@ -1,5 +1,6 @@
 """Scores of many probes side by side, with intervals; tables of them, and gains between models."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from bertchain.metrics import LESS_IS_BETTER, SCORES, main_metric, standardised_
 from bertchain.probing.probes import ProbeLabels
 
 SAMPLES = 1000  # of a bootstrap
+BEST = ": best frozen layer"  # after a model's name in the headline
+RANDOM = ", random weights"  # after the name of the model whose encoder got them
+STATIC = "static"  # a linear probe on word embeddings
 CONCAT = "concat "  # before the layers that a linear probe reads side by side
 GROUPS = 10_000  # of rows, in place of rows, where there are more
 
@@ -48,6 +52,11 @@ class Scoreboard:
     def probe_labels(self) -> ProbeLabels:
         return ProbeLabels(self.labels, len(self.spec.names), self.spec.problem_type)
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that have linear probes, in the order in which they were scored."""
+        return list(dict.fromkeys(key.model for key in self.each if key.probe == "linear"))
+
     def add(
         self,
         key: ScoreKey,
@@ -59,6 +68,7 @@ class Scoreboard:
 
         Args:
             predictions: probabilities [n, labels], or values.
+            repeats: predictions from several random starts; some may lack splits.
             facts: more to keep of the fit, such as C or converged.
         """
         self.add_facts(key, **facts)
@@ -67,23 +77,30 @@ class Scoreboard:
         for split in predictions:
             if split not in self.labels:
                 continue
-            scores = [scores_of(run[split], self.labels[split]) for run in runs]
+            own = [run[split] for run in runs if split in run]
+            scores = [scores_of(p, self.labels[split]) for p in own]
             means = {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
-            if len(runs) > 1:
+            if len(own) > 1:
                 spread = np.std([s[self.metric] for s in scores], ddof=1)
                 means[f"{self.metric}_sd"] = float(spread)
                 if split == self.split:
-                    self.starts[key] = float(
-                        t.isf(0.025, len(runs) - 1) * spread / len(runs) ** 0.5
-                    )
+                    self.starts[key] = float(t.isf(0.025, len(own) - 1) * spread / len(own) ** 0.5)
             for name, value in means.items():
                 self.rows.append(at | {"split": split, "metric": name, "value": value})
         if self.split in predictions:
             truth, kind = self.labels[self.split], self.spec.problem_type
-            each = [row_scores(kind, run[self.split], truth) for run in runs]
+            each = [row_scores(kind, run[self.split], truth) for run in runs if self.split in run]
             self.each[key] = np.mean(each, axis=0)
             if kind == "single_label":
                 self.predicted[key] = predictions[self.split].argmax(axis=1)
+
+    def add_scores(self, key: ScoreKey, predictions: dict[str, np.ndarray]) -> None:
+        """Keep the main score of predictions by split, and nothing for an interval."""
+        scores_of = SCORES[self.spec.problem_type]
+        for split in predictions.keys() & self.labels.keys():
+            value = scores_of(predictions[split], self.labels[split])[self.metric]
+            at = key._asdict() | {"split": split, "metric": self.metric}
+            self.rows.append(at | {"value": value})
 
     def add_facts(self, key: ScoreKey, **facts: float) -> None:
         """Keep what was measured in training, such as C."""
@@ -102,16 +119,21 @@ class Scoreboard:
         }
 
     def interval(self, key: ScoreKey) -> float:
-        """Half the width of the 95 % interval of the main score over the reported rows."""
+        """Half the width of the 95 % interval of the main score, over the reported rows and over
+        random starts."""
         if key not in self.each:
             return float("nan")
-        return half_width(bootstrap(self.each[key], self.statistic, self.seed))
+        over_rows = half_width(bootstrap(self.each[key], self.statistic, self.seed))
+        return math.hypot(over_rows, self.starts.get(key, 0.0))
 
     def difference(self, one: ScoreKey, other: ScoreKey) -> tuple[float, float]:
-        """Score of one minus that of another, and half its interval, paired by row."""
+        """Score of one minus that of another, and half its interval, paired by row, over random
+        starts of either too."""
         a, b = self.each[one], self.each[other]
         values = bootstrap(a, self.statistic, self.seed) - bootstrap(b, self.statistic, self.seed)
-        return float(self.statistic(a[None])[0] - self.statistic(b[None])[0]), half_width(values)
+        starts = [self.starts.get(key, 0.0) for key in (one, other)]
+        half = math.hypot(half_width(values), *starts)
+        return float(self.statistic(a[None])[0] - self.statistic(b[None])[0]), half
 
     @property
     def statistic(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -218,13 +240,14 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
     for model in models:
         own = wide[wide["model"] == model]
         linear = own[own["probe"] == "linear"]
-        found.append((f"{model}: best frozen layer", best(linear)))
+        found.append((f"{model}{BEST}", best(linear)))
         found.append(
             (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
         )
-        joined = [name for name in own["probe"].unique() if name.startswith(CONCAT)]
+        probed = own["probe"].unique()
+        joined = [name for name in probed if name.startswith(CONCAT) or name == STATIC]
         for probe in [*joined, *probes]:
-            if probe != "linear":
+            if probe != "linear" and probe in probed:
                 found.append((f"{model}: {_which(probe)}", best(own[own["probe"] == probe])))
         head = own[own["probe"] == "own head"]
         if len(head):
@@ -244,6 +267,8 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
 
 def _which(probe: str) -> str:
     """Name the best of a probe other than linear."""
+    if probe == STATIC:
+        return "word embeddings, no context or position"
     if probe.startswith(CONCAT):
         return f"layers {probe.removeprefix(CONCAT)} concatenated"
     return "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"

@@ -81,7 +81,9 @@ def fit_mlp_probe(
     best = max(tried, key=lambda pair: labels.validation_score(tried[pair]["validation"]))
     others = [train(best, start) for start in range(1, repeats)]
     setting = {"width_1": best[0], "width_2": best[1]}
-    return ProbeResult(setting, True, tried[best], [tried[best], *others])
+    repeats = [tried[best], *others]
+    widths_tried = {f"mlp {one}x{two}": found for (one, two), found in tried.items()}
+    return ProbeResult(setting, True, tried[best], repeats, widths_tried)
 
 
 def _train_mlp(
