@@ -88,17 +88,13 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
         models = [
             probed_models.compute_features(name, path, task, args) for name, path in paths.items()
         ]
+        random = probed_models.random_models(*next(iter(paths.items())), task, args)
         distributed.close_process_group()
         if not distributed.is_main_process():
             return outcome.RunResult({}, folder)
 
         # 4. What needs no encoder; probes on each layer; the head a model was fine-tuned with
-        labels = {split: task.hard_labels(split) for split in task.labelled_splits}
-        board = scoreboard.Scoreboard(labels, task.spec, seed, args.run.keep_all)
-        baselines.add_baselines(board, {split: task.texts(split) for split in labels})
-        for model in models:
-            layer_probes.add_probes(board, model, chosen_probes(args), args.probes.probe_solver)
-            own_head.add_own_head(board, model)
+        board = score_all(task, models, random, args)
 
         # 5. Analyses, in the order of their names
         tables: dict[str, pd.DataFrame] = {}
@@ -107,7 +103,7 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
         tables = label_geometry.join_pairs(tables, task.spec.names)
 
         # 6. Headline, tables, page; the arguments repeat the run
-        headline = scoreboard.headline_table(board, list(paths), args.probes.probes)
+        headline = scoreboard.headline_table(board, board.models, args.probes.probes)
         tables |= comparisons.headline_comparisons(board, headline) | by_class.class_tables(board)
         splits = by_row.write_rows(folder, board, task, models, args.run)
         hub_kwargs = args.models.hub_kwargs
@@ -121,11 +117,34 @@ def main(argv: cli.Given = None, **arguments: Any) -> outcome.RunResult:
 # ---------------------------------------------------------------- probes
 
 
-def chosen_probes(args: probing.Arguments) -> dict[str, layer_probes.Probe]:
+def score_all(
+    task: tasks.Task,
+    models: list[probed_models.ProbedModel],
+    random: list[probed_models.ProbedModel],
+    args: probing.Arguments,
+) -> scoreboard.Scoreboard:
+    """Score baselines, probes on each layer of each model, and the heads that models have."""
+    labels = {split: task.hard_labels(split) for split in task.labelled_splits}
+    board = scoreboard.Scoreboard(labels, task.spec, args.run.seed, args.run.keep_all)
+    chosen, solver = chosen_probes(args, task), args.probes.probe_solver
+    baselines.add_baselines(board, {split: task.texts(split) for split in labels})
+    layer_probes.add_random(board, random, solver)
+    for model in models:
+        layer_probes.add_probes(board, model, chosen, solver)
+        baselines.add_static(board, model)
+        own_head.add_own_head(board, model)
+    return board
+
+
+def chosen_probes(args: probing.Arguments, task: tasks.Task) -> dict[str, layer_probes.Probe]:
     """The probes of --probes: functions of features and labels, both by split."""
-    options = args.probes
+    options, seed = args.probes, args.run.seed
+    held_out = "validation" not in task.tables and not task.num_spans
+    other_splits = range(seed + 1, seed + options.probe_seeds) if held_out else ()
     every = {
-        "linear": probes.fit_linear_probe,
+        "linear": partial(
+            probes.fit_over_splits, share=args.label.validation_split, seeds=other_splits
+        ),
         "knn": probes.fit_knn_probe,
         "mlp": partial(
             torch_probes.fit_mlp_probe,
@@ -168,7 +187,7 @@ def mdl(
 ) -> Tables:
     """Measure the description length of the training labels."""
     for model in models:
-        analyses.add_code_length(board, model)
+        analyses.add_code_length(board, model, args.probes.probe_seeds)
     return {}
 
 

@@ -261,7 +261,7 @@ def check_combinations(args: Arguments) -> None:
     _check_files(args.data, given)
     if args.span.spans_column_name:
         for name in NOT_OF_SPANS:
-            if given.get(name):
+            if given.get(name) and (name, given[name]) != ("token_pooling", "attention"):
                 raise InputError(f"--{name} does not go with --spans_column_name")
     frozen_by_lora = {name: given.get(name) for name in NOT_WITH_LORA}
     frozen_by_lora["freeze"] = args.rates.freeze != "none"

@@ -17,6 +17,7 @@ from bertchain.runtime import outputs
 
 POOLINGS = ("cls", "mean", "max", "last")
 LISTS = ("first4", "last4", "all")  # names of several layers
+BASELINES = ("random_encoder", "static")  # beside the majority and TF-IDF, which are always there
 PROBES = ("linear", "knn", "mlp", "mix")
 OF_LABELS = ("directprobe", "geometry")  # analyses of where labels lie
 ANALYSES = ("change", "mdl", "control", *OF_LABELS, "erasure", "none")
@@ -113,6 +114,18 @@ class ProbeArguments:
     )
     mlp_widths: list[int] = arg([32, 128], "Widths tried for each of the two layers of mlp.")
     mlp_repeats: int = arg(3, "Random starts of mlp, whose scores are averaged.")
+    baselines: list[str] = arg(
+        [],
+        "Baselines beside the majority and TF-IDF: random_encoder (the first model with random "
+        "weights), static (word embeddings alone, without positions).",
+        shown="none",
+        common=True,
+    )
+    probe_seeds: int = arg(
+        1,
+        "Random starts that scores are averaged over and intervals allow for: of the validation "
+        "split where none is given, of the order of mdl, of random_encoder (there at least 3).",
+    )
     probe_solver: str = arg(
         "auto",
         "Solver of linear probes. cores: one by one, on each core; batched: all layers as one "
@@ -124,6 +137,9 @@ class ProbeArguments:
             raise InputError("--probes must name linear, which chooses the layer and compares")
         for probe in self.probes:
             one_of("probes", probe, PROBES)
+        for baseline in self.baselines:
+            one_of("baselines", baseline, BASELINES)
+        at_least("probe_seeds", self.probe_seeds, 1)
         for width in self.mlp_widths:
             at_least("mlp_widths", width, 1)
         at_least("mlp_repeats", self.mlp_repeats, 1)

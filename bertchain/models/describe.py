@@ -195,7 +195,8 @@ def _describe_classifier(path: str) -> list[str]:
     encoder, blocks = type(model.encoder).__name__, num_blocks(model.encoder.config)
     windows = WindowSpec(**config.windows)
     hidden = model.encoder.config.get_text_config().hidden_size
-    words = {1: "words, the mean over their tokens", 2: "pairs of words, side by side"}
+    over = "attention" if config.token_pooling == "attention" else "the mean"
+    words = {1: f"words, {over} over their tokens", 2: "pairs of words, side by side"}
     pooled = words.get(config.num_spans, f"{config.token_pooling} of tokens")
     head = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("encoder."))
     lines = [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from bertchain.errors import InputError, as_input_error
@@ -132,6 +133,18 @@ def load_encoder(
     encoder, missing = load_pretrained(AutoModel, path, config=config, **kwargs)
     encoder = require_pooler(strip_encoder(encoder, pooler), missing, pooler)
     return encoder, [name for name in missing if not name.startswith("pooler.")]
+
+
+def new_encoder(path: str | os.PathLike, seed: int, **kwargs: Any) -> PreTrainedModel:
+    """Make the encoder of any checkpoint with random weights, as before any pretraining.
+
+    Args, raises: as `load_encoder`.
+    """
+    config = read_config(path, **kwargs)
+    with torch.random.fork_rng(), quiet_loading():
+        torch.manual_seed(seed)
+        encoder = AutoModel.from_config(config, **NO_CODE | kwargs)
+    return strip_encoder(encoder.float())
 
 
 def require_pooler(

@@ -370,7 +370,8 @@ class DocumentClassifier(PreTrainedModel):
     ) -> Tensor:
         """Pool inputs [documents, windows, length] to [documents, targets, spans * features].
 
-        A span is the mean over its tokens, in whichever windows they are; spans stand side by side.
+        A span is the mean over its tokens, or attention over them, in whichever windows they are;
+        spans stand side by side.
         """
         present = attention_mask.bool().any(dim=-1)  # [documents, windows]
         ids, mask = input_ids[present], attention_mask[present]
@@ -383,6 +384,9 @@ class DocumentClassifier(PreTrainedModel):
         real = token_positions >= 0
         rows = torch.arange(flat.shape[0], device=flat.device).view(-1, 1, 1, 1)
         tokens = flat[rows, token_positions.clamp_min(0)]
+        if self.config.token_pooling == "attention":  # as in edge probing, Tenney et al. 2019
+            pooled = self.token_attention(tokens.flatten(0, 2), real.flatten(0, 2))
+            return pooled.view(*real.shape[:2], -1)
         tokens = tokens * real.unsqueeze(-1)  # [documents, targets, spans, tokens, features]
         counts = real.sum(dim=-1, keepdim=True).clamp_min(1)
         return (tokens.sum(dim=3) / counts).flatten(2)

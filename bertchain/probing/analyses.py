@@ -74,18 +74,30 @@ def control_labels(
 # ---------------------------------------------------------------- description length
 
 
-def add_code_length(board: Scoreboard, model: ProbedModel) -> None:
-    """Measure the minimum description length of the training labels, as `online_code_length`."""
+def add_code_length(board: Scoreboard, model: ProbedModel, seeds: int = 1) -> None:
+    """Measure the minimum description length of the training labels, as `online_code_length`.
+
+    Args:
+        seeds: orders in which labels are sent. Of several the means, and the compression's spread.
+    """
     y, spec = board.labels["train"], board.spec
 
     def measure(layer: int, pooling: int) -> dict[str, float]:
         x, kind = model.at(layer, pooling)["train"], spec.problem_type
-        found = online_code_length(x, y, len(spec.names), board.seed, problem_type=kind)
-        return {f"mdl_{name}": value for name, value in found.items()}
+        found = [
+            online_code_length(x, y, len(spec.names), board.seed + start, problem_type=kind)
+            for start in range(seeds)
+        ]
+        facts = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        facts["C"] = found[0]["C"]
+        if seeds > 1:
+            facts["compression_sd"] = float(np.std([one["compression"] for one in found], ddof=1))
+        return {f"mdl_{name}": value for name, value in facts.items()}
 
     measure_layers(board, model, measure, "Description length")
 
 
+CURVE = "bits_per_label_after_"
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 
 
@@ -114,7 +126,8 @@ def online_code_length(
 
     Returns:
         bits; uniform_bits, of n labels without any features; compression, their ratio; model_bits,
-        those beyond the bits of a probe trained on all rows: what learning took; C.
+        those beyond the bits of a probe trained on all rows: what learning took; C; and as a
+        learning curve bits_per_label_after_<n>, of the rows sent after n had been.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     x, y = np.asarray(features, dtype=np.float32)[order], np.asarray(labels)[order]
@@ -123,13 +136,16 @@ def online_code_length(
     code = {"single_label": _class_bits, "multi_label": _label_bits}[problem_type]
     ordered = sorted(c_values)
     bits = np.full(len(ordered), ends[0] * each + np.log2(len(ordered)))
+    portions_bits = {}  # after how many rows -> bits of a label, by C
     for end, following in itertools.pairwise(ends):
-        bits += code(x[:end], y[:end], x[end:following], y[end:following], num_labels, ordered)
+        own = code(x[:end], y[:end], x[end:following], y[end:following], num_labels, ordered)
+        portions_bits[end], bits = own / (following - end), bits + own
     best = int(bits.argmin())
     (whole,) = code(x, y, x, y, num_labels, [ordered[best]])
     uniform = len(y) * each
     values = {"bits": bits[best], "uniform_bits": uniform, "compression": uniform / bits[best]}
     values |= {"model_bits": bits[best] - whole, "C": ordered[best]}
+    values |= {f"{CURVE}{end}": own[best] for end, own in portions_bits.items()}
     return {name: float(value) for name, value in values.items()}
 
 

@@ -1,14 +1,16 @@
-"""Baselines without an encoder, beside every table of probes: the majority, and TF-IDF."""
+"""Baselines beside probes of encoders: the majority, words counted (TF-IDF), word embeddings."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 
-from bertchain.probing.probes import ProbeLabels, ProbeResult
-from bertchain.probing.scoreboard import Scoreboard, ScoreKey
+from bertchain.probing.probed_models import ProbedModel
+from bertchain.probing.probes import ProbeLabels, ProbeResult, fit_linear_probe
+from bertchain.probing.scoreboard import STATIC, Scoreboard, ScoreKey
 from bertchain.probing.solvers import SoftmaxPredictor
 
 C_VALUES = (0.1, 1.0, 10.0, 100.0)
@@ -20,15 +22,20 @@ def add_baselines(board: Scoreboard, texts: dict[str, Sequence[str]]) -> None:
     Args:
         texts: of the labelled rows, by split.
     """
+    add_majority(board)
+    counted = tfidf_baseline(texts, board.probe_labels)
+    if counted is not None:
+        board.add(ScoreKey("", None, "", "tf-idf"), counted.predictions, **counted.setting)
+
+
+def add_majority(board: Scoreboard) -> None:
+    """Score the majority of the training rows."""
     labels = board.probe_labels
     constant = {
         split: majority_baseline(labels.train, labels.problem_type, labels.num_labels, len(y))
         for split, y in board.labels.items()
     }
     board.add(ScoreKey("", None, "", "majority"), constant)
-    counted = tfidf_baseline(texts, labels)
-    if counted is not None:
-        board.add(ScoreKey("", None, "", "tf-idf"), counted.predictions, **counted.setting)
 
 
 def majority_baseline(labels: np.ndarray, problem_type: str, num_labels: int, n: int) -> np.ndarray:
@@ -77,3 +84,41 @@ def _fit(x: dict, labels: ProbeLabels, C: float) -> dict[str, np.ndarray]:
     model = one.fit(x["train"], labels.train)
     predict = SoftmaxPredictor.of(model, labels.num_labels)
     return {split: predict(rows) for split, rows in x.items()}
+
+
+# ---------------------------------------------------------------- of encoders
+
+
+def add_static(board: Scoreboard, model: ProbedModel) -> None:
+    """Score a linear probe on mean word embeddings, without context or position, if asked for."""
+    if model.embeddings is None:
+        return
+    length = model.preprocessor.windows.max_seq_length
+    features = {
+        split: static_features(model.windows[split], model.embeddings, length)
+        for split in board.labels
+    }
+    fit = fit_linear_probe(features, board.probe_labels)
+    facts = fit.setting | {"converged": float(fit.converged)}
+    board.add(ScoreKey(model.name, None, "mean", STATIC), fit.predictions, **facts)
+
+
+def static_features(windows: Dataset, table: np.ndarray, max_seq_length: int) -> np.ndarray:
+    """Mean word embedding of documents [n, features], or of labelled spans [n, spans * features].
+
+    Args:
+        windows: encoded documents. A document is the mean over its windows, as in `FeatureStore`.
+        table: embeddings of the vocabulary [tokens, features].
+    """
+    found = []
+    if "token_positions" not in windows.column_names:
+        for pieces in windows["windows"]:
+            found.append(np.mean([table[ids].mean(axis=0) for ids in pieces], axis=0))
+        return np.array(found, dtype=np.float32)
+    nothing = np.zeros(table.shape[1])  # of a word without any token
+    for pieces, targets in zip(windows["windows"], windows["token_positions"], strict=True):
+        for spans in targets:
+            places = [[divmod(place, max_seq_length) for place in span] for span in spans]
+            ids = [[pieces[window][position] for window, position in span] for span in places]
+            found.append(np.concatenate([table[i].mean(axis=0) if i else nothing for i in ids]))
+    return np.array(found, dtype=np.float32)

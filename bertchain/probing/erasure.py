@@ -14,7 +14,7 @@ import pandas as pd
 
 from bertchain.data.concepts import Concept
 from bertchain.probing import certainty
-from bertchain.probing.baselines import majority_baseline
+from bertchain.probing.baselines import add_majority
 from bertchain.probing.layer_probes import side_by_side
 from bertchain.probing.probed_models import ProbedModel
 from bertchain.probing.probes import ProbeLabels, ProbeResult, fit_linear_probe
@@ -104,15 +104,8 @@ def erasure_table(
     ]
     boards = {}
     for name, concept in concepts.items():
-        boards[name] = own = Scoreboard(concept.labels, concept.spec, board.seed)
-        constant = {
-            split: majority_baseline(
-                own.labels["train"], own.spec.problem_type, len(own.spec.names), len(y)
-            )
-            for split, y in own.labels.items()
-        }
-        own.add(ScoreKey("", None, "", "majority"), constant)
-
+        boards[name] = Scoreboard(concept.labels, concept.spec, board.seed)
+        add_majority(boards[name])
     settings = board.values("train", "C")
 
     def measure(model: ProbedModel, layer: int, name: str, concept: Concept) -> tuple:
@@ -176,11 +169,12 @@ def measure_erasure(
     after = {split: erased[split] for split in known}
     same = [before.setting["C"]]
     found[AFTER] = _untied(fit_linear_probe(after, concept, same), concept.problem_type)
-    if "test" in after:
+    several = len(np.unique(concept.by_split["validation"], axis=0)) > 1
+    if "test" in after and several:
         rows = {"train": after["validation"], "validation": after["validation"]}
         labels = replace(concept, by_split=dict.fromkeys(rows, concept.by_split["validation"]))
-        found[FRESH] = fit_linear_probe(rows | {"test": after["test"]}, labels, same)
-        del found[FRESH].predictions["train"], found[FRESH].predictions["validation"]
+        fresh = fit_linear_probe(rows | {"test": after["test"]}, labels, same)
+        found[FRESH] = replace(fresh, predictions={"test": fresh.predictions["test"]})
     return found, directions
 
 

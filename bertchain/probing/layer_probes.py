@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from bertchain.probing.batched_probes import fit_many
 from bertchain.probing.features import find_device
 from bertchain.probing.probed_models import ProbedModel
-from bertchain.probing.probes import ProbeLabels, ProbeResult
+from bertchain.probing.probes import ProbeLabels, ProbeResult, fit_linear_probe
 from bertchain.probing.scoreboard import CONCAT, Scoreboard, ScoreKey
 from bertchain.probing.solvers import Fit
 from bertchain.runtime import screen
@@ -54,6 +54,34 @@ def add_probes(
         key = ScoreKey(model.name, one, model.poolings[pooling], name)
         facts = result.setting | {"converged": float(result.converged)}
         board.add(key, result.predictions, result.repeats, result.weights, **facts)
+        for setting, predictions in result.tried.items():
+            board.add_scores(key._replace(probe=setting), predictions)
+
+
+def add_random(board: Scoreboard, models: Sequence[ProbedModel], solver: str) -> None:
+    """Score linear probes on the same encoder with random weights: the mean over several.
+
+    Args:
+        models: of one name, each with weights of its own; none: nothing is to be done.
+        solver: --probe_solver.
+    """
+    if not models:
+        return
+    first, labels = models[0], board.probe_labels
+    places = list(itertools.product(first.layers, range(len(first.poolings))))
+    jobs = [(start, *place) for place in places for start in range(len(models))]
+    paths = [linear_paths(model, labels, solver) for model in models]
+
+    def fit(start: int, layer: int, pooling: int) -> ProbeResult:
+        path = paths[start].get((layer, pooling))
+        return fit_linear_probe(models[start].at(layer, pooling), labels, path=path)
+
+    results = side_by_side(fit, jobs, f"Probes of {first.name}")
+    for number, (layer, pooling) in enumerate(places):
+        own = results[number * len(models) : (number + 1) * len(models)]
+        key = ScoreKey(first.name, layer, first.poolings[pooling], "linear")
+        facts = {"C": own[0].setting["C"], "converged": float(all(fit.converged for fit in own))}
+        board.add(key, own[0].predictions, [fit.predictions for fit in own], **facts)
 
 
 def measure_layers(

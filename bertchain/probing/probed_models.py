@@ -17,10 +17,11 @@ from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError, as_input_error
 from bertchain.models import layers as structure
 from bertchain.models.describe import describe_checkpoint
-from bertchain.models.loading import load_encoder
+from bertchain.models.loading import load_encoder, new_encoder
 from bertchain.models.modeling import num_blocks
 from bertchain.models.weights import some
 from bertchain.probing.features import find_device, make_store
+from bertchain.probing.scoreboard import RANDOM
 from bertchain.runtime.checkpoints import complete_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class ProbedModel:
         poolings: names of the poolings.
         layers: numbers of the layers that are probed.
         concatenated: name -> numbers of layers that are read side by side.
+        embeddings: the table of word embeddings [tokens, features], where static is asked for.
         windows: encoded documents by split, as its preprocessor made them.
         description: for the table "What was probed".
     """
@@ -139,6 +141,7 @@ class ProbedModel:
     preprocessor: Preprocessor
     description: dict[str, Any]
     concatenated: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    embeddings: np.ndarray | None = None
 
     def at(self, layer: int | tuple[int, ...] | None, pooling: int) -> dict[str, np.ndarray]:
         """Features by split of one layer [rows, hidden], of all [rows, layers, hidden], or of
@@ -155,8 +158,13 @@ class ProbedModel:
         return self.poolings.index("mean") if "mean" in self.poolings else 0
 
 
-def compute_features(name: str, path: str, task: Task, args: Arguments) -> ProbedModel:
+def compute_features(
+    name: str, path: str, task: Task, args: Arguments, random_seed: int | None = None
+) -> ProbedModel:
     """Encode the documents with a model; features that are stored already are read.
+
+    Args:
+        random_seed: of random weights in place of the model's own.
 
     Raises:
         InputError: if the model cannot be loaded, or lacks one of --probe_layers.
@@ -167,7 +175,10 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
     )
     windows = preprocessor.encode(task.documents, f"{name}, ")
     with as_input_error(f"--models {name}={path}", Exception):
-        encoder, missing = load_encoder(path, **hub_kwargs)
+        if random_seed is None:
+            encoder, missing = load_encoder(path, **hub_kwargs)
+        else:
+            encoder, missing = new_encoder(path, random_seed, **hub_kwargs), []
     if missing:
         logger.warning("Not in %s, random: %s", path, some(missing))
     blocks = num_blocks(encoder.config)
@@ -187,6 +198,7 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
     description = {"model": name, "path": path, **_describe(encoder)}
     description |= {"text": preprocessor.windows.truncation}
     description |= {"weights not in the checkpoint": ", ".join(missing) or "none"}
+    static = "static" in args.probes.baselines
     return ProbedModel(
         name=name,
         path=path,
@@ -197,7 +209,17 @@ def compute_features(name: str, path: str, task: Task, args: Arguments) -> Probe
         preprocessor=preprocessor,
         description=description,
         concatenated=concatenated,
+        embeddings=encoder.get_input_embeddings().weight.detach().cpu().numpy() if static else None,
     )
+
+
+def random_models(name: str, path: str, task: Task, args: Arguments) -> list[ProbedModel]:
+    """Compute features of the same encoder with random weights, from several seeds, if asked."""
+    if "random_encoder" not in args.probes.baselines:
+        return []
+    seeds = range(args.run.seed, args.run.seed + max(3, args.probes.probe_seeds))
+    called = name + RANDOM
+    return [compute_features(called, path, task, args, random_seed=seed) for seed in seeds]
 
 
 def _describe(encoder: nn.Module) -> dict[str, Any]:

@@ -5,11 +5,12 @@ gradient vanishes: one that is not measures the optimizer, not the representatio
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+from bertchain.data.splits import hold_out, strata_of
 from bertchain.metrics import SCORES, main_metric
 from bertchain.probing.solvers import C_VALUES, FITS, Fit, Standardiser, linear_map
 
@@ -57,6 +58,7 @@ class ProbeResult:
         repeats: predictions of the same setting from each random start; empty where a fit has none.
         weights: by name, on features as they are given, not standardised; of the nearest
             neighbours none.
+        tried: name -> predictions of other settings, where their scores say something too.
     """
 
     setting: dict[str, float]
@@ -64,6 +66,7 @@ class ProbeResult:
     predictions: dict[str, np.ndarray]
     repeats: list[dict[str, np.ndarray]] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    tried: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def fit_linear_probe(
@@ -92,6 +95,40 @@ def fit_linear_probe(
     weights, bias = linear_map(best, standardise, labels.num_labels)
     kept = {"weight": weights, "bias": bias}
     return ProbeResult({"C": best.C}, best.converged, predictions, weights=kept)
+
+
+def fit_over_splits(
+    features: dict[str, np.ndarray],
+    labels: ProbeLabels,
+    path: list[Fit] | None = None,
+    *,
+    share: float,
+    seeds: Sequence[int],
+) -> ProbeResult:
+    """Train a linear probe, and again where other training rows are held out for validation.
+
+    What other splits would have given on test belongs to the uncertainty of a score.
+
+    Args:
+        share: of the training rows that validate.
+        seeds: of the other splits.
+
+    Returns:
+        the probe of the split at hand; repeats: its predictions, and those of test by the others.
+    """
+    result = fit_linear_probe(features, labels, path=path)
+    if "test" not in labels.by_split or not seeds:
+        return result
+    both = ("train", "validation")
+    x = np.concatenate([features[split] for split in both])
+    y = np.concatenate([labels.by_split[split] for split in both])
+    repeats = [result.predictions]
+    for seed in seeds:
+        held = hold_out(strata_of(y.tolist(), labels.problem_type), share, seed)
+        rows = {"train": x[~held], "validation": x[held], "test": features["test"]}
+        own = replace(labels, by_split={"train": y[~held], "validation": y[held]})
+        repeats.append({"test": fit_linear_probe(rows, own).predictions["test"]})
+    return replace(result, repeats=repeats)
 
 
 def best_fit(path: list[Fit], validation: np.ndarray, labels: ProbeLabels) -> Fit:

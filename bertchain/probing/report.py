@@ -10,13 +10,15 @@ import pandas as pd
 
 from bertchain.metrics import LESS_IS_BETTER
 from bertchain.probing.by_class import class_sections
+from bertchain.probing.certainty import finding_warnings
 from bertchain.probing.comparisons import change_sections, comparison_sections
+from bertchain.probing.complexity import complexity_sections
 from bertchain.probing.erasure import erasure_sections, erasure_warnings
 from bertchain.probing.feature_files import INDEX
 from bertchain.probing.features import find_device
 from bertchain.probing.label_geometry import directprobe_warnings, divergence_warnings
 from bertchain.probing.probed_models import ProbedModel
-from bertchain.probing.scoreboard import Scoreboard, layer_table
+from bertchain.probing.scoreboard import RANDOM, Scoreboard, layer_table
 from bertchain.runtime.figures import (
     confusion_figure,
     directprobe_figure,
@@ -74,10 +76,11 @@ def list_sections(
     """List the sections of the report in reading order. Args: as `write_report`."""
     found = [
         headline_section(board, headline),
-        *warning_sections(board, descriptions, tables),
+        *warning_sections(board, headline, descriptions, tables),
         layers_section(board),
         *comparison_sections(tables),
         *measured_sections(board),
+        *complexity_sections(board),
         *change_sections(tables),
         *label_sections(board, tables),
         *erasure_sections(tables),
@@ -95,13 +98,16 @@ def headline_section(board: Scoreboard, headline: pd.DataFrame) -> Section:
         f"Task: {board.spec.problem_type}, {len(board.spec.names)} labels. Metric: {board.metric} "
         f"({less} is better). Encoders are frozen: only probes are trained. Layer, pooling and "
         "C of a probe are chosen on validation. Intervals: bootstrap over the "
-        f"{board.split} rows."
+        f"{board.split} rows, and where there are several random starts over these."
     )
     return Section("headline", "In short", text, headline.drop(columns="key"))
 
 
 def warning_sections(
-    board: Scoreboard, descriptions: list[dict[str, Any]], tables: dict[str, pd.DataFrame]
+    board: Scoreboard,
+    headline: pd.DataFrame,
+    descriptions: list[dict[str, Any]],
+    tables: dict[str, pd.DataFrame],
 ) -> list[Section]:
     """Probes that did not converge, documents seen before, labels that training pulled apart."""
     results, found = board.table(), []
@@ -133,6 +139,7 @@ def warning_sections(
     if trained:
         text = "Too good: what is scored was trained on before, with its labels, by "
         found.append(text + "; ".join(trained) + ".")
+    found += finding_warnings(board, headline)
     if "directprobe" in tables:
         found += directprobe_warnings(tables["directprobe"])
     if "geometry" in tables:
@@ -171,6 +178,8 @@ LIMITS = {
     "selective.",
     "mdl_compression": "accuracy on other rows: the code is of training labels, in one random "
     "order, with linear probes alone.",
+    "widths": "that a wide network is the right probe: what it finds it may have learned itself.",
+    "mdl_curve": "how accurate the probe is after so many rows, and other orders than those sent.",
     "comparisons": "whether another seed would give the same: the rows are drawn again, the "
     "training is not. A large p says that these rows cannot tell, not that there is no difference.",
     "gains": "why it changed, nor whether another seed would give the same: intervals and p are "
@@ -279,7 +288,9 @@ def confusion_sections(board: Scoreboard, headline: pd.DataFrame) -> list[Sectio
     chosen = [
         (what, key)
         for what, key in zip(headline["what"], headline["key"], strict=True)
-        if key in board.predicted and (what.endswith("best frozen layer") or "own head" in what)
+        if key in board.predicted
+        and not key.model.endswith(RANDOM)
+        and (what.endswith("best frozen layer") or "own head" in what)
     ]
     shown = dict(chosen[:1] + chosen[-1:])
     predicted = {what: board.predicted[key] for what, key in shown.items()}

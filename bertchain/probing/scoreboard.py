@@ -1,5 +1,6 @@
 """Scores of many probes side by side, with intervals; tables of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from bertchain.probing.probes import ProbeLabels
 from bertchain.probing.significance import paired_tests
 
 SAMPLES = 1000  # of a bootstrap
+BEST = ": best frozen layer"  # after a model's name in the headline
+RANDOM = ", random weights"  # after the name of the model whose encoder got them
+STATIC = "static"  # a linear probe on word embeddings
 CONCAT = "concat "  # before the layers that a linear probe reads side by side
 GROUPS = 10_000  # of rows, in place of rows, where there are more
 KEYS_AT_ONCE = 50  # whose rows are resampled side by side
@@ -71,6 +75,11 @@ class Scoreboard:
     def probe_labels(self) -> ProbeLabels:
         return ProbeLabels(self.labels, len(self.spec.names), self.spec.problem_type)
 
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that have linear probes, in the order in which they were scored."""
+        return list(dict.fromkeys(key.model for key in self.each if key.probe == "linear"))
+
     def add(
         self,
         key: ScoreKey,
@@ -83,6 +92,7 @@ class Scoreboard:
 
         Args:
             predictions: probabilities [n, labels], or values.
+            repeats: predictions from several random starts; some may lack splits.
             weights: of the probe.
             facts: more to keep of the fit, such as C or converged.
         """
@@ -93,15 +103,14 @@ class Scoreboard:
         for split in predictions:
             if split not in self.labels:
                 continue
-            scores = [scores_of(run[split], self.labels[split]) for run in runs]
+            own = [run[split] for run in runs if split in run]
+            scores = [scores_of(p, self.labels[split]) for p in own]
             means = {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
-            if len(runs) > 1:
+            if len(own) > 1:
                 spread = np.std([s[self.metric] for s in scores], ddof=1)
                 means[f"{self.metric}_sd"] = float(spread)
                 if split == self.split:
-                    self.starts[key] = float(
-                        t.isf(0.025, len(runs) - 1) * spread / len(runs) ** 0.5
-                    )
+                    self.starts[key] = float(t.isf(0.025, len(own) - 1) * spread / len(own) ** 0.5)
             for name, value in means.items():
                 self.rows.append(at | {"split": split, "metric": name, "value": value})
             if split == "validation":
@@ -109,10 +118,18 @@ class Scoreboard:
         self._keep(key, Kept(_without_train(predictions), weights or {}, validated))
         if self.split in predictions:
             truth, kind = self.labels[self.split], self.spec.problem_type
-            each = [row_scores(kind, run[self.split], truth) for run in runs]
+            each = [row_scores(kind, run[self.split], truth) for run in runs if self.split in run]
             self.each[key] = np.mean(each, axis=0)
             if kind == "single_label":
                 self.predicted[key] = predictions[self.split].argmax(axis=1)
+
+    def add_scores(self, key: ScoreKey, predictions: dict[str, np.ndarray]) -> None:
+        """Keep the main score of predictions by split, and nothing for an interval."""
+        scores_of = SCORES[self.spec.problem_type]
+        for split in predictions.keys() & self.labels.keys():
+            value = scores_of(predictions[split], self.labels[split])[self.metric]
+            at = key._asdict() | {"split": split, "metric": self.metric}
+            self.rows.append(at | {"value": value})
 
     def _keep(self, key: ScoreKey, new: Kept) -> None:
         """Keep predictions; of probes of one kind those that do best on validation alone."""
@@ -143,10 +160,11 @@ class Scoreboard:
         }
 
     def interval(self, key: ScoreKey) -> float:
-        """Half the width of the 95 % interval of the main score over the reported rows."""
+        """Half the width of the 95 % interval of the main score, over the reported rows and over
+        random starts."""
         if key not in self.each:
             return float("nan")
-        return half_width(self.samples(key))
+        return math.hypot(half_width(self.samples(key)), self.starts.get(key, 0.0))
 
     def samples(self, key: ScoreKey) -> np.ndarray:
         """The main score on rows drawn again [SAMPLES]: the same rows for every key."""
@@ -164,14 +182,16 @@ class Scoreboard:
 
         Returns:
             a row for each pair: gain, of the first over the second; half its interval, by paired
-            bootstrap; and what `significance.paired_tests` finds.
+            bootstrap and over random starts of either; and what `significance.paired_tests` finds.
         """
         rows = {key: self.sign * self.each[key] for pair in pairs for key in pair}
         found = {"gain": [], "± 95 %": []}
         for one, other in pairs:
             a, b = (float(self.statistic(self.each[key][None])[0]) for key in (one, other))
             found["gain"].append(self.sign * (a - b))
-            found["± 95 %"].append(half_width(self.samples(one) - self.samples(other)))
+            over_rows = half_width(self.samples(one) - self.samples(other))
+            starts = [self.starts.get(key, 0.0) for key in (one, other)]
+            found["± 95 %"].append(math.hypot(over_rows, *starts))
         tests = paired_tests([(rows[one], rows[other]) for one, other in pairs])
         found |= {"rows better": [t.better for t in tests], "rows worse": [t.worse for t in tests]}
         return pd.DataFrame(found | {"p": [t.p for t in tests], "test": [t.test for t in tests]})
@@ -314,13 +334,14 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
     for model in models:
         own = wide[wide["model"] == model]
         linear = own[own["probe"] == "linear"]
-        found.append((f"{model}: best frozen layer", best(linear)))
+        found.append((f"{model}{BEST}", best(linear)))
         found.append(
             (f"{model}: last layer", best(linear[linear["layer"] == linear["layer"].max()]))
         )
-        joined = [name for name in own["probe"].unique() if name.startswith(CONCAT)]
+        probed = own["probe"].unique()
+        joined = [name for name in probed if name.startswith(CONCAT) or name == STATIC]
         for probe in [*joined, *probes]:
-            if probe != "linear":
+            if probe != "linear" and probe in probed:
                 found.append((f"{model}: {_which(probe)}", best(own[own["probe"] == probe])))
         head = own[own["probe"] == "own head"]
         if len(head):
@@ -340,6 +361,8 @@ def headline_table(board: Scoreboard, models: list[str], probes: list[str]) -> p
 
 def _which(probe: str) -> str:
     """Name the best of a probe other than linear."""
+    if probe == STATIC:
+        return "word embeddings, no context or position"
     if probe.startswith(CONCAT):
         return f"layers {probe.removeprefix(CONCAT)} concatenated"
     return "learned mix of layers" if probe == "mix" else f"best frozen layer, {probe}"

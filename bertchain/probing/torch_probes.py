@@ -93,7 +93,9 @@ def fit_mlp_probe(
     others = [train(best, start)[0] for start in range(1, repeats)]
     setting = {"width_1": best[0], "width_2": best[1]}
     weights = _mlp_weights(model, targets, standardise)
-    return ProbeResult(setting, True, predictions, [predictions, *others], weights)
+    widths_tried = {f"mlp {one}x{two}": found for (one, two), (found, _) in tried.items()}
+    repeated = [predictions, *others]
+    return ProbeResult(setting, True, predictions, repeated, weights=weights, tried=widths_tried)
 
 
 def _mlp_weights(

@@ -423,6 +423,8 @@ CASES = [
     Case("layers it has not to probe", PROBE, flags(probe_layers=99), ("probe_layers",)),
     Case("one layer to concatenate", PROBE, flags(concat_layers=["0", "4"]), ("concat_layers 0", "last4", "0,6,12")),
     Case("layers it has not to concatenate", PROBE, flags(concat_layers=["last4", "0,99"]), ("concat_layers 0,99", "0 to 4")),
+    Case("unknown baseline", PROBE, flags(baselines="magic"), ("baselines magic", "random_encoder")),
+    Case("no start at all", PROBE, flags(probe_seeds=0), ("probe_seeds 0", "at least 1")),
     Case("erasure of nothing", PROBE, flags(analyses="erasure"), ("erasure", "concept_column_names")),
     Case("a concept that nothing erases", PROBE, flags(concept_column_names="id"), ("erasure", "concept_column_names")),
     Case("no such concept", PROBE, flags(analyses="erasure", concept_column_names="tense"), ("train.csv", "tense", "concept_column_names", "id, text, label")),

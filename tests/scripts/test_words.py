@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TOPICS, make_rows
+from transformers import AutoModel
 
 import run_finetune
 import run_probe
 from bertchain.errors import InputError
+from bertchain.models.describe import describe_checkpoint
 from bertchain.models.loading import load_classifier
 
 pytestmark = pytest.mark.versions
@@ -159,6 +161,39 @@ def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
     probed = probed[probed["probe"] == "own head"].reset_index(drop=True)
     assert list(probed["label"]) == truth
     pd.testing.assert_frame_equal(probed[list(table)], table, atol=1e-5)
+
+
+def test_edge_probing(tiny_bert, sentences, tmp_path):
+    """A frozen encoder, a mix of its layers, and attention over the tokens of each span."""
+    probe = {"freeze": "encoder", "layers": "all", "layer_pooling": "weighted"}
+    probe |= {"token_pooling": "attention", "spans_column_name": "phrases", "learning_rate": 3e-2}
+    out = tmp_path / "o"
+    results = finetune(tiny_bert, sentences, out, **probe)
+    table = pd.read_csv(out / "predictions_test.csv")
+    rows = pd.read_json(sentences / "test.jsonl.gz", lines=True)
+    truth = pd.Series([target["label"] for own in rows["phrases"] for target in own])
+    assert results["test_accuracy"] > truth.value_counts(normalize=True).max() + 0.1
+    model, missing = load_classifier(out)
+    frozen, trained = AutoModel.from_pretrained(tiny_bert).state_dict(), model.encoder.state_dict()
+    assert not missing and all(torch.equal(frozen[name], trained[name]) for name in trained)
+    ids = torch.tensor([[[2, 8, 9, 10, 3]], [[2, 11, 12, 3, 0]]])
+    places = torch.tensor([[[[1, 2, -1]], [[3, -1, -1]]], [[[1, 2, 3]], [[-1, -1, -1]]]])
+    model.eval()
+    with torch.no_grad():
+        vectors = model.pool_words(ids, (ids > 0).long(), None, places)
+        states = [
+            model.encoder(row[:, row[0] > 0], output_hidden_states=True).hidden_states[1:]
+            for row in ids
+        ]
+        for document, target in ((0, 0), (0, 1), (1, 0)):
+            tokens = model.layer_mix(list(states[document]))[0]
+            items = tokens[[p for p in places[document, target, 0].tolist() if p >= 0]]
+            mask = torch.ones(1, len(items), dtype=torch.bool)
+            expected = model.token_attention(items[None], mask)[0]
+            torch.testing.assert_close(vectors[document, target], expected, atol=1e-5, rtol=1e-4)
+    assert vectors[1, 1].abs().max() == 0  # a word without any token
+    assert "attention over their tokens" in describe_checkpoint(str(out))
+    assert list(table["prediction"].isin(truth.unique()).unique()) == [True]
 
 
 def test_a_resumed_run_on_words_equals_an_uninterrupted_one(tiny_bert, sentences, tmp_path):
