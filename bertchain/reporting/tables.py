@@ -31,13 +31,14 @@ def scores_table(scored: Sequence[Scored], results: dict[str, Any], seed: int) -
     spec, columns = scored[0].spec, {}
     for rows in scored:
         prefix = f"{PREFIXES[rows.split]}_"
-        columns[ON[rows.split]] = {
+        own = {
             name.removeprefix(prefix): value
             for name, value in results.items()
             if name.startswith(prefix) and isinstance(value, float)
         }
         widths = half_widths(rows, seed)
-        columns[f"{INTERVAL} ({ON[rows.split]})"] = widths
+        columns[ON[rows.split]] = own
+        columns[f"{INTERVAL} ({ON[rows.split]})"] = {n: widths[n] for n in own if n in widths}
     no_scores = ("_mean", "_sd", "_per_second")
     first = main_metric(spec.problem_type, len(spec.names))[0]
     names = dict.fromkeys([first, *(name for own in columns.values() for name in own)])

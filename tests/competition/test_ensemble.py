@@ -13,6 +13,7 @@ from bertchain.competition import ensemble, run_folder
 from bertchain.data.labels import LabelSpec
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
+from bertchain.training import prediction
 from bertchain.training.prediction import read_predictions, write_predictions
 
 SPEC = LabelSpec("single_label", ("n", "y"), ("label",))
@@ -107,3 +108,15 @@ def test_only_the_main_process_writes_and_all_reach_every_broadcast(run, task, m
     monkeypatch.setenv("RANK", "0")
     ensemble.combine(run, task, SubmissionArguments(), [])
     assert reached["0"] == reached["1"] > 0
+
+
+def test_tables_that_are_read_in_pieces_are_the_same_to_the_last_digit(tmp_path, monkeypatch):
+    path, ids = tmp_path / "p.csv", [f"an id,\nof two lines {i}" for i in range(300)]
+    probabilities = two_columns(np.random.default_rng(0).random(300))
+    write_predictions(path, SPEC, ids, probabilities)
+    monkeypatch.setattr(prediction, "BYTES_AT_ONCE", 1000)
+    assert len([*prediction.iter_predictions(path, SPEC)]) > 10
+    found, numbers = read_predictions(path, SPEC)
+    assert found == ids and (numbers == probabilities).all()
+    with pytest.raises(InputError, match="no column 'prob_z'"):
+        read_predictions(path, LabelSpec("single_label", ("n", "z"), ("label",)))
