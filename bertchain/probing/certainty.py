@@ -6,6 +6,12 @@ from scipy.stats import norm
 from bertchain.probing.scoreboard import BEST, RANDOM, Scoreboard, ScoreKey
 
 
+def gain(board: Scoreboard, one: ScoreKey, other: ScoreKey) -> tuple[float, float]:
+    """By how much one score is better than another, and half the interval of that."""
+    row = board.compare([(one, other)]).iloc[0]
+    return row["gain"], row["± 95 %"]
+
+
 def is_sure(difference: float, half: float, tests: int) -> bool:
     """Return whether a gain holds at 95 % when it is one of so many tests (Bonferroni).
 
