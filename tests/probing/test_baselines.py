@@ -97,7 +97,7 @@ def test_noise_is_no_finding(seed, split):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, 800)
     centres = 1.2 * rng.normal(size=(3, 8))
-    random = [rng.normal(size=(800, 6, 8)) + 0.5 * centres[y][:, None] for _ in range(3)]
+    random = [rng.normal(size=(800, 6, 8)) + 0.5 * centres[y][:, None] for _ in range(6)]
     features = {
         "noise": rng.normal(size=(800, 6, 8)),
         "as random": rng.normal(size=(800, 6, 8)) + 0.5 * centres[y][:, None],

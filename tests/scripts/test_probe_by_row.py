@@ -81,6 +81,7 @@ def chosen(out):
     """What the headline names: the best on validation of each kind of probe, and of last layers."""
     scores = read(out / "results.csv")
     scores = scores[(scores["metric"] == "accuracy") & (scores["split"] == "validation")]
+    scores = scores[~scores["probe"].str.startswith("mlp ")]  # each pair of widths: scores alone
     found = []
     for (_, probe), rows in scores.groupby(["model", "probe"], sort=False):
         found.append(rows.loc[rows["value"].idxmax()])
