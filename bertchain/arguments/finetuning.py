@@ -59,7 +59,6 @@ class RunArguments:
         None,
         "Your own score as FILE.py:FUNCTION, a function of labels and probabilities: it chooses "
         "checkpoints, and thresholds and blends maximise it.",
-        common=True,
     )
     early_stopping_patience: int | None = arg(
         None, "Evaluations without a better score after which training stops.", common=True

@@ -77,7 +77,10 @@ def class_table(rows: Scored, thresholds: Thresholds | None = None) -> pd.DataFr
     else:
         truth, given, more = rows.truth >= 1, rows.decisions(thresholds), {}
         counts = given.sum(axis=0)
-        truth, given = sparse.csr_matrix(truth), sparse.csr_matrix(given)
+        if len(spec.names) == 1:  # of a single soft label
+            truth, given, more = truth[:, 0].astype(int), given[:, 0].astype(int), {"labels": [1]}
+        else:
+            truth, given = sparse.csr_matrix(truth), sparse.csr_matrix(given)
     found = precision_recall_fscore_support(truth, given, zero_division=0, **more)
     names = ("precision", "recall", "F1", "rows with it")
     table = {"label": spec.names} | dict(zip(names, found, strict=True)) | {"rows given it": counts}
