@@ -23,7 +23,7 @@ from datasets import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-CASES = ((1_000, 20), (10_000, 20), (100_000, 20), (10_000, 500), (100_000, 500))
+CASES = ((10_000, 20), (100_000, 20), (10_000, 500), (100_000, 500))
 FOLDS = 5
 
 
