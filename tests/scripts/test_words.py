@@ -56,7 +56,7 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
         "spans_column_name": kind,
         "output_dir": str(tmp_path / "o"),
         **({"analyses": ["control", "mdl", "erasure"]} if kind == "words" else {}),
-        **({"concept_column_names": ["place", "same"]} if kind == "words" else {}),
+        **({"concept_column_names": ["same"]} if kind == "words" else {}),
     }
     headline = run_probe.main(arguments).headline
     score = dict(zip(headline["what"], headline["test accuracy"], strict=True))
@@ -75,7 +75,6 @@ def test_probing_words(tiny_bert, sentences, tmp_path, kind):
             same = erased.loc[("same", layer)]
             assert same["concept before"] == linear[layer] and same["directions"] == 3
             assert same["concept after"] == same["majority"] == score["majority class"]
-        assert set(erased.loc["place"]["directions"]) == {1}
         assert "## Selectivity" in report and "## Description length" in report
     again = [str(tmp_path / "o" / "run_args.yaml"), "--output_dir", str(tmp_path / "again")]
     again = run_probe.main(again).headline
@@ -167,6 +166,7 @@ def test_edge_probing(tiny_bert, sentences, tmp_path):
     """A frozen encoder, a mix of its layers, and attention over the tokens of each span."""
     probe = {"freeze": "encoder", "layers": "all", "layer_pooling": "weighted"}
     probe |= {"token_pooling": "attention", "spans_column_name": "phrases", "learning_rate": 3e-2}
+    probe |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     out = tmp_path / "o"
     results = finetune(tiny_bert, sentences, out, **probe)
     table = pd.read_csv(out / "predictions_test.csv")
