@@ -16,12 +16,12 @@ from sklearn import metrics as sk
 from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
-from bertchain import ranking, weighted_scores
 from bertchain.data.labels import LabelSpec
 from bertchain.data.weights import weights_of
 from bertchain.errors import as_input_error
-from bertchain.extra_metrics import load_extra
 from bertchain.models.modeling import DocumentClassifierConfig, document_loss, without_padding
+from bertchain.scoring import ranking, weighted_scores
+from bertchain.scoring.extra_metrics import load_extra
 
 evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # no request for each local metric
 

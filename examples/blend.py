@@ -39,11 +39,11 @@ from bertchain.competition.thresholds import KINDS, check_kind, fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
-from bertchain.metric_files import FileMetric, of_run
 from bertchain.metrics import main_metric, score_function
 from bertchain.models.loading import is_document_classifier, read_classifier_config
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
+from bertchain.scoring.metric_files import FileMetric, of_run
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
 STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)  # by which weights are moved for a score

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from bertchain import ranking
 from bertchain.metrics import DocumentMetrics, main_metric, scores_of_targets
-from bertchain.ranking import FEW, mean_roc_auc, roc_auc
+from bertchain.scoring import ranking
+from bertchain.scoring.ranking import FEW, mean_roc_auc, roc_auc
 
 
 def test_single_label_by_hand():

@@ -22,10 +22,10 @@ from bertchain.data.splits import fold_columns, in_fold
 from bertchain.data.tasks import Task, load_task
 from bertchain.data.weights import weights_of
 from bertchain.errors import InputError, as_input_error
-from bertchain.metric_files import FileMetric, of_run
 from bertchain.metrics import is_score, score_function
 from bertchain.runtime.distributed import broadcast, is_main_process
 from bertchain.runtime.files import write_csv, write_json
+from bertchain.scoring.metric_files import FileMetric, of_run
 from bertchain.training.prediction import read_predictions, write_predictions
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from typing import Any
 
 from bertchain.data.tables import Table
 from bertchain.errors import InputError
-from bertchain.metric_files import split_name
 from bertchain.runtime import given, outputs
 from bertchain.runtime.distributed import rank_and_size
 from bertchain.runtime.files import hash_file
 from bertchain.runtime.outputs import RESULTS
 from bertchain.runtime.resuming import ROWS, refuse_other_steps
+from bertchain.scoring.metric_files import split_name
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
-from bertchain.metric_files import FileMetric
+from bertchain.scoring.metric_files import FileMetric
 
 TRIES, ROUNDS = 50, 5  # of a score of the user's own: cuts that are tried for each, and how often
 

@@ -13,8 +13,8 @@ from scipy import sparse
 
 from bertchain.metrics import STANDARDISED, mean_log_loss
 from bertchain.probing.scoreboard import GROUPS, SAMPLES, half_width
-from bertchain.ranking import count_below
 from bertchain.reporting.scored import Scored
+from bertchain.scoring.ranking import count_below
 
 AT_ONCE = 100  # samples that are drawn together
 MOST_RANKED = 2 * 10**7  # scores that are sorted for an interval

@@ -14,7 +14,6 @@ import pandas as pd
 import yaml
 from transformers import TrainingArguments
 
-from bertchain import metric_files
 from bertchain.arguments.finetuning import GROUPS, Arguments
 from bertchain.cli import changed
 from bertchain.competition import ensemble
@@ -31,6 +30,7 @@ from bertchain.runtime.distributed import is_main_process
 from bertchain.runtime.files import write_csv, write_text
 from bertchain.runtime.html import Section
 from bertchain.runtime.records import versions, without_folders
+from bertchain.scoring import metric_files
 from bertchain.training.outcome import read_table
 from bertchain.training.prediction import iter_predictions
 

@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from bertchain import metric_files
 from bertchain.arguments.training import RegulariserArguments
 from bertchain.cli import is_given
 from bertchain.data.batching import (
@@ -41,6 +40,7 @@ from bertchain.runtime.distributed import launcher_precision
 from bertchain.runtime.files import disk_errors
 from bertchain.runtime.finite import FiniteTrainer
 from bertchain.runtime.resuming import ResumableTrainer
+from bertchain.scoring import metric_files
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.regularisers import Adversary, AveragingTrainer
 

@@ -16,7 +16,7 @@ from bertchain.competition.thresholds import (
 )
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
-from bertchain.metric_files import FileMetric
+from bertchain.scoring.metric_files import FileMetric
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,10 +6,10 @@ import evaluate
 import numpy as np
 from sklearn import metrics as sk
 
-from bertchain import metric_files
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
+from bertchain.scoring import metric_files
 
 
 class ExtraMetric:

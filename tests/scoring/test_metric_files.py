@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from bertchain import metric_files
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
 from bertchain.metrics import score_directions, score_function
+from bertchain.scoring import metric_files
 
 SINGLE = LabelSpec("single_label", ("1", "2", "3"), ("label",))
 NUMBER = LabelSpec("regression", ("y",), ("y",))

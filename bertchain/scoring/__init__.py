@@ -1,0 +1,1 @@
+"""What a score is made of: ranks of labels, weights of rows, scores of users."""
