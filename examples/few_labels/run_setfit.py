@@ -35,7 +35,7 @@ def main() -> None:
         if options.counts and path.parent.name not in options.counts:
             continue
         out = path.parent / "setfit.csv"
-        done = pd.read_csv(out) if out.is_file() else pd.DataFrame({"seed": []})
+        done = pd.read_csv(out) if out.is_file() else pd.DataFrame({"seed": pd.Series(dtype=int)})
         if int(path.stem) in set(done["seed"]):
             continue
         row = {"seed": int(path.stem)} | run(path, options)
