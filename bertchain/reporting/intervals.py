@@ -169,6 +169,7 @@ def regression_parts(rows: Scored) -> tuple[Sums, Callable[[Sums], Scores]]:
         if len(names) > 1:
             relative = means["square"] / np.where(variance > 0, variance, 1.0)
             found[STANDARDISED] = np.sqrt(relative.mean(axis=1))
+            found["mcrmse"] = np.sqrt(means["square"]).mean(axis=1)
             for k, name in enumerate(names):
                 found[f"{name}_rmse"] = np.sqrt(means["square"][:, k])
                 found[f"{name}_{STANDARDISED}"] = np.sqrt(relative[:, k])

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import threading
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from forking import start_command
 
 from bertchain.errors import InputError
+from bertchain.probing.feature_files import INDEX
 from bertchain.runtime import locks
 from bertchain.runtime.locks import NAME, lock, wait_for_lock
 
@@ -103,5 +105,7 @@ def test_two_probes_share_a_folder_of_features(tiny_bert, topic_files, tmp_path)
         assert run.returncode == 0, said[-2000:]
     one, other = ((tmp_path / out / "results.csv").read_bytes() for out in "ab")
     assert one == other
-    names = os.listdir(tmp_path / "features")
-    assert len(names) == 2 and all(name.endswith(".npy") for name in names)
+    names = {*os.listdir(tmp_path / "features")}
+    assert len(names - {INDEX}) == 2 and all(name.endswith(".npy") for name in names - {INDEX})
+    index = pd.read_csv(tmp_path / "features" / INDEX)
+    assert {f"{name}.npy" for name in index["hash"]} == names - {INDEX} and len(index) == 2
