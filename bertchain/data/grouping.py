@@ -137,8 +137,14 @@ def hold_out_groups(
     def distance(rows: np.ndarray) -> float:
         return np.abs(np.bincount(keys[rows], minlength=len(counts)) - share * counts).sum()
 
+    number = len(np.unique(groups))
+    if number < 2:
+        raise InputError(
+            f"--validation_split {share}: all rows are of one group, and a group is held out whole "
+            "or not at all; give a --validation_file, or --validation_split 0 without groups"
+        )
     splitter = GroupShuffleSplit(n_splits=DRAWS, test_size=share, random_state=seed)
-    with as_input_error(f"--validation_split {share} of {len(np.unique(groups))} groups"):
+    with as_input_error(f"--validation_split {share} of {number} groups"):
         draws = [rows for _, rows in splitter.split(keys, groups=groups)]
     held_out = np.zeros(len(keys), dtype=bool)
     held_out[min(draws, key=distance)] = True

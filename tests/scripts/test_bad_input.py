@@ -446,7 +446,7 @@ CASES = [
     Case("one fold and rows that train alone", TUNE, table(changed(fold=[0, -1] * 6), fold_column_name="fold"), ("'fold'", "one fold")),
     Case("all rows without folds", TUNE, flags(full_fit="true"), ("--full_fit", "--num_folds")),
     Case("repeats without folds", TUNE, flags(fold_repeats=2), ("--fold_repeats", "--num_folds")),
-    Case("one group to hold out", TUNE, table(changed(g="x"), group_column_name="g"), ("--validation_split 0.1", "1 groups")),
+    Case("one group to hold out", TUNE, table(changed(g="x"), group_column_name="g"), ("--validation_split 0.1", "one group", "--validation_file")),
     Case("groups and a validation file", TUNE, second_file(ROWS, "validation_file", group_column_name="id"), ("--group_column_name", "--validation_file")),
     Case("groups and nothing held out", TUNE, flags(group_column_name="id", validation_split=0), ("--group_column_name", "--validation_split 0")),
     Case("a similarity above 1", TUNE, flags(near_duplicates=1.5, num_folds=2), ("--near_duplicates", "1.5")),
