@@ -126,7 +126,7 @@ class Scoreboard:
     def add_scores(self, key: ScoreKey, predictions: dict[str, np.ndarray]) -> None:
         """Keep the main score of predictions by split, and nothing for an interval."""
         scores_of = SCORES[self.spec.problem_type]
-        for split in predictions.keys() & self.labels.keys():
+        for split in [name for name in predictions if name in self.labels]:
             value = scores_of(predictions[split], self.labels[split])[self.metric]
             at = key._asdict() | {"split": split, "metric": self.metric}
             self.rows.append(at | {"value": value})

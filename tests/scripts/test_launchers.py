@@ -11,6 +11,9 @@ from forking import Command, run_command, start_bare, start_command
 ACCELERATE = ["-m", "accelerate.commands.launch"]
 TORCHRUN = ["-m", "torch.distributed.run"]
 PORT = 31000 + os.getpid() % 500
+PROBING = ["--probes", "linear", "knn", "mlp", "mix", "--mlp_widths", "4", "8"]
+PROBING += ["--baselines", "random_encoder", "static", "--concat_layers", "all"]
+PROBING += ["--analyses", "change", "mdl", "directprobe", "geometry"]
 OUTPUTS = ("predictions_test.csv", "predictions_validation.csv", "model.safetensors")
 
 
@@ -166,3 +169,28 @@ def test_layer_wise_rates_work_on_a_sharded_model(tmp_path):
     done = run_command(*launcher, script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal") == 2
+
+
+def test_nothing_hangs_on_the_hash_of_a_word(tiny_bert, topic_files, tmp_path):
+    """Sets of text have another order in every process: no table may."""
+    lines = {
+        "tune": [
+            *(ROOT / "run_finetune.py", "--model_name_or_path", tiny_bert, "--num_folds", "2")
+        ],
+        "probe": [*(ROOT / "run_probe.py", "--models", f"b={tiny_bert}"), *PROBING],
+    }
+    lines["tune"] += ["--num_train_epochs", "1", "--use_cpu"]
+    files = ["--train_file", topic_files["train"], "--test_file", topic_files["test_labels"]]
+    files += ["--id_column_name", "id", "--output_dir"]
+    started = [
+        start_bare(*line, *files, tmp_path / name / seed, env={"PYTHONHASHSEED": seed})
+        for name, line in lines.items()
+        for seed in ("1", "2")
+    ]
+    wait(*started)
+    for name in lines:
+        tables = sorted(path.name for path in (tmp_path / name / "1").glob("*.csv"))
+        assert len(tables) > 4
+        for table in tables:
+            one, other = ((tmp_path / name / seed / table).read_bytes() for seed in "12")
+            assert one == other, table
