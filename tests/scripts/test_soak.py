@@ -25,7 +25,7 @@ if again and "last" not in sys.argv and {refuses}:
     print("say --resume_from_checkpoint last")
     sys.exit(2)
 if again and {ended}:
-    print("holds a run that has ended")
+    print("{words}")
     sys.exit(2)
 (out / "history.csv").write_text("{tells}" if again else "same")
 if again and {leaves}:
@@ -35,6 +35,7 @@ CASES = {
     "as left alone": ({}, ""),
     "only with the flag": ({"refuses": True}, ""),
     "after its last write": ({"ended": True}, ""),
+    "the same of a resume": ({"ended": True, "words": "no checkpoint; its run has ended"}, ""),
     "other output": ({"tells": "other"}, "differ: history.csv"),
     "half-written": ({"leaves": True}, "left: .writing-x"),
 }
@@ -50,6 +51,7 @@ def test_a_killed_round(case, tmp_path, monkeypatch):
             "out": str(self.folder / out),
             "refuses": False,
             "ended": False,
+            "words": "holds a run that has ended",
             "tells": "same",
             "leaves": False,
         }
@@ -65,3 +67,17 @@ def test_a_killed_round(case, tmp_path, monkeypatch):
     assert run.expected == {"history.csv": b"same"}
     assert run.killed_round("out", time.monotonic() + 1.2) == expected
     assert sum(run.kills.values()) == 1
+
+
+def test_a_script_that_fails_alone_leaves_the_others_their_rows(tmp_path, monkeypatch, capsys):
+    soak = runpy.run_path(str(ROOT / "benchmarks" / "soak.py"))["Soak"]
+
+    def start(self, out: str, *more: str) -> subprocess.Popen:
+        (self.folder / "said").write_text("a traceback")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(soak, "start", start)
+    options = argparse.Namespace(seed=1, minutes=1)
+    row = soak("run_itpt", tmp_path / "run_itpt", options).run()
+    assert row["rounds"] == 1 and row["as the run left alone"] == 0
+    assert "run_itpt, left alone: a traceback" in capsys.readouterr().out
