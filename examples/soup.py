@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from bertchain.cli import read_arguments, run_script, start_logging
-from bertchain.competition.ensemble import read_rows
+from bertchain.competition.ensemble import read_rows, validated
 from bertchain.data.contamination import TRAINED_FILE, read_fingerprints
 from bertchain.data.tasks import Task
 from bertchain.data.tokenization import Preprocessor
@@ -42,6 +42,7 @@ from bertchain.models.modeling import DocumentClassifier
 from bertchain.runtime.files import write_json, write_text
 from bertchain.runtime.outputs import check_apart, claim
 from bertchain.runtime.records import markdown_table, versions
+from bertchain.training.initialization import HEAD_FIELDS
 from bertchain.training.prediction import predict, read_predictions
 from bertchain.training.saving import write_model, write_seen
 
@@ -130,12 +131,7 @@ def choose_rows(task: Task, paths: list[Path]) -> Task:
     ids = [read_predictions(file, task.spec)[0] for file in files]
     for file, own in zip(files, ids, strict=True):
         blend.check_same_ids(file, own, ids[0])
-    rows = task.documents.get("validation", task.documents["train"])
-    place = {name: row for row, name in enumerate(rows["id"][:])}
-    lost = [name for name in ids[0] if name not in place]
-    if lost:
-        raise InputError(f"{paths[0]}: its table has no validation row {lost[0]!r}")
-    chosen = rows.select([place[name] for name in ids[0]])
+    chosen = validated(task, ids[0], paths[0])
     return task.with_documents(task.documents | {"validation": chosen})
 
 
@@ -151,15 +147,7 @@ def weights_of(path: Path, like: DocumentClassifier) -> Weights:
     own = load_classifier(path)[0]
     found, wanted = own.state_dict(), like.state_dict()
     differ = [n for n in {**found, **wanted} if shape_of(found, n) != shape_of(wanted, n)]
-    fields = (
-        "problem_type",
-        "id2label",
-        "layers",
-        "layer_pooling",
-        "token_pooling",
-        "segment_pooling",
-        "windows",
-    )
+    fields = (*HEAD_FIELDS, "windows")
     differ += [name for name in fields if getattr(own.config, name) != getattr(like.config, name)]
     if differ:
         raise InputError(f"{path}: its {differ[0]} is not that of the first; it cannot be averaged")

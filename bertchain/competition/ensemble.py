@@ -132,6 +132,24 @@ def read_rows(folder: Path) -> Task:
     return task.with_validation(share, seed, own)
 
 
+def validated(task: Task, ids: Sequence[str], folder: Path) -> Dataset:
+    """Select the rows of some ids that a run without folds validated on, in the order of the ids.
+
+    Args:
+        task: what its tables hold now; without a validation split its training rows are meant.
+        folder: of the run, for messages.
+
+    Raises:
+        InputError: where an id is no longer there.
+    """
+    rows = task.documents.get("validation", task.documents.get("train"))
+    place = {name: row for row, name in enumerate(rows["id"][:])}
+    lost = [name for name in ids if name not in place]
+    if lost:
+        raise InputError(f"{folder}: its table has no validation row {lost[0]!r}; has it changed?")
+    return rows.select([place[name] for name in ids])
+
+
 def read_validation(folder: Path, spec: LabelSpec) -> pd.DataFrame:
     """Read the validation rows of a run without folds: id, label, and one of `PARTS` as the fold.
 
@@ -139,13 +157,7 @@ def read_validation(folder: Path, spec: LabelSpec) -> pd.DataFrame:
         InputError: where its table no longer holds the rows that it predicted.
     """
     ids, _ = read_predictions(folder / "predictions_validation.csv", spec)
-    documents = read_rows(folder).documents
-    rows = documents.get("validation", documents.get("train"))
-    place = {name: row for row, name in enumerate(rows["id"][:])}
-    lost = [name for name in ids if name not in place]
-    if lost:
-        raise InputError(f"{folder}: its table has no validation row {lost[0]!r}; has it changed?")
-    labels = np.asarray(rows["labels"][:])[[place[name] for name in ids]]
+    labels = np.asarray(validated(read_rows(folder), ids, folder)["labels"][:])
     parts = np.random.default_rng(0).permutation(len(ids)) % PARTS
     return pd.DataFrame({"id": ids, "fold": parts, **spec.label_columns(labels)})
 

@@ -33,6 +33,16 @@ from bertchain.runtime.files import atomic_files
 
 logger = logging.getLogger(__name__)
 
+HEAD_FIELDS = (  # of a config: what the weights of a head are for
+    "problem_type",
+    "id2label",
+    "layers",
+    "layer_pooling",
+    "token_pooling",
+    "segment_pooling",
+    "num_spans",
+    "ordinal_head",
+)
 SMALL = 512  # below this hidden size the default learning rate is low
 
 
@@ -247,14 +257,4 @@ def resolve_architecture(
 
 def same_head(previous: DocumentClassifierConfig, now: DocumentClassifierConfig) -> bool:
     """Return whether a head of one config means the same under the other."""
-    fields = (
-        "problem_type",
-        "id2label",
-        "layers",
-        "layer_pooling",
-        "token_pooling",
-        "segment_pooling",
-        "num_spans",
-        "ordinal_head",
-    )
-    return all(getattr(previous, f) == getattr(now, f) for f in fields)
+    return all(getattr(previous, f) == getattr(now, f) for f in HEAD_FIELDS)
