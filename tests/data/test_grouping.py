@@ -91,7 +91,7 @@ def test_a_group_is_never_held_out_in_part(seed):
 
 
 def test_one_group_cannot_be_split():
-    with pytest.raises(InputError, match=r"--validation_split 0\.2 of 1 groups"):
+    with pytest.raises(InputError, match=r"--validation_split 0\.2: all rows are of one group"):
         hold_out_groups([0, 1, 0], np.zeros(3), 0.2, 1)
 
 
