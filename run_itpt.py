@@ -42,6 +42,7 @@ if __name__ == "__main__":
 import functools
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
@@ -133,7 +134,7 @@ class MaskedLMTrainer(trainer.PretrainingTrainer):
         logits, targets = self.sparse_head(model, inputs)  # [masked, vocabulary], [masked]
         total = F.cross_entropy(logits, targets, reduction="sum")
         count = targets.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = total / max(int(count), 1)
+        loss = total / torch.as_tensor(count).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return loss

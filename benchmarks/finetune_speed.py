@@ -6,7 +6,8 @@ The plain Trainer has an `AutoModelForSequenceClassification`, once as the offic
 default (`max`: every row padded to --max_seq_length), once at its best (`best`: batches of similar
 length, padded to their longest row). `ours` is the Trainer of run_finetune.py, which reads [CLS] of
 the last layer like the others. All get the same documents in batches of the same size with the same
-optimizer and precision; a token counts if it is not padding.
+optimizer and precision; a token counts if it is not padding. `--compile` compiles the model of all
+ways, and measures no prediction.
 
 Every measurement is a process of its own, in turns, so that other load on the machine falls on all
 alike. The share of the machine's rate is that of the model's matrix products on real tokens (6
@@ -24,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from turns import take_turns, watch_steps
+from shapes import SHAPES, config_of, count_weights, is_shape
+from turns import rates, take_turns, watch_steps
 
 WAYS = ("max", "best", "ours")
 
@@ -41,7 +43,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="a checkpoint, or bert-base-shape")
+    parser.add_argument("--model", required=True, help=f"a checkpoint, or {', '.join(SHAPES)}")
     parser.add_argument("--tokenizer", help="default: that of the model")
     parser.add_argument("--train_file", required=True, help="a labelled table")
     parser.add_argument("--text_column_names", nargs="+", default=["text"])
@@ -51,7 +53,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="a batch")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warm", type=int, default=2, help="steps before those that are timed")
     parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
+    parser.add_argument(
+        "--compile", help="backend of torch.compile, such as inductor, for all ways"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output_dir", default="finetune_speed")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
@@ -63,11 +69,43 @@ def read_arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict:
     """Train an epoch, then predict the same rows; returns real tokens per second of both."""
+    import torch
+
+    trainer, rows = make_trainer(options)
+    collate = trainer.data_collator
+    tokens, times = watch_steps(trainer, lambda row: row["length"], options.warm)
+    trainer.train()
+    trained, later = rates(tokens, times, options.warm)
+    weights = count_weights(trainer.model)
+    rate = matmul_rate(torch, trainer.args.device, options.bf16)
+    found = {
+        "train_tokens_per_second": trained,
+        "later_tokens_per_second": later,
+        "train_share_of_matmul": 6 * weights * trained / rate,
+    }
+    if torch.cuda.is_available():
+        found["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    if options.compile:
+        return found
+    trainer.data_collator = collate
+    start = time.perf_counter()
+    trainer.predict(rows)
+    predicted = sum(rows["length"][:]) / (time.perf_counter() - start)
+    return found | {
+        "predict_tokens_per_second": predicted,
+        "predict_share_of_matmul": 2 * weights * predicted / rate,
+    }
+
+
+def make_trainer(options: argparse.Namespace) -> tuple:
+    """Build the Trainer of a way; returns it and the rows to predict."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers import AutoTokenizer, TrainingArguments, set_seed
 
     torch.set_num_threads(options.threads)
+    if options.compile:  # the plain Trainer else compiles anew for every length
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(
         options.tokenizer or options.model, trust_remote_code=False
@@ -86,6 +124,8 @@ def measure(options: argparse.Namespace) -> dict:
         "use_cpu": not torch.cuda.is_available(),
         "seed": 1,
         "remove_unused_columns": False,
+        "torch_compile": options.compile is not None,
+        "torch_compile_backend": options.compile,
     }
     if options.worker == "best":
         if "group_by_length" in TrainingArguments.__dataclass_fields__:  # until transformers 5.2
@@ -93,25 +133,7 @@ def measure(options: argparse.Namespace) -> dict:
         else:
             fields["train_sampling_strategy"] = "group_by_length"
     build = our_trainer if options.worker == "ours" else plain_trainer
-    trainer, rows = build(options, tokenizer, TrainingArguments(**fields))
-    collate = trainer.data_collator
-    tokens, times = watch_steps(trainer, lambda row: row["length"])
-    trainer.train()
-    trained = sum(tokens[2 : len(times)]) / (times[-1] - times[1])
-    trainer.data_collator = collate
-    start = time.perf_counter()
-    trainer.predict(rows)
-    predicted = sum(rows["length"][:]) / (time.perf_counter() - start)
-    weights = sum(
-        p.numel() for n, p in trainer.model.named_parameters() if p.dim() > 1 and "embed" not in n
-    )
-    rate = matmul_rate(torch, trainer.args.device, options.bf16)
-    return {
-        "train_tokens_per_second": trained,
-        "predict_tokens_per_second": predicted,
-        "train_share_of_matmul": 6 * weights * trained / rate,
-        "predict_share_of_matmul": 2 * weights * predicted / rate,
-    }
+    return build(options, tokenizer, TrainingArguments(**fields))
 
 
 def matmul_rate(torch: object, device: object, bf16: bool) -> float:
@@ -146,12 +168,7 @@ def read_documents(options: argparse.Namespace) -> tuple[object, object]:
 def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:
     """Build a plain Trainer; returns it and the rows to predict."""
     import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        BertConfig,
-        DataCollatorWithPadding,
-        Trainer,
-    )
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 
     documents, spec = read_documents(options)
 
@@ -168,8 +185,8 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
     def collate(batch: list) -> dict:
         return pad([{k: v for k, v in row.items() if k != "length"} for row in batch])
 
-    if options.model == "bert-base-shape":
-        config = BertConfig(vocab_size=len(tokenizer), num_labels=len(spec.names))
+    if is_shape(options.model):
+        config = config_of(options.model, tokenizer, num_labels=len(spec.names))
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -205,10 +222,10 @@ def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) ->
     windows = WindowSpec("head", options.max_seq_length)
     preprocessor = Preprocessor(tokenizer, windows, find_special_tokens(tokenizer))
     rows = preprocessor.encode({"train": documents})["train"]
-    if options.model == "bert-base-shape":
-        from transformers import AutoModel, BertConfig
+    if is_shape(options.model):
+        from transformers import AutoModel
 
-        config = BertConfig(vocab_size=len(tokenizer))
+        config = config_of(options.model, tokenizer)
         encoder = strip_encoder(AutoModel.from_config(config, trust_remote_code=False))
     else:
         encoder, _ = load_encoder(options.model)

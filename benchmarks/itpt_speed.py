@@ -10,6 +10,7 @@ same tokens a batch, the same optimizer and precision; a token counts if it is n
 
 Every measurement is a process of its own, so that its peak memory is its own, and the ways take
 turns, so that a busy machine is busy for all. `bert-base-shape` is BERT-base with random weights.
+The share of the machine's rate counts no product of the head (see finetune_speed.py).
 """
 
 import argparse
@@ -24,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from turns import take_turns, watch_steps
+from shapes import SHAPES, config_of, count_weights, is_shape
+from turns import rates, take_turns, watch_steps
 
 WAYS = ("usual", "document", "packed")
 
@@ -39,17 +41,21 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="a checkpoint, or bert-base-shape")
+    parser.add_argument("--model", required=True, help=f"a checkpoint, or {', '.join(SHAPES)}")
     parser.add_argument("--tokenizer", help="default: that of the model")
     parser.add_argument("--train_file", required=True, help="a table of text")
     parser.add_argument("--text_column_names", nargs="+", default=["text"])
     parser.add_argument("--max_train_samples", type=int, default=2000)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--rows", type=int, default=16, help="of max_seq_length tokens a batch")
-    parser.add_argument("--steps", type=int, default=4, help="that are timed, after two that warm")
+    parser.add_argument("--steps", type=int, default=4, help="that are timed")
+    parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
+    parser.add_argument(
+        "--compile", help="backend of torch.compile, such as inductor, for all ways"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output_dir", default="itpt_speed")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
@@ -61,6 +67,31 @@ def read_arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict:
     """Train some steps. Returns tokens per second and peak memory in MiB."""
+    import torch
+    from finetune_speed import matmul_rate
+
+    trainer, warm = make_trainer(options), options.warm
+    tokens, times = watch_steps(trainer, lambda row: len(row["input_ids"]), warm)
+    memory = Memory(torch)
+    trainer.train()
+    peaks = memory.peaks()
+    timed = sum(tokens[warm : warm + options.steps])
+    trained, later = rates(tokens, times, warm)
+    weights = count_weights(trainer.model.base_model)
+    return {
+        "tokens_per_second": trained,
+        "later_tokens_per_second": later,
+        "tokens_per_batch": timed / options.steps,
+        "share_of_matmul": 6
+        * weights
+        * trained
+        / matmul_rate(torch, trainer.args.device, options.bf16),
+        **peaks,
+    }
+
+
+def make_trainer(options: argparse.Namespace) -> object:
+    """Build the Trainer of a way."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers import AutoTokenizer, TrainingArguments, set_seed
@@ -70,11 +101,10 @@ def measure(options: argparse.Namespace) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(
         options.tokenizer or options.model, trust_remote_code=False
     )
-    texts = read_texts(options)
     args = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=options.rows,
-        max_steps=options.steps + 2,
+        max_steps=options.steps + options.warm,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -82,19 +112,13 @@ def measure(options: argparse.Namespace) -> dict:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         bf16=options.bf16,
+        torch_compile=options.compile is not None,
+        torch_compile_backend=options.compile,
         use_cpu=not torch.cuda.is_available(),
         seed=1,
     )
     build = usual_trainer if options.worker == "usual" else our_trainer
-    trainer = build(options, load(options, tokenizer), tokenizer, texts, args)
-    tokens, times = watch_steps(trainer, lambda row: len(row["input_ids"]))
-    memory = Memory(torch)
-    trainer.train()
-    return {
-        "tokens_per_second": sum(tokens[2 : options.steps + 2]) / (times[-1] - times[1]),
-        "tokens_per_batch": sum(tokens[2 : options.steps + 2]) / options.steps,
-        **memory.peaks(),
-    }
+    return build(options, load(options, tokenizer), tokenizer, read_texts(options), args)
 
 
 class Memory:
@@ -145,12 +169,11 @@ def read_texts(options: argparse.Namespace) -> list[str]:
 
 def load(options: argparse.Namespace, tokenizer: object) -> object:
     import torch
-    from transformers import AutoModelForMaskedLM, BertConfig
+    from transformers import AutoModelForMaskedLM
 
-    if options.model == "bert-base-shape":
-        return AutoModelForMaskedLM.from_config(
-            BertConfig(vocab_size=len(tokenizer)), trust_remote_code=False
-        )
+    if is_shape(options.model):
+        config = config_of(options.model, tokenizer)
+        return AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
     return AutoModelForMaskedLM.from_pretrained(
         options.model, dtype=torch.float32, trust_remote_code=False
     )

@@ -20,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from shapes import config_of, is_shape
+
 
 def main() -> None:
     """Measure both, and write the tables."""
@@ -60,15 +62,24 @@ def read_arguments() -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace, segments_per_forward: int | None) -> object:
-    """Build a classifier of documents in windows, in training mode."""
+    """Build a classifier of documents in windows, in training mode.
+
+    Args:
+        options: model, length, threads; of a shape (shapes.py) a loaded tokenizer, too.
+    """
     import torch
+    from transformers import AutoModel
 
     from bertchain.models.loading import load_encoder
     from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, num_blocks
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    encoder, _ = load_encoder(options.model)
+    if is_shape(options.model):
+        config = config_of(options.model, options.tokenizer)
+        encoder = AutoModel.from_config(config, trust_remote_code=False)
+    else:
+        encoder, _ = load_encoder(options.model)
     config = DocumentClassifierConfig(
         encoder_config=encoder.config,
         layers=[num_blocks(encoder.config)],

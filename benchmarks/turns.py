@@ -37,11 +37,17 @@ def run_worker(script: str, way: str, arguments: Sequence[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def watch_steps(trainer: object, length: Callable[[dict], int]) -> tuple[list[int], list[float]]:
+def watch_steps(
+    trainer: object, length: Callable[[dict], int], warm: int = 2
+) -> tuple[list[int], list[float]]:
     """Record real tokens of each batch and the time at the end of each step while it trains.
+
+    A GPU is waited for after the steps that warm up and after the last one alone: a wait at each
+    step would be part of what is measured.
 
     Args:
         length: tokens of a row that are not padding.
+        warm: steps that warm up.
 
     Returns:
         tokens, seconds: empty lists, filled while `trainer` trains.
@@ -58,11 +64,27 @@ def watch_steps(trainer: object, length: Callable[[dict], int]) -> tuple[list[in
         return collate(rows)
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: object, **__: object) -> None:
-            if torch.cuda.is_available():
+        def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+            if torch.cuda.is_available() and state.global_step in (warm, state.max_steps):
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
     trainer.data_collator = counting
     trainer.add_callback(Clock())
     return tokens, times
+
+
+def rates(tokens: list[int], times: list[float], warm: int) -> tuple[float, float]:
+    """Tokens per second of all steps that are timed, and of their second half alone.
+
+    The first half holds what is done once for each new shape of a batch.
+
+    Args:
+        tokens, times: see `watch_steps`.
+        warm: steps that warm up.
+    """
+    middle = (warm + len(times)) // 2
+    found = (
+        sum(tokens[first : len(times)]) / (times[-1] - times[first - 1]) for first in (warm, middle)
+    )
+    return next(found), next(found)

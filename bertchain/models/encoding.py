@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .pooling import pick
+
 POOLER_CALLED = ("squeezebert",)  # model types that call their pooler even if there is none
 GATHERED_EARLY = (  # model types whose last block may run on some tokens alone, see below
     "bert",
@@ -96,6 +98,12 @@ def encode_layers(
     return [states[k] for k in layers]
 
 
+def is_compiled(block: nn.Module) -> bool:
+    """Return whether a block runs compiled: a hook that comes and goes would compile it anew."""
+    alone = getattr(block, "_compiled_call_impl", None) is not None
+    return alone or torch.compiler.is_compiling()
+
+
 @contextmanager
 def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
     """Make the encoder's last block return the first real token of each window alone.
@@ -112,14 +120,13 @@ def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
         checkpointing (which runs blocks a second time) and under compilation.
     """
     block = last_bert_block(encoder)
-    if block is None or torch.compiler.is_compiling() or block.gradient_checkpointing:
+    if block is None or is_compiled(block) or block.gradient_checkpointing:
         yield False
         return
     first = mask.int().argmax(dim=1)  # [windows]
 
     def gather(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
-        rows = torch.arange(first.shape[0], device=first.device)
-        return outputs[0][rows, first].unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
+        return pick(outputs[0], first).unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
 
     handle = block.attention.register_forward_hook(gather)
     try:

@@ -351,11 +351,12 @@ class DocumentClassifier(PreTrainedModel):
 
         Absent windows do not run through the encoder.
         """
+        if input_ids.shape[1] == 1:  # one window a document: none absent, nothing to pool
+            types = None if token_type_ids is None else token_type_ids[:, 0]
+            return self._run_windows(input_ids[:, 0], attention_mask[:, 0], types)
         present = attention_mask.bool().any(dim=-1)  # [documents, windows]
         types = None if token_type_ids is None else token_type_ids[present]
         vectors = self._run_windows(input_ids[present], attention_mask[present], types)
-        if present.shape[1] == 1:  # one window a document: nothing to pool
-            return vectors
         windows = vectors.new_zeros(*present.shape, vectors.shape[-1])
         windows[present] = vectors  # [documents, windows, features]
         pooling = self.config.segment_pooling

@@ -79,15 +79,24 @@ class BiLSTMPooling(nn.Module):
         return self.attention(states, mask)
 
 
+def pick(items: Tensor, places: Tensor) -> Tensor:
+    """Pick one item of each row: [n, items, features] and places [n] -> [n, features].
+
+    Unlike indexing, its backward pass need not sort places to find those that occur twice.
+    """
+    rows = torch.arange(items.shape[0], device=items.device) * items.shape[1]
+    return items.flatten(0, 1).index_select(0, rows + places)
+
+
 def first_item(items: Tensor, mask: Tensor) -> Tensor:
     """First real item of each row; with padding on the left that is not column 0."""
-    return items[torch.arange(items.shape[0], device=items.device), mask.int().argmax(dim=1)]
+    return pick(items, mask.int().argmax(dim=1))
 
 
 def last_item(items: Tensor, mask: Tensor) -> Tensor:
     """Last real item of each row."""
     position = torch.arange(mask.shape[1], device=mask.device)
-    return items[torch.arange(items.shape[0], device=items.device), (position * mask).argmax(dim=1)]
+    return pick(items, (position * mask).argmax(dim=1))
 
 
 def mean_items(items: Tensor, mask: Tensor) -> Tensor:

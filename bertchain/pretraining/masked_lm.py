@@ -25,6 +25,7 @@ from bertchain.errors import InputError, as_input_error
 from bertchain.models.encoding import keep_padding_out, last_bert_block
 from bertchain.models.loading import is_document_classifier, read_config
 from bertchain.models.weights import load_pretrained, some
+from bertchain.pretraining.masking import IGNORE
 from bertchain.pretraining.packing import MaskingCollator, RowMaker, join_windows, pack_rows
 from bertchain.pretraining.vocabulary import grow_embeddings
 from bertchain.runtime import best
@@ -161,6 +162,11 @@ def read_pooler(
 # ---------------------------------------------------------------- sparse head
 
 
+def masked_places(labels: Tensor) -> Tensor:
+    """Find what is to be predicted: numbers [masked] of the labels that are not `IGNORE`."""
+    return (labels.flatten() != IGNORE).nonzero().squeeze(1)
+
+
 class SparseHead:
     """Runs the head of a `*ForMaskedLM` on the positions to predict alone.
 
@@ -171,11 +177,12 @@ class SparseHead:
 
     Where blocks are built like BERT's, the positions are gathered a little earlier: after the
     attention of the last block nothing looks at other positions, so its feed-forward half runs on
-    the masked ones alone. (Not under activation checkpointing, which runs blocks a second time.)
+    the masked ones alone. (Not under activation checkpointing, which runs blocks a second time, nor
+    in compiled blocks.)
     """
 
     def __init__(self, model: PreTrainedModel):
-        self.positions: Tensor | None = None  # [masked, 2], row and column of what to predict
+        self.places: Tensor | None = None  # [masked], of what to predict, counted over all rows
         self.gathered = False
         self.last = last_bert_block(model.base_model)
         if self.last is not None:
@@ -185,36 +192,44 @@ class SparseHead:
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [masked, vocabulary] in float32, and targets [masked], in the order of rows.
 
+        Args:
+            inputs: with labels, and `masked_places` of them where they are known already.
+
         Raises:
             ValueError: for a model whose head does not follow its base model's last hidden state.
         """
-        labels = inputs["labels"]
-        self.positions, self.gathered = (labels != -100).nonzero(), False
+        inputs = dict(inputs)
+        labels = inputs.pop("labels").flatten()
+        places = inputs.pop("masked_places", None)
+        self.places, self.gathered = masked_places(labels) if places is None else places, False
         try:
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+            outputs = model(**inputs)
         finally:
-            positions, self.positions = self.positions, None
-        if outputs.logits.shape[:2] != (1, len(positions)):
+            places, self.places = self.places, None
+        if outputs.logits.shape[:2] != (1, len(places)):
             raise ValueError(
                 f"{type(model).__name__} gives logits {tuple(outputs.logits.shape)} for "
-                f"{len(positions)} masked tokens: its head does not read the last hidden state"
+                f"{len(places)} masked tokens: its head does not read the last hidden state"
             )
-        return outputs.logits[0].float(), labels[positions[:, 0], positions[:, 1]]
+        return outputs.logits[0].float(), labels[places]
 
     def _gather_early(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
-        if self.positions is None or (module.training and self.last.gradient_checkpointing):
+        if torch.compiler.is_compiling():  # their number differs: a compiled block has one shape
+            return outputs
+        if self.places is None or (module.training and self.last.gradient_checkpointing):
             return outputs
         self.gathered = True
         return self._gather_from(outputs)
 
     def _gather(self, module: nn.Module, inputs: tuple, outputs: Any) -> Any:
-        if self.positions is None or self.gathered:
+        if self.places is None or self.gathered:
             return outputs
         return self._gather_from(outputs)
 
     def _gather_from(self, outputs: Any) -> Any:
         """The first output at the masked positions, [1, masked, hidden]; the others as they are."""
-        masked = outputs[0][self.positions[:, 0], self.positions[:, 1]].unsqueeze(0)
+        # no position occurs twice; indexing by rows and columns would sort them to be sure
+        masked = outputs[0].flatten(0, 1).index_select(0, self.places).unsqueeze(0)
         if isinstance(outputs, tuple):
             return (masked, *outputs[1:])
         outputs["last_hidden_state"] = masked

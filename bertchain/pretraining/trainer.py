@@ -21,7 +21,7 @@ from bertchain.errors import InputError
 from bertchain.pretraining import page
 from bertchain.pretraining.blending import blend, blended, encoder_weights
 from bertchain.pretraining.corpora import DocumentTable
-from bertchain.pretraining.masked_lm import SparseHead
+from bertchain.pretraining.masked_lm import SparseHead, masked_places
 from bertchain.pretraining.sampling import RepeatedDataset, StreamedBatches, WeightedBatchSampler
 from bertchain.pretraining.streaming import DocumentStream
 from bertchain.runtime.checkpoints import remove_checkpoints
@@ -114,6 +114,20 @@ class PretrainingTrainer(ResumableTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             **options,
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Get the batches of a step, and their masked tokens; those of one process stay a number
+        of the CPU, so that no step waits for a GPU."""
+        counted_on = torch.device("cpu") if self.args.world_size == 1 else device
+        return super().get_batch_samples(epoch_iterator, num_batches, counted_on)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch; what to predict is found before, since later a GPU would be waited for."""
+        if "labels" in inputs and not inputs["labels"].is_cuda:
+            inputs = {**inputs, "masked_places": masked_places(inputs["labels"])}
+        return super()._prepare_inputs(inputs)
 
     def prediction_step(
         self,

@@ -28,7 +28,8 @@ STAGES = ((torch.float32, 1e-4), (torch.float64, TOLERANCE))  # how far to go in
 HISTORY = 10  # pairs of steps and changes of the gradient that L-BFGS remembers
 SUFFICIENT = 1e-4  # share of the promised decrease that a step has to keep (Armijo)
 UNSEEN = 8  # times the precision, of a loss or a gradient: less than that is rounding
-MEMORY = 4 * 2**30  # bytes of features and logits in one solve
+MEMORY = 4 * 2**30  # bytes of features and logits in one solve on a CPU
+SHARE = 0.5  # of the free memory of a GPU, in their place
 
 
 class Solution(NamedTuple):
@@ -64,16 +65,34 @@ def fit_many(
     outputs = targets.shape[1]
     room = 4 * outputs * len(c_values)  # logits, errors and room to form them
     each = rows * (4 * width + 8 * (width + room))
-    at_once = max(1, int(MEMORY // each))
+    at_once = max(1, int(memory_for(device) // each))
     ordered, paths = sorted(c_values), []
     for first in range(0, len(features), at_once):
         few = features[first : first + at_once]
-        x = torch.stack([torch.from_numpy(Standardiser(own)(own)) for own in few]).to(device)
+        x = torch.stack([standardised(own, device) for own in few])
         found = SOLVERS[problem_type](x, targets.to(device), ordered)
         for weights, bias, converged in zip(*(t.cpu() for t in found), strict=True):
             whole = zip(ordered, weights.numpy(), bias.numpy(), converged.tolist(), strict=True)
             paths.append([Fit(c, ok, wrap(w, b)) for c, w, b, ok in whole])
     return paths
+
+
+def memory_for(device: torch.device | str) -> float:
+    """Bytes that the features and logits of one solve may take on a device."""
+    if torch.device(device).type != "cuda":
+        return MEMORY
+    return SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def standardised(features: np.ndarray, device: torch.device | str) -> Tensor:
+    """What `solvers.Standardiser` does with training rows [n, features], on a device."""
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(Standardiser(features)(features))
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
+    wide = x.double()
+    mean, scale = wide.mean(0).float(), wide.std(0, correction=0).float()
+    scale[scale < 1e-6 * mean.abs() + 1e-12] = torch.inf
+    return (x - mean) / scale
 
 
 def _targets(

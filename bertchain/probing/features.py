@@ -24,6 +24,7 @@ from bertchain.models.modeling import encode_layers, num_blocks
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
 from bertchain.probing.feature_files import allocate, is_array, mark_of
 from bertchain.runtime import screen
+from bertchain.runtime.devices import suit_many_shapes
 from bertchain.runtime.distributed import barrier, broadcast, is_main_process, rank_and_size
 from bertchain.runtime.files import check_seal, seal, sync
 from bertchain.runtime.locks import wait_for_lock
@@ -71,6 +72,7 @@ class FeatureStore:
             dtype: of stored numbers, a key of DTYPES.
             half_precision: compute in bf16 on a GPU (fp16 where it has no bf16).
         """
+        suit_many_shapes(encoder.device)
         self.folder = folder
         self.encoder = encoder.eval()
         self.collate = DocumentCollator(padding_id)

@@ -96,7 +96,11 @@ class DocumentTrainer(ResumableTrainer, AveragingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
-        """Get the batches of a step and the divisor of their loss, summed over all processes."""
+        """Get the batches of a step and the divisor of their loss, summed over all processes.
+
+        Of one process it stays a number of the CPU, so that no step waits for a GPU.
+        """
+        device = torch.device("cpu") if self.args.world_size == 1 else device
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None:
             return batches, count

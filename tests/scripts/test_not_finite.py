@@ -1,9 +1,12 @@
 """Training that diverges: one line names rate and step, and nothing bad is written."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerControl
 
 import run_finetune
 import run_itpt
@@ -66,13 +69,21 @@ class Scaled(FiniteTrainer):
     """As on a GPU under fp16: steps whose gradients overflow are skipped."""
 
     def __init__(self, skips):
-        self.bad_loss, self.checked_step, self.skipped = False, 0, 0
-        self.accelerator = type("", (), {"optimizer_step_was_skipped": skips})()
+        self.skips = skips
+        self.now = now = [2.0**16]
+        self.bad_loss, self.bad_steps, self.checked_step, self.skipped = False, [], 0, 0
+        scaler = type("", (), {"get_scale": lambda self: now[0]})()
+        self.accelerator = type("", (), {"scaler": scaler})()
+        self.control = TrainerControl()
         self.state = type("", (), {"global_step": 0})()
-        self.args = type("", (), {"learning_rate": 1e-3, "output_dir": "nowhere"})()
+        own = {"learning_rate": 1e-3, "output_dir": "nowhere", "device": torch.device("cpu")}
+        self.args = type("", (), own)()
 
     def step(self, norm):
         self.state.global_step += 1
+        self.scale = self.now[0]
+        if self.skips and not math.isfinite(float(norm)):
+            self.now[0] /= 2
         self._check_step(norm)
         self._check_step(norm)  # as at the end of an epoch
 
@@ -88,6 +99,23 @@ def test_steps_that_fp16_skips_are_no_divergence_unless_all_are():
             trainer.step(float("nan"))
     with pytest.raises(InputError, match="at step 1;"):
         Scaled(skips=False).step(float("inf"))
+
+
+def test_a_gpu_is_asked_when_something_is_shown_and_the_step_is_right():
+    trainer = Scaled(skips=False)
+    trainer.accelerator.scaler, trainer.args.device = None, SimpleNamespace(type="cuda")
+    for norm in (1.0, 1.0, float("nan"), 1.0):
+        trainer.state.global_step += 1
+        trainer._check_step(torch.tensor(norm))
+    trainer.control.should_log, trainer.state.global_step = True, 5
+    with pytest.raises(InputError, match=r"the gradients are not finite .* at step 3;"):
+        trainer._check_step(torch.tensor(1.0))
+    trainer = Scaled(skips=False)
+    trainer.accelerator.scaler, trainer.args.device = None, SimpleNamespace(type="cuda")
+    trainer.bad_loss, trainer.state.global_step = torch.tensor(True), 1
+    trainer._check_step(1.0)
+    with pytest.raises(InputError, match=r"the loss is not finite .* at step 1;"):
+        trainer._check_step(1.0)  # an epoch has ended
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run(
