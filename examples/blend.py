@@ -434,6 +434,7 @@ def write_page(
 
 
 def name_of(metric: FileMetric | None) -> str | None:
+    """The name of a score among others, if there is one."""
     return None if metric is None else metric.name
 
 

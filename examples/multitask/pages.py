@@ -79,7 +79,7 @@ def scores_section(scored: dict[str, list[Scored]], results: dict[str, Any], see
     table = pd.DataFrame(found)
     mean = {"task": "mean", "score": "mean_score", ON["validation"]: results["eval_mean_score"]}
     text = (
-        "The mean over the tasks on validation (rmse negative) chose the checkpoint. Half "
+        "The mean over the tasks on validation (rmse negative) chooses checkpoints. Half "
         "of each 95 % interval, by bootstrap over the rows, stands beside a score. report.html in "
         "the folder of each task shows the rest."
     )
