@@ -8,14 +8,15 @@ the squared error) of the out-of-fold predictions. The gain is measured fold by 
 weights fitted on the other folds, so that it is not inflated. Runs with --fit_thresholds are
 blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend; so are others
 where it is given here. Runs with a --metric_file are blended for that score, from the weights with
-the least loss on.
+the least loss and from equal ones on.
 
 Of runs without folds, which must have the same validation rows, predictions_validation.csv takes
 the place of predictions_oof.csv, and five parts of its rows that of the folds. Their labels are
 read from the table that the first run's run_args.yaml names.
 
 Writes predictions_oof.csv, predictions_test.csv, submission.csv, report.md (scores of each run,
-their mean and the blend; weights; correlation of the predictions) and all_results.json.
+their mean and the blend; weights; correlation of the predictions), report.html (the same with
+intervals, and the page of a run for the blend) and all_results.json.
 """
 
 import argparse
@@ -41,6 +42,9 @@ from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
 from bertchain.metrics import main_metric, score_function
 from bertchain.models.loading import is_document_classifier, read_classifier_config
+from bertchain.reporting import joined_page
+from bertchain.reporting.joined_page import Joined
+from bertchain.reporting.scored import Scored
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.scoring.metric_files import FileMetric, of_run
@@ -99,10 +103,14 @@ def main() -> None:
     given = read_given(options)
     weights, nested = fit_nested(given)
     blended = combine(weights, np.stack([run.test for run in given.runs]))
-    scores = score_runs(given) | {BLEND: given.scores_of(nested)}
-    write_ensemble(options, given, nested, blended, scores[BLEND])
+    others = predictions_of(given)
+    scores = {name: given.scores_of(p) for name, p in others.items()}
+    scores[BLEND] = given.scores_of(nested)
+    cuts = write_ensemble(options, given, nested, blended, scores[BLEND])
     by_run = dict(zip([run.name for run in given.runs], weights.tolist(), strict=True))
     report = write_report(Path(options.output_dir), scores, by_run, given)
+    joined = Joined("blend", rows_of(given, nested), scores, others, by_run, name_of(given.metric))
+    write_page(options, given, joined, cuts)
     results = {"scores": scores, "weights": by_run, "versions": versions()}
     write_json(Path(options.output_dir) / "all_results.json", results)
     print(report)
@@ -278,10 +286,12 @@ def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
         return combine(others, oof[:, inside])
 
     def fit(predictions: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        weights = fit_weights(predictions, truth, given.spec)
-        if given.metric is None:
+        weights, metric = fit_weights(predictions, truth, given.spec), given.metric
+        if metric is None:
             return weights
-        return improve(weights, predictions, as_scored(truth, given.spec), given.metric)
+        labels, equal = as_scored(truth, given.spec), np.full(len(weights), 1 / len(weights))
+        tried = [improve(start, predictions, labels, metric) for start in (weights, equal)]
+        return max(tried, key=lambda own: metric.gain(labels, combine(own, predictions)))
 
     return fit(oof, given.truth), by_fold(given, combine_fold)
 
@@ -401,11 +411,31 @@ def fit_weights(predictions: np.ndarray, truth: np.ndarray, spec: LabelSpec) -> 
 # ---------------------------------------------------------------- results
 
 
-def score_runs(given: Given) -> dict[str, dict[str, float]]:
-    """Score the out-of-fold predictions of each run and their mean."""
+def predictions_of(given: Given) -> dict[str, np.ndarray]:
+    """The out-of-fold predictions [n, labels] of each run and their mean."""
     found = {run.name: run.oof for run in given.runs}
-    found["mean of all"] = np.mean([run.oof for run in given.runs], axis=0)
-    return {name: given.scores_of(p) for name, p in found.items()}
+    return found | {"mean of all": np.mean([run.oof for run in given.runs], axis=0)}
+
+
+def rows_of(given: Given, predictions: np.ndarray) -> Scored:
+    """The rows that weights are fitted on, with predictions [n, labels], for the page."""
+    split = "oof" if given.file == OOF else "validation"
+    ids = given.table["id"].tolist()
+    return Scored(split, given.spec, ids, predictions, given.labels, given.folds)
+
+
+def write_page(
+    options: argparse.Namespace, given: Given, joined: Joined, cuts: Thresholds | None
+) -> None:
+    """Write report.html. Args: cuts: thresholds that were fitted."""
+    asked = {name: value for name, value in vars(options).items() if value not in (None, [])}
+    folder = Path(options.output_dir)
+    joined_page.write_page(folder, joined, options.runs, cuts, given.sample, asked)
+
+
+def name_of(metric: FileMetric | None) -> str | None:
+    """The name of a score among others, if there is one."""
+    return None if metric is None else metric.name
 
 
 def write_ensemble(
@@ -414,10 +444,13 @@ def write_ensemble(
     oof: np.ndarray,
     test: np.ndarray,
     scores: dict[str, float],
-) -> None:
+) -> Thresholds | None:
     """Write predictions [n, labels] and [m, labels], thresholds, and the submission.
 
     The scores of thresholds are added to `scores`.
+
+    Returns:
+        the thresholds, if there are any.
     """
     folder, spec = Path(options.output_dir), given.spec
     kind = options.fit_thresholds
@@ -432,6 +465,7 @@ def write_ensemble(
         decided = spec.decide(test, cuts)
         filled = given.sample.fill(given.test_ids, test, decided, spec)
         write_csv(folder / "submission.csv", filled)
+    return cuts
 
 
 def write_report(

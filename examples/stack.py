@@ -34,6 +34,7 @@ from bertchain.data.tables import read_table, require_columns
 from bertchain.errors import InputError
 from bertchain.metrics import main_metric
 from bertchain.probing.scoreboard import paired_difference
+from bertchain.reporting.joined_page import Joined
 from bertchain.runtime.files import write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
@@ -72,12 +73,14 @@ def main() -> None:
     stacked = fit_trees(train, given.truth, kind, test, seed)
 
     _, blended = blend.fit_nested(given)
-    scores = blend.score_runs(given)
-    scores[blend.BLEND] = given.scores_of(blended)
+    others = blend.predictions_of(given) | {blend.BLEND: blended}
+    scores = {name: given.scores_of(p) for name, p in others.items()}
     scores[STACK] = given.scores_of(nested)
-    blend.write_ensemble(options, given, nested, stacked, scores[STACK])
-    others = {run.name: run.oof for run in given.runs} | {blend.BLEND: blended}
+    cuts = blend.write_ensemble(options, given, nested, stacked, scores[STACK])
     report = write_report(Path(options.output_dir), scores, nested, others, given)
+    own, rows = blend.name_of(given.metric), blend.rows_of(given, nested)
+    joined = Joined("stack", rows, scores, others, metric=own)
+    blend.write_page(options, given, joined, cuts)
     results = {"scores": scores, "trees": TREES | {"seed": seed}}
     results |= {"columns": [*map(str, train)], "versions": versions()}
     write_json(Path(options.output_dir) / "all_results.json", results)
@@ -194,10 +197,11 @@ def write_report(
     """Write report.md; returns its text."""
     kind = given.spec.problem_type
     metric, _ = main_metric(kind, len(given.spec.names))
-    second = "rmse" if kind == "regression" else "log_loss"
-    rows = []
+    second, rows = "rmse" if kind == "regression" else "log_loss", []
+    shown = filter(None, (blend.name_of(given.metric), metric, second))
+    shown = [*dict.fromkeys(shown)]
     for name, own in scores.items():
-        row = {"out-of-fold predictions": name} | {m: own[m] for m in (metric, second)}
+        row = {"out-of-fold predictions": name} | {m: own[m] for m in shown}
         if name in others:
             row |= paired_difference(kind, nested, others[name], given.labels)
         rows.append(row)

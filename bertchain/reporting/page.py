@@ -4,14 +4,16 @@ It is one file that requests nothing. It shows the beginning of some texts, so i
 the data.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from bertchain.arguments.finetuning import GROUPS, Arguments
@@ -61,30 +63,37 @@ def write_page(
         found = [sections.score_section(scored, results, seed)] if scored else []
         found += warning_sections(task, scored, results) + curve_sections(run, task.spec, args)
         if scored:
-            found += scored_sections(run, task, scored[0], thresholds, args)
+            columns = args.text.columns
+            texts = functools.partial(read_texts, task, scored[0].split, columns=columns)
+            found += scored_sections(run.folder, scored[0], thresholds, seed, texts)
         found += predicted_sections(run.folder, task, scored, thresholds)
         found += submission_sections(form, task.spec)
-        found += rate_sections(run) + made_sections(task, args)
+        arguments = changed(args.run_config, (*GROUPS, TrainingArguments))
+        found += rate_sections(run) + made_sections(task, arguments)
         write_text(run.folder / "report.html", html.to_html(run.folder.resolve().name, found))
 
 
 def scored_sections(
-    run: RunFolder,
-    task: Task,
+    folder: Path,
     rows: Scored,
     thresholds: Thresholds | None,
-    args: Arguments,
+    seed: int,
+    texts_of: Callable[[Sequence[str]], dict[str, str]],
 ) -> list[Section]:
-    """Sections about the most telling of the scored rows; writes the tables of mistakes."""
-    seed = args.training.seed
+    """Sections about the most telling of the scored rows; writes the tables of mistakes.
+
+    Args:
+        folder: of the run.
+        texts_of: the beginning of the text of some rows, by id, as far as it is known.
+    """
     wrong, doubtful = mistakes.find_mistakes(rows), None
-    write_csv(run.folder / "mistakes.csv", wrong.drop(columns="row"))
+    write_csv(folder / "mistakes.csv", wrong.drop(columns="row"))
     if rows.spec.problem_type != "regression" and rows.split != "test":
         doubtful = mistakes.find_doubtful(rows)
-        write_csv(run.folder / "doubtful_labels.csv", doubtful.drop(columns="row"))
+        write_csv(folder / "doubtful_labels.csv", doubtful.drop(columns="row"))
     shown = [*wrong["id"], *(doubtful["id"][: mistakes.SHOWN] if doubtful is not None else ())]
-    texts = read_texts(task, rows.split, shown, args)
-    members = run.folder / "members.csv"
+    texts = texts_of(shown)
+    members = folder / "members.csv"
     return [
         *sections.fold_sections(rows, read_table(members) if members.is_file() else None, seed),
         *sections.class_sections(rows, thresholds),
@@ -97,12 +106,22 @@ def scored_sections(
     ]
 
 
-def read_texts(task: Task, split: str, ids: Sequence[str], args: Arguments) -> dict[str, str]:
-    """The beginning of the text of some rows, by id; {} for labelled spans."""
+def read_texts(
+    task: Task, split: str, ids: Sequence[str], columns: dict[str, Any]
+) -> dict[str, str]:
+    """The beginning of the text of some rows, by id; {} for labelled spans.
+
+    Args:
+        columns: of `TextArguments`.
+    """
     if task.num_spans or not ids:
         return {}
     known = split in task.tables and split != "oof"  # validation rows may be held out of train
-    table, columns = task.tables[split if known else "train"].rows, args.text.columns
+    return read_rows(task.tables[split if known else "train"].rows, ids, columns)
+
+
+def read_rows(table: Dataset, ids: Sequence[str], columns: dict[str, Any]) -> dict[str, str]:
+    """The beginning of the text of the rows of a table that have these ids."""
     wanted = dict.fromkeys(ids)
     if columns["id_column"] is None:
         places = {name: int(name) for name in wanted}
@@ -230,8 +249,8 @@ def rate_sections(run: RunFolder) -> list[Section]:
     return [Section("rates", "Learning rates", text, read_table(path), fold=True)]
 
 
-def made_sections(task: Task, args: Arguments) -> list[Section]:
-    """What was run, and on what."""
+def made_sections(task: Task, arguments: dict[str, Any]) -> list[Section]:
+    """What was run, and on what. Args: arguments: those that are not defaults."""
     found = []
     for split, rows in task.documents.items():
         row = {"split": split, "documents": len(rows)}
@@ -241,12 +260,16 @@ def made_sections(task: Task, args: Arguments) -> list[Section]:
             row |= {"documents cut": int((cut > 0).sum())}
             row |= {"share of tokens cut": float(cut.sum() / max(tokens.sum(), 1))}
         found.append(row)
-    spec, shown = task.spec, changed(args.run_config, (*GROUPS, TrainingArguments))
+    spec = task.spec
     names = ", ".join(spec.names[:12]) + (" ..." if len(spec.names) > 12 else "")
     text = f"{spec.problem_type}, {len(spec.names)} labels: {names}."
     if task.folds is not None:
         text += f" {len(np.unique(task.folds))} folds."
-    made = {"arguments": without_folders(shown), "versions": versions()}
+    return [made_section(text, pd.DataFrame(found), arguments)]
+
+
+def made_section(text: str, table: pd.DataFrame, arguments: dict[str, Any]) -> Section:
+    """A table of what was run on, the arguments, and the versions."""
+    made = {"arguments": without_folders(arguments), "versions": versions()}
     plain = yaml.safe_dump(made, allow_unicode=True, sort_keys=True)
-    table = pd.DataFrame(found)
-    return [Section("run", "What was run, and on what", text, table, plain=plain)]
+    return Section("run", "What was run, and on what", text, table, plain=plain)

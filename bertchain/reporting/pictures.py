@@ -59,6 +59,41 @@ def curves_figure(histories: dict[str, pd.DataFrame], metric: str) -> Figure:
     return figure
 
 
+def tasks_figure(history: pd.DataFrame, metrics: dict[str, str]) -> Figure:
+    """Draw the loss, and the scores of several tasks by step; a panel for each kind of score.
+
+    Args:
+        history: of all tasks, with columns eval_<task>_<metric>.
+        metrics: the score of each task, by its name.
+    """
+    kinds = [*dict.fromkeys(metrics.values())]
+    lines = -(-(1 + len(kinds)) // 2)
+    figure = figures.new_figure(PANEL[0] * 2, PANEL[1] * lines)
+    left, *axes = figure.subplots(lines, 2, squeeze=False).reshape(-1)
+    for axis in axes[len(kinds) :]:
+        axis.remove()
+    axes = axes[: len(kinds)]
+    points = {"marker": "o", "ms": 3, "linewidth": 1.2}
+
+    def draw(axis: Axes, column: str, name: str, colour: str) -> None:
+        if column in history and history[column].notna().any():
+            axis.plot(history["step"], history[column], color=colour, label=name, **points)
+
+    draw(left, "train_loss", "training, all tasks", "grey")
+    left.set(xlabel="step", ylabel="loss", title="Loss (tasks: validation)")
+    for number, (task, metric) in enumerate(metrics.items()):
+        colour = f"C{number % 10}"
+        draw(left, f"eval_{task}_loss", figures.plain(task), colour)
+        draw(axes[kinds.index(metric)], f"eval_{task}_{metric}", figures.plain(task), colour)
+    for axis, kind in zip(axes, kinds, strict=True):
+        axis.set(xlabel="step", ylabel=kind, title=f"Validation {kind}")
+    for axis in (left, *axes):
+        axis.grid(alpha=0.3)
+        figures.tick_whole_numbers(axis)
+    figures.add_shared_legend(figure)
+    return figure
+
+
 def reliability_figure(measured: dict[str, Calibration], what: str) -> Figure:
     """Draw the share that was right by confidence, a panel for each entry, and how many answers.
 

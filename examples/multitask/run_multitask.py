@@ -13,7 +13,8 @@ where tasks.yaml holds the arguments, and under `tasks` a name and the files of 
 Each task has its own labels and its own head; a batch holds rows of one task, and tasks are sampled
 in proportion to their size. The output folder is a plain encoder, for run_finetune.py with a new
 head. Each folder in it, such as multitask/trec, is a classifier as run_finetune.py writes it: name
-it as --model_name_or_path to fine-tune it further on its task, at a lower rate.
+it as --model_name_or_path to fine-tune it further on its task, at a lower rate. report.html shows
+scores and curves of all tasks, that in a task's folder its mistakes and the rest.
 """
 
 import sys
@@ -84,6 +85,7 @@ from typing import Any, NamedTuple
 
 import multitask
 import numpy as np
+import pages
 import torch
 from multitask import Tasks
 from transformers import TrainingArguments, set_seed
@@ -157,9 +159,11 @@ def main(argv: list[str] | dict[str, Any] | None = None) -> dict[str, Any]:
         # 6. Predict validation and test rows of each task
         results |= predict(fit, tasks, run.folder) | seen
 
-        # 7. Write the encoder, a classifier for each task, curves, results
+        # 7. Write the encoder, a classifier for each task, curves, pages, results
         if distributed.is_main_process():
             write_models(fit, results, tasks, run.folder, args.run_config)
+            given = cli.changed(args.run_config, (*GROUPS, TrainingArguments))
+            pages.write_pages(run.folder, tasks, results, given, training.seed)
         run.remove_checkpoints(member)
         run.write_results(results, args.run_config, training.seed)
     return results

@@ -2,21 +2,26 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, make_rows, tiny_bert_config
+from conftest import ROOT, TOPICS, make_rows, tiny_bert_config
 from forking import run_command
+from transformers import TrainingArguments
 
 import run_finetune
+from bertchain import cli
+from bertchain.arguments import finetuning
 from bertchain.competition import ensemble
 from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.training.prediction import read_written_table, write_predictions
 
 sys.path.insert(0, str(ROOT / "examples"))
 import blend
+import recipe
 import stack
 
 from bertchain.data.labels import LabelSpec, Thresholds
@@ -182,6 +187,9 @@ def blend_two(tmp_path, monkeypatch, spec, cuts, sample, labels, oof, test):
     blend.main()
     results = json.loads((tmp_path / "o" / "all_results.json").read_text())
     assert json.loads((tmp_path / "o" / "thresholds.json").read_text())["kind"] == cuts.kind
+    page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    for section in ("scores", "runs", "correlation", "thresholds", "mistakes", "submission"):
+        assert f'<section id="{section}">' in page
     return pd.read_csv(tmp_path / "o" / "submission.csv"), results
 
 
@@ -237,6 +245,27 @@ def test_a_blend_for_a_score_of_ones_own(tmp_path, monkeypatch):
     assert "| middle |" in (tmp_path / "o" / "report.md").read_text()
 
 
+def test_weights_for_a_score_are_sought_from_two_starts():
+    """Far from the least loss the score is better, but for no single step on the way there."""
+    truth = np.eye(2)[[0, 0, 1, 1]]
+    runs = np.array([[0.9, 0.9, 0.45, 0.45], [0.49, 0.49, 0.8, 0.8]])  # of class 0
+    p = np.stack([runs, 1 - runs], axis=2)
+
+    class Middle:
+        """A score that only the two together reach."""
+
+        name = "middle"
+
+        def gain(self, labels, predictions):
+            return float(abs(predictions[0, 0] - p[:, 0, 0].mean()) < 1e-9)
+
+    given = blend.Given(
+        SINGLE, pd.DataFrame({"fold": [0, 1, 0, 1]}), truth, [],
+        [blend.Run(str(i), own, own) for i, own in enumerate(p)], None, metric=Middle(),
+    )  # fmt: skip
+    np.testing.assert_allclose(blend.fit_nested(given)[0], [0.5, 0.5])
+
+
 def test_thresholds_of_a_blend_may_be_asked_for(tmp_path, monkeypatch):
     """The runs have none; their kind has to fit the labels."""
     spec = LabelSpec("multi_label", ("x", "y"), ("tags",))
@@ -269,12 +298,12 @@ def test_joined_labels_are_split_by_the_labels_there_are():
 
 
 def test_the_recipe_of_a_competition(competition, tmp_path):
-    recipe = ROOT / "examples" / "competition.yaml"
+    path = ROOT / "examples" / "competition.yaml"
     words = [f"data={competition}", f"model={competition / 'model'}", f"out={tmp_path / 'work'}"]
     words += ["length=32", "epochs=3", "rate=3e-3", "head_rate=3e-3", "pooling=mean"]
     words += ["itpt_epochs=1"]
     script = ROOT / "examples" / "recipe.py"
-    done = run_command(script, recipe, *words, cwd=tmp_path)
+    done = run_command(script, path, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "work" / "finetuned"
     results = json.loads((folder / "all_results.json").read_text())
@@ -285,15 +314,43 @@ def test_the_recipe_of_a_competition(competition, tmp_path):
     assert list(submission["id"]) == list(sample["id"])
     arguments = yaml.safe_load((folder / "run_args.yaml").read_text())
     assert arguments["layers"] == "last4" and arguments["layer_lr_decay"] == 0.95
-    again = run_command(script, recipe, *words, cwd=tmp_path)
-    assert again.stdout.count(": done") == 2
+    scores = json.loads((tmp_path / "work" / "stack" / "all_results.json").read_text())["scores"]
+    assert {name.split("/")[-1] for name in scores} > {"finetuned", "second", blend.BLEND}
+    again = run_command(script, path, *words, "distil=true", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout.count(": done") == 5
+    student = json.loads((tmp_path / "work" / "student" / "all_results.json").read_text())
+    assert student["train_rows"] == 90 and student["pseudo_labelled_rows"] == 30
+    for name in ("second", "blend", "stack", "student"):  # one of them is handed in
+        table = pd.read_csv(tmp_path / "work" / name / "submission.csv")
+        assert list(table["id"]) == list(sample["id"]) and set(table["label"]) <= {*TOPICS}
+
+
+def test_switches_of_the_recipe():
+    """What is null is left out, in all runs; a list stays one; names stand for each other."""
+    path = str(ROOT / "examples" / "competition.yaml")
+    words = ["itpt=false", "start=deberta", "group=venue", "metric=my.py:score", "full_fit=true"]
+    steps = [command for command, _ in recipe.read_steps([path, *words])]
+    assert [Path(command[0]).stem for command in steps] == [
+        "run_finetune", "run_finetune", "blend", "stack",
+    ]  # fmt: skip
+    for command in steps[:2]:
+        groups = (*finetuning.GROUPS, TrainingArguments)
+        args = finetuning.Arguments(*cli.parse(groups, command[1:]))
+        assert args.checkpoint.model_name_or_path == "deberta" and args.folds.full_fit is True
+        assert args.folds.group_column_name == "venue" and args.folds.near_duplicates is None
+        assert "--metric_file=my.py:score" in command
+    assert not any("columns" in word for word in steps[3])
+    words += ["blend=false", "metric=null", "group=null"]
+    ((command, folder),) = recipe.read_steps([path, *words])
+    assert folder == Path("work/finetuned") and not any("metric" in word for word in command)
 
 
 def test_a_pilot_decides_what_is_fine_tuned(competition, tmp_path):
-    recipe = yaml.safe_load((ROOT / "examples" / "pilot.yaml").read_text())
-    recipe["steps"][1] |= {"seeds": [1, 2], "blends": [0.5]}
-    recipe["steps"][2]["num_folds"] = 2
-    (tmp_path / "pilot.yaml").write_text(yaml.safe_dump(recipe))
+    pilot = yaml.safe_load((ROOT / "examples" / "pilot.yaml").read_text())
+    pilot["steps"][1] |= {"seeds": [1, 2], "blends": [0.5]}
+    pilot["steps"][2]["num_folds"] = 2
+    (tmp_path / "pilot.yaml").write_text(yaml.safe_dump(pilot))
     words = [f"data={competition}", f"model={competition / 'model'}", f"out={tmp_path / 'work'}"]
     words += ["length=32", "epochs=1", "rate=3e-3", "pooling=mean", "some=2", "most=4"]
     done = run_command(ROOT / "examples" / "recipe.py", "pilot.yaml", *words, cwd=tmp_path)
@@ -321,6 +378,11 @@ def test_recipes_that_cannot_be(tmp_path):
     for name, message in (("a", "'nowhere'"), ("b", "needs a script"), ("c", "not step")):
         done = run_command(script, f"{name}.yaml", cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    (tmp_path / "d.yaml").write_text("steps: [{script: run_itpt.py, output_dir: x, when: 2}]")
+    with pytest.raises(InputError, match="step 1: when has to be true or false, not 2"):
+        recipe.read_steps([str(tmp_path / "d.yaml")])
+    with pytest.raises(InputError, match=r"has no distill \(did you mean distil\?\)"):
+        recipe.read_steps([str(ROOT / "examples" / "competition.yaml"), "distill=true"])
     assert run_command(script, "a.yaml", "nowhere", cwd=tmp_path).returncode == 2
 
 
@@ -335,9 +397,11 @@ def test_the_notebook_runs_offline(processes, competition, tmp_path):
     ours = {"CODE": str(ROOT), "WHEELS": None, "DATA": str(competition), "WORK": str(tmp_path)}
     ours |= {"MODEL": str(competition / "model"), "TEXT": ["title", "abstract"], "LABEL": "label"}
     ours |= {"ID": "id", "PROCESSES": processes, "PRECISION": "no", "TIME_BUDGET": "10m"}
+    ours |= {"METRIC": "my_metric.py:score", "JOIN": "stack" if processes == 1 else "blend"}
+    ours["RUNS"] = {"first": {"token_pooling": "mean"}, "second": {"layers": "last4"}}
     ours["FURTHER_PRETRAIN"] = processes == 1
-    ours["OPTIONS"] = {"num_folds": 5 - processes, "token_pooling": "mean", "learning_rate": 3e-3}
-    ours["OPTIONS"] |= {"use_cpu": True, "num_train_epochs": 2}
+    ours["OPTIONS"] = {"num_folds": 2, "learning_rate": 3e-3, "use_cpu": True}
+    ours["OPTIONS"] |= {"num_train_epochs": 1}
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     named = {line.split("=")[0].strip() for line in cell.source.splitlines() if "=" in line}
     assert {n for names in named for n in names.split(", ")} == set(ours)  # none forgotten
@@ -347,7 +411,9 @@ def test_the_notebook_runs_offline(processes, competition, tmp_path):
     )
     client.execute()
     shown = json.dumps(notebook.cells)
-    assert "oof_accuracy" in shown and "image/png" in shown and "30 rows" in shown
+    assert "oof_accuracy" in shown and "oof_score" in shown and "30 rows" in shown
+    assert "iframe srcdoc" in shown and "Learning curves" in shown  # the page of a run
+    assert blend.BLEND in shown
     for cell in notebook.cells:
         printed = "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
         assert len(printed.splitlines()) <= 15, printed

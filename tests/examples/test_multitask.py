@@ -1,6 +1,7 @@
 """Several tasks on one encoder: the sampler, shared weights, what is saved, one task further."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -147,6 +148,32 @@ def test_the_folder_is_an_encoder_and_holds_a_classifier_for_each_task(multitask
     accuracy = (table["prediction"] == truth["label"]).mean()
     assert accuracy == pytest.approx(results["test_topics_accuracy"])
     assert not list(out.glob("checkpoint-*"))
+
+
+def test_pages_of_all_tasks_and_of_each(multitask, task_files):
+    out, results = multitask
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name, metric in (("topics", "accuracy"), ("tags", "lrap"), ("degree", "rmse")):
+        row = re.search(rf"<tr><td>{name}</td><td>{metric}</td>.*?</tr>", page)[0]
+        numbers = re.findall(r'data-value="(.*?)"', row)
+        assert float(numbers[0]) == results[f"eval_{name}_{metric}"]
+        assert float(numbers[1]) > 0 or numbers[0] == "1.0"
+        tested = f"test_{name}_{metric}" in results
+        assert [*map(float, filter(None, numbers[2:3]))] == (
+            [results[f"test_{name}_{metric}"]] if tested else []
+        )
+    assert f'data-value="{results["eval_mean_score"]!r}"' in page and page.count("<svg") == 1
+    own = {n: (out / n / "report.html").read_text("utf-8") for n in ("topics", "tags", "degree")}
+    assert f'data-value="{results["test_topics_accuracy"]!r}"' in own["topics"]
+    for name, what in (("topics", "confusion"), ("tags", "thresholds"), ("degree", "residuals")):
+        for section in (what, "scores", "mistakes", "run"):
+            assert f'<section id="{section}">' in own[name], (name, section)
+        assert str(task_files) not in own[name] + page  # no path of the machine
+    wrong = pd.read_csv(out / "degree" / "mistakes.csv", dtype={"id": str})
+    texts = pd.read_csv(task_files / "other.csv")["body"]
+    assert all(texts[int(name)] in own["degree"] for name in wrong["id"])
+    number = results["degree_test_documents_trained_on"]
+    assert f"{number} test documents" in own["degree"]  # by the tags
 
 
 def test_what_all_tasks_were_trained_on_is_known(multitask, task_files):

@@ -13,7 +13,8 @@ from conftest import DRAW, ROOT, SPARE, make_rows
 from forking import run_command
 
 from bertchain.data.labels import LabelSpec, Thresholds
-from bertchain.reporting import calibration, mistakes, sections
+from bertchain.reporting import calibration, joined_page, mistakes, sections
+from bertchain.reporting.joined_page import Joined
 from bertchain.reporting.scored import Scored
 from bertchain.runtime import html
 from bertchain.training.outcome import read_table
@@ -157,6 +158,24 @@ def all_sections(rows, thresholds=None):
     ]
 
 
+def joined_sections():
+    """What the page of a blend has of its own, and the curves of several tasks."""
+    rows = made_up("single_label", FEW)
+    others = {f"/a/{EVIL[:8]} {name * 30}/out": rows.probabilities for name in "xyz"}
+    scores = {name: {"accuracy": 0.5, "log_loss": 0.5, "own": 0.5} for name in [*others, "blend"]}
+    joined = Joined("blend", rows, scores, others, dict.fromkeys(others, 1 / 3), "own")
+    metrics = {"a": "accuracy", "b": "lrap", "$c$": "rmse", "d": "accuracy"}
+    columns = [f"eval_{task}_{name}" for task, own in metrics.items() for name in ("loss", own)]
+    history = pd.DataFrame(RNG.random((5, len(columns))), columns=columns)
+    history["step"], history["train_loss"] = range(10, 60, 10), 0.3
+    figure = sections.pictures.tasks_figure(history, metrics)
+    return [
+        joined_page.runs_section(joined),
+        joined_page.correlation_section([*others.values()], [*others]),
+        html.Section("curves", "Learning curves", figure=figure),
+    ]
+
+
 FEW, MANY = (EVIL, "$\\frac{1}$", "c" * 70), tuple(f"a rather long class {k}" for k in range(40))
 KINDS = {  # pictures of each
     "single_label_few": (lambda: all_sections(made_up("single_label", FEW)), 3),
@@ -176,6 +195,7 @@ KINDS = {  # pictures of each
         ),
         3,
     ),
+    "joined": (joined_sections, 1),
 }
 PROBE = """
 <script>
