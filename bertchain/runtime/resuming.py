@@ -11,6 +11,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import TrainOutput
 
 from bertchain.errors import InputError
 from bertchain.runtime.checkpoints import SaveAndExitOnSigterm, mark_whole, read_mark, rotate
@@ -67,7 +68,8 @@ class ResumableTrainer(FiniteTrainer):
             InputError: for a checkpoint that this run cannot go on from.
         """
         if resume_from_checkpoint is None:
-            return super().train(**kwargs)
+            output = super().train(**kwargs)
+            return with_loss(output, output.training_loss + self._loss_of_others())
         self._check_checkpoint(resume_from_checkpoint)
         is_known = self.resumed is not None
         at_start, self.args.eval_on_start = self.args.eval_on_start, False  # it has been
@@ -76,12 +78,21 @@ class ResumableTrainer(FiniteTrainer):
         finally:
             self.args.eval_on_start = at_start
         if not is_known:
-            return output
+            return with_loss(output, output.training_loss + self._loss_of_others())
         total = self.logged_before + self._total_loss_scalar
         if self.resumed is not None:  # no step was left to take them up
             total += self._own_sum()
         loss = total / max(1, self.state.global_step)
-        return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
+        return with_loss(output, loss + self._loss_of_others())
+
+    def _loss_of_others(self) -> float:
+        """What the mean loss of a run lacks: the Trainer adds up the losses since the last line of
+        the log in each process for itself."""
+        if self.args.world_size == 1:
+            return 0.0
+        own = self.loss_since_log.detach().float().reshape(1).to(self.args.device)
+        mean = self.accelerator.gather(own).mean()
+        return float(mean - own) / max(1, self.state.global_step)
 
     def _check_checkpoint(self, checkpoint: str) -> None:
         """Compare what a step consists of; take over the losses since the last one logged."""
@@ -164,6 +175,11 @@ class ResumableTrainer(FiniteTrainer):
             mark_whole(checkpoint, {"step": self.step_content(), "losses": losses})
         if self.args.should_save:
             rotate(checkpoint, self.state.best_model_checkpoint, limit)
+
+
+def with_loss(output: TrainOutput, loss: float) -> TrainOutput:
+    """Set the mean loss of what a Trainer gives back."""
+    return output._replace(training_loss=loss, metrics=output.metrics | {"train_loss": loss})
 
 
 ROWS = "number of rows of a step (--per_device_train_batch_size x accumulation x processes)"

@@ -1,5 +1,6 @@
 """The supervised contrastive loss: by hand, its gradient, over processes, in the script."""
 
+import json
 import math
 import os
 import shutil
@@ -220,3 +221,5 @@ def test_two_processes_train_as_one(tune, tiny_bert, topic_files, tmp_path):
         pd.read_csv(f / "history.csv")["train_loss"] for f in (one.output_dir, tmp_path / "two")
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+    results = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert results["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
