@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
-from forking import run_bare, run_command
+from forking import PICTURES, run_bare, run_command
 from transformers import AutoTokenizer
 
 import run_itpt
@@ -179,7 +179,7 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     line += ["--seeds", 1, 2, "--output_dir", out, "--metric", "test_accuracy", "--no_probe"]
     line += ["--blends", 0.5, "--", "--train_file", topic_files["train"]]
     line += ["--test_file", topic_files["test_labels"], "--max_steps", 3, "--use_cpu"]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "curve.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     scores = pd.read_csv(out / "curve.csv")
     assert scores[["step", "seed"]].to_numpy().tolist() == [
@@ -300,7 +300,7 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     grid = {"learning_rate": [1e-4, 1e-2]}
     line = [ROOT / "examples" / "sweep.py"]
     line += [sweep_file(tmp_path, tiny_bert, topic_files, grid=grid, parallel=2)]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "sweep.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "sweep"
     table = pd.read_csv(out / "sweep.csv")
@@ -415,7 +415,7 @@ def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
     line += ["--finetuning_rate", 3e-3, "--head_rate", 3e-2, "--", "--train_file"]
     line += [topic_files["train"], "--test_file", topic_files["test_labels"], "--use_cpu"]
     line += ["--id_column_name", "id", "--num_train_epochs", 4]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "curves.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(out / "scores.csv").set_index("what")["test roc_auc"]
     assert len(table) == 4

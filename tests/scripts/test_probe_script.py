@@ -227,7 +227,7 @@ def finetuned(tmp_path_factory, tiny_bert, topic_files):
     return out, results
 
 
-def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
+def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path, pictures):
     folder, tuned = finetuned
     arguments = {
         "models": [f"base={tiny_bert}", f"tuned={folder}"],
