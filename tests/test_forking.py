@@ -86,7 +86,11 @@ def test_imports_are_done_when_a_fork_begins():
     ("code", "expected"),
     [
         ("import atexit; atexit.register(print, 'bye'); print('hi')", (0, "hi\nbye\n")),
+        ("import threading; threading.Timer(0.2, print, ['late']).start()", (0, "late\n")),
+        ("import tempfile; a = tempfile.TemporaryDirectory(); print('x', end='')", (0, "x")),
         ("raise SystemExit(3)", (3, "")),
+        ("raise SystemExit(-1)", (255, "")),
+        ("raise SystemExit(True)", (1, "")),
         ("raise SystemExit('a message')", (1, "")),
         ("1 / 0", (1, "")),
         ("import os; os._exit(9)", (9, "")),
