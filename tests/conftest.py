@@ -185,6 +185,15 @@ def pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """What a test sets is not for those after it: with more threads than free cores, which wait for
+    each other, they took many times as long."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def asks_the_hub(monkeypatch, tmp_path) -> None:
     """For tests that name something on the hub: a guarded run must not count what they try, and

@@ -268,7 +268,7 @@ def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path)
     done = run_command(
         ROOT / "benchmarks" / "itpt_speed.py", "--model", tiny_bert, "--train_file",
         topic_files["train"], "--max_seq_length", 32, "--rows", 4, "--steps", 1, "--turns", 1,
-        "--output_dir", tmp_path,
+        "--threads", 1, "--output_dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = tmp_path.glob("*.json")
@@ -438,6 +438,7 @@ def test_the_fine_tuning_speed_benchmark(tiny_bert, topic_files, tmp_path, monke
     speed = load_example("../benchmarks/finetune_speed")
     line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--rows", "8"]
     line += ["--max_train_samples", "48", "--output_dir", str(tmp_path / "speed")]
+    line += ["--threads", "1"]
     monkeypatch.setattr(sys, "argv", line)
     rows = []
     for way in speed.WAYS:
@@ -453,7 +454,7 @@ def test_the_fine_tuning_speed_benchmark(tiny_bert, topic_files, tmp_path, monke
 def test_the_long_document_benchmark(tiny_bert, tmp_path, monkeypatch):
     long = load_example("../benchmarks/long_documents")
     line = ["x", "--model", tiny_bert, "--documents", "2", "--segments", "3", "--length", "16"]
-    line += ["--tokens", "200", "--repeat", "1", "--output_dir", str(tmp_path)]
+    line += ["--tokens", "200", "--repeat", "1", "--output_dir", str(tmp_path), "--threads", "1"]
     monkeypatch.setattr(sys, "argv", line)
     options = long.read_arguments()
     timed = long.time_by_segments(options)
@@ -468,10 +469,10 @@ def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
     """Both ways reach the same objective, or their times would not compare."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     speed = load_example("../benchmarks/probe_speed")
-    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--worker"]
+    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--threads", "1"]
     found = {}
     for way in ("features", "sklearn", "probes"):
-        monkeypatch.setattr(sys, "argv", [*line, way])
+        monkeypatch.setattr(sys, "argv", [*line, "--worker", way])
         found[way] = speed.measure(speed.read_arguments())
     assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 10
     assert found["sklearn"]["fits"] == found["probes"]["fits"] == 30
@@ -484,6 +485,7 @@ def test_all_ratios_in_one_run(tiny_bert, topic_files, tmp_path, monkeypatch, fo
     run_all = load_example("../benchmarks/run_all")
     out = tmp_path / "RESULTS.md"
     line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--turns", "1"]
+    line += ["--threads", "1"]
     line += ["--parts", "clusters", "finetune", "--max_train_samples", "48", "--rows", "8"]
     monkeypatch.setattr(sys, "argv", [*line, "--output_file", str(out)])
     run_all.main()
