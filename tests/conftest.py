@@ -255,6 +255,17 @@ def tiny_bert(tmp_path_factory, tokenizers) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory, tokenizers) -> str:
+    """The same with 2 blocks, for what takes long by block."""
+    folder = tmp_path_factory.mktemp("two_blocks")
+    torch.manual_seed(0)
+    config = tiny_bert_config(len(tokenizers["bert"]), num_hidden_layers=2)
+    BertModel(config).save_pretrained(folder)
+    tokenizers["bert"].save_pretrained(folder)
+    return str(folder)
+
+
 def make_rows(n: int, seed: int = 0, words: tuple[int, int] = (3, 12)) -> list[dict]:
     """Rows id, text, label; a few words of the text belong to the label's topic."""
     rng = random.Random(seed)
