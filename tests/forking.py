@@ -266,7 +266,8 @@ def run_to_its_end(line: list[str]) -> None:
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if not stream.closed:
+            stream.flush()
     os._exit((code or 0) & 0xFF)
 
 

@@ -104,6 +104,15 @@ def test_commands_end_as_they_do(code, expected):
     assert ("ZeroDivisionError" in done.stderr) == ("/" in code)
 
 
+@pytest.mark.parametrize(("asked", "drawn"), [("", False), ("b.png", False), ("a.png", True)])
+def test_a_fork_draws_what_is_asked_for(asked, drawn, tmp_path):
+    code = "import pathlib\nfrom matplotlib.figure import Figure\n"
+    code += "Figure().savefig(pathlib.Path('a.png'), dpi=130)"
+    run_command("-c", code, cwd=tmp_path, env={PICTURES: asked})
+    content = (tmp_path / "a.png").read_bytes()
+    assert content[:4] == b"\x89PNG" and (len(content) > 1000) == drawn
+
+
 def test_signals_reach_a_fork(tmp_path, interrupts_arrive):
     code = f"import pathlib, time; pathlib.Path({str(tmp_path / 'on')!r}).touch(); time.sleep(60)"
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):

@@ -176,7 +176,7 @@ def test_the_code_is_the_sum_of_its_learning_curve():
     assert curve[100] < curve[ends[1]]
 
 
-def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_path):
+def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_path, pictures):
     """The tiny model has random weights itself: what it knows is no finding."""
     frame = pd.read_csv(topic_files["train"])
     frame["label"] = np.random.default_rng(1).permutation(frame["label"])
