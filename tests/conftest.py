@@ -7,29 +7,29 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # also for processes that tests start; before torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.fsync = lambda number: None  # what a test writes need not outlast a power cut
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 import pytest
 import torch
-from forking import stand_in_path
+from forking import PICTURES, spare_disk_and_drawing, stand_in_path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback
 
 from bertchain.runtime import html
 
-DRAW, SPARE = html.as_svg, html.spare_the_run
-html.as_svg = lambda figure: "<svg></svg>"  # a second a page, which few tests look at: `pictures`
+spare_disk_and_drawing()  # see the fixture `pictures`
+SPARE = html.spare_the_run
 html.spare_the_run = contextlib.nullcontext  # a page that cannot be made fails the test
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 WORDS = [
     "red",
@@ -170,10 +170,28 @@ class Preempt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw all pictures for real."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PICTURES, "all")
+        yield
+
+
 @pytest.fixture
-def pictures(monkeypatch) -> None:
-    """For tests that look at the pictures of a page."""
-    monkeypatch.setattr(html, "as_svg", DRAW)
+def pictures() -> Iterator[None]:
+    """For tests that look at pictures."""
+    with drawing():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """What a test sets is not for those after it: with more threads than free cores, which wait for
+    each other, they took many times as long."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -233,6 +251,17 @@ def tiny_bert(tmp_path_factory, tokenizers) -> str:
     folder = tmp_path_factory.mktemp("tiny_bert")
     torch.manual_seed(0)
     BertModel(tiny_bert_config(len(tokenizers["bert"]))).save_pretrained(folder)
+    tokenizers["bert"].save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def two_blocks(tmp_path_factory, tokenizers) -> str:
+    """The same with 2 blocks, for what takes long by block."""
+    folder = tmp_path_factory.mktemp("two_blocks")
+    torch.manual_seed(0)
+    config = tiny_bert_config(len(tokenizers["bert"]), num_hidden_layers=2)
+    BertModel(config).save_pretrained(folder)
     tokenizers["bert"].save_pretrained(folder)
     return str(folder)
 

@@ -8,7 +8,9 @@ The first command starts a server for this process of pytest. It imports the pac
 project's modules import, none of the project's own, runs no computation and has one thread. Each
 request makes it fork twice: a monitor, which reports how the command ended, and the command itself,
 which takes over the arguments, folder, environment, standard streams and namespaces of the asker,
-runs the file as `__main__` and leaves through the interpreter's own end.
+runs the file as `__main__` and ends as the interpreter does, but that it clears no module: to write
+half a gigabyte of shared memory takes longer than many a command. It draws the pictures that the
+environment asks for, and syncs no file.
 
 A command is started in a fresh interpreter where a fork could differ: where an environment
 variable has another value that the imports have looked up, or that C code reads at start. What all
@@ -20,6 +22,7 @@ of the forks, so that the commands which they start are forks, too.
 
 import ast
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
@@ -33,6 +36,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 import warnings
@@ -53,9 +57,12 @@ READ_BY_C += ("ARROW_", "TZ", "LANG", "LC_", "GLIBC_", "CUDA_")
 AT_FIRST = dict(os.environ)  # before any test changes it
 SET_BY_IMPORTS: dict[str, str] = {}
 OF_THE_MOMENT = ("_", "PWD", "OLDPWD", "SHLVL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
-LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
+LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "ipykernel_launcher")
 INHERITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)  # where ignored
 MODELS = ("bert", "auto")  # what transformers imports when a model is loaded
+TABLE = "transformers.conversion_mapping"
+PICTURES = "PICTURES"  # in the environment: "all" are drawn, or those with this in their names
+BLANK = {"svg": "<svg></svg>", "png": b"\x89PNG\r\n\x1a\n"}
 
 
 class Request(NamedTuple):
@@ -77,6 +84,8 @@ def serve(address: str) -> Request:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for pytest
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # monitors leave no zombies
     looked_up = preload()
+    if sys.dont_write_bytecode:  # else each fork would compile the project
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(address).parent)
     gc.collect()
     gc.freeze()  # or each fork goes through all that was imported when it ends
     listener = socket.socket(socket.AF_UNIX)
@@ -125,6 +134,8 @@ def preload() -> list[str]:
             continue  # one that is optional, or a module of the name
     for model in MODELS:
         importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    with contextlib.suppress(ImportError, AttributeError):  # a table that some versions keep
+        importlib.import_module(TABLE).get_checkpoint_conversion_mapping("bert")
     os.environ.__class__ = plain
     SET_BY_IMPORTS.update({k: v for k, v in os.environ.items() if before.get(k) != v})
     return sorted(looked_up - {*SET_BY_IMPORTS, *OF_THE_MOMENT})
@@ -191,6 +202,25 @@ def take_over(request: Request, streams: list[int], asker: int) -> None:
     os.environ.update(SET_BY_IMPORTS | request.environment)
     sys.modules["numpy"].random.seed()  # `random` is seeded anew by itself
     sys.modules["torch"].seed()
+    spare_disk_and_drawing()
+
+
+def spare_disk_and_drawing() -> None:
+    """Sync no file, as what tests write need not outlast a power cut; draw only what is asked for:
+    pictures take a third of a short run."""
+    figure = importlib.import_module("matplotlib.figure").Figure
+    draw = figure.savefig
+
+    def savefig(self, target, *, format: str = "png", **options) -> None:
+        asked = os.environ.get(PICTURES, "")
+        if asked == "all" or (asked and asked in str(target)):
+            draw(self, target, format=format, **options)
+        elif isinstance(target, os.PathLike):
+            target.write_bytes(BLANK[format])
+        else:
+            target.write(BLANK[format])
+
+    figure.savefig, os.fsync = savefig, lambda number: None
 
 
 def join_namespaces(asker: int) -> None:
@@ -221,6 +251,24 @@ def run_as_main(line: list[str]) -> None:
         return exec(compile(others[0], "<string>", "exec"), vars(sys.modules["__main__"]))
     sys.argv, sys.path[0] = line, str(Path(first).resolve().parent)
     return runpy.run_path(first, run_name="__main__")
+
+
+def run_to_its_end(line: list[str]) -> None:
+    """Run a command; where it ends well or by sys.exit, wait for threads, call what it has
+    registered, flush, and leave. All else is for the interpreter."""
+    code = None
+    try:
+        run_as_main(line)
+    except SystemExit as ended:
+        code = ended.code
+        if not isinstance(code, int | None):
+            raise
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 # ---------------------------------------------------------------- asking it
@@ -440,4 +488,4 @@ def stand_in(fixed: str) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = ""  # the folder of this file
-    run_as_main(serve(sys.argv[1]).line)
+    run_to_its_end(serve(sys.argv[1]).line)

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from forking import (
     ONE_THREAD,
+    PICTURES,
     SUPPORTED,
     TESTS,
     run_bare,
@@ -85,7 +86,11 @@ def test_imports_are_done_when_a_fork_begins():
     ("code", "expected"),
     [
         ("import atexit; atexit.register(print, 'bye'); print('hi')", (0, "hi\nbye\n")),
+        ("import threading; threading.Timer(0.2, print, ['late']).start()", (0, "late\n")),
+        ("import tempfile; a = tempfile.TemporaryDirectory(); print('x', end='')", (0, "x")),
         ("raise SystemExit(3)", (3, "")),
+        ("raise SystemExit(-1)", (255, "")),
+        ("raise SystemExit(True)", (1, "")),
         ("raise SystemExit('a message')", (1, "")),
         ("1 / 0", (1, "")),
         ("import os; os._exit(9)", (9, "")),
@@ -97,6 +102,15 @@ def test_commands_end_as_they_do(code, expected):
         done = run("-c", code)
         assert (done.returncode, done.stdout) == expected
     assert ("ZeroDivisionError" in done.stderr) == ("/" in code)
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [("", False), ("b.png", False), ("a.png", True)])
+def test_a_fork_draws_what_is_asked_for(asked, drawn, tmp_path):
+    code = "import pathlib\nfrom matplotlib.figure import Figure\n"
+    code += "Figure().savefig(pathlib.Path('a.png'), dpi=130)"
+    run_command("-c", code, cwd=tmp_path, env={PICTURES: asked})
+    content = (tmp_path / "a.png").read_bytes()
+    assert content[:4] == b"\x89PNG" and (len(content) > 1000) == drawn
 
 
 def test_signals_reach_a_fork(tmp_path, interrupts_arrive):
@@ -176,10 +190,10 @@ def test_the_same_command_writes_the_same_bytes_both_ways(tiny_bert, topic_files
     line = ["--model_name_or_path", tiny_bert, "--train_file", topic_files["train"], "--use_cpu"]
     line += ["--test_file", topic_files["test"], "--id_column_name", "id", "--num_folds", "2"]
     line += ["--num_train_epochs", "1", "--output_dir", "out"]
-    processes = []
+    processes, drawn = [], {PICTURES: "all"}
     for name, start in (("fork", start_command), ("fresh", start_bare)):
         (tmp_path / name).mkdir()
-        processes.append(start(ROOT / "run_finetune.py", *line, cwd=tmp_path / name))
+        processes.append(start(ROOT / "run_finetune.py", *line, cwd=tmp_path / name, env=drawn))
     said = [without_times("".join(process.communicate())).split("\n") for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert said[0] == said[1]

@@ -6,10 +6,10 @@ and Khmer write none either: there a run up to the next space counts as one word
 """
 
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 
 from bertchain.errors import InputError
 
@@ -17,6 +17,8 @@ from bertchain.errors import InputError
 SINGLE = (
     "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3005"
 )
+# Above plane 3 are tags, selectors of variants (plane 14) and what has no character yet.
+HIGH, SELECTORS, LAST = 0x40000, range(0xE0000, 0xE1000), 0x10FFFF
 Segmenter = Callable[[str], list[tuple[int, int]]]  # text -> spans (start, stop) of its words
 
 
@@ -24,13 +26,14 @@ Segmenter = Callable[[str], list[tuple[int, int]]]  # text -> spans (start, stop
 def _separators() -> str:
     """Punctuation, symbols, spaces and control characters, as ranges of a character class."""
     ranges: list[list[int]] = []
-    for code in range(sys.maxunicode + 1):
+    for code in chain(range(HIGH), SELECTORS):
         if unicodedata.category(chr(code))[0] not in "PSZC" or 0xD800 <= code <= 0xDFFF:
             continue
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1][1] = code
         else:
             ranges.append([code, code])
+    ranges += [[HIGH, SELECTORS.start - 1], [SELECTORS.stop, LAST]]
     return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in ranges)
 
 

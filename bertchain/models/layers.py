@@ -100,10 +100,15 @@ def shares_blocks(encoder: PreTrainedModel) -> bool:
     return len(find_blocks(encoder)[1]) < num_blocks(encoder.config)
 
 
-def layer_id_of(name: str, model: DocumentClassifier) -> int:
+def layer_id_of(
+    name: str, model: DocumentClassifier, lists: dict[str, nn.ModuleList] | None = None
+) -> int:
     """Layer id of a parameter of the classifier, by its name.
 
     A block that several layers share has the id of the highest of them.
+
+    Args:
+        lists: of `block_lists`, where many parameters are asked for; None: they are looked up.
 
     Raises:
         InputError: for a parameter of an unknown module: none gets a rate by accident.
@@ -112,7 +117,8 @@ def layer_id_of(name: str, model: DocumentClassifier) -> int:
     if parts[0] == "tasks":  # heads of a multi-task model
         return HEAD
     if parts[0] == "encoder":
-        for prefix, blocks in block_lists(model.encoder).items():
+        lists = block_lists(model.encoder) if lists is None else lists
+        for prefix, blocks in lists.items():
             inside = f"encoder.{prefix}."
             if name.startswith(inside):
                 index = int(name.removeprefix(inside).split(".")[0])
@@ -132,8 +138,11 @@ def layer_id_of(name: str, model: DocumentClassifier) -> int:
 
 def layer_ids_of(encoder: PreTrainedModel) -> dict[str, int]:
     """Layer id of each parameter of an encoder alone, by its name."""
-    around = SimpleNamespace(encoder=encoder)
-    return {name: layer_id_of(f"encoder.{name}", around) for name, _ in encoder.named_parameters()}
+    around, lists = SimpleNamespace(encoder=encoder), block_lists(encoder)
+    return {
+        name: layer_id_of(f"encoder.{name}", around, lists)
+        for name, _ in encoder.named_parameters()
+    }
 
 
 def drop_blocks_above(encoder: PreTrainedModel, top: int) -> PreTrainedModel:
@@ -200,7 +209,8 @@ def freeze(model: DocumentClassifier, what: str) -> None:
         InputError: for more blocks than there are, or shared ones.
     """
     blocks, top = num_blocks(model.encoder.config), max(model.config.layers)
-    layer_ids = {name: layer_id_of(name, model) for name, _ in model.named_parameters()}
+    lists = block_lists(model.encoder)
+    layer_ids = {name: layer_id_of(name, model, lists) for name, _ in model.named_parameters()}
     shared = shares_blocks(model.encoder)
     lowest = {"none": -1, "embeddings": 0, "encoder": blocks}.get(what)
     if lowest is None:
@@ -283,8 +293,9 @@ def layer_groups(
         ValueError: for a parameter of an unknown module, frozen or not.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    lists = block_lists(model.encoder)
     for name, parameter in model.named_parameters():
-        layer_id = layer_id_of(name, model)  # also checks the names of frozen ones
+        layer_id = layer_id_of(name, model, lists)  # also checks the names of frozen ones
         decays = name in decayed
         if not parameter.requires_grad:
             continue

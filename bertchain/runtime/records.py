@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -37,10 +38,14 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages behind the numbers, and this repository's commit."""
-    packages = {package: metadata.version(package) for package in PACKAGES}
+    packages = {package: installed(package) for package in PACKAGES}
     return {"python": python_version()} | packages | {"commit": git_commit()}
 
 
+installed = functools.cache(metadata.version)  # a run records them several times
+
+
+@functools.cache  # what is imported stays that of the first call
 def git_commit() -> str:
     """Return this repository's commit, with `-dirty` if tracked files differ; or "unknown"."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

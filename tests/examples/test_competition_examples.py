@@ -390,7 +390,7 @@ def test_recipes_that_cannot_be(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_notebook_runs_offline(processes, competition, tmp_path):
+def test_the_notebook_runs_offline(processes, competition, tmp_path, forked_workers):
     """What its cells print is short, also where several processes train."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "examples" / "competition.ipynb", as_version=4)

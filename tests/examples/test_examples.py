@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
-from forking import run_bare, run_command
+from forking import PICTURES, run_bare, run_command
 from transformers import AutoTokenizer
 
 import run_itpt
@@ -179,7 +179,7 @@ def test_the_curve_of_steps(steps, tiny_bert, topic_files, tmp_path):
     line += ["--seeds", 1, 2, "--output_dir", out, "--metric", "test_accuracy", "--no_probe"]
     line += ["--blends", 0.5, "--", "--train_file", topic_files["train"]]
     line += ["--test_file", topic_files["test_labels"], "--max_steps", 3, "--use_cpu"]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "curve.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     scores = pd.read_csv(out / "curve.csv")
     assert scores[["step", "seed"]].to_numpy().tolist() == [
@@ -268,7 +268,7 @@ def test_the_speed_benchmark_measures_all_ways(tiny_bert, topic_files, tmp_path)
     done = run_command(
         ROOT / "benchmarks" / "itpt_speed.py", "--model", tiny_bert, "--train_file",
         topic_files["train"], "--max_seq_length", 32, "--rows", 4, "--steps", 1, "--turns", 1,
-        "--output_dir", tmp_path,
+        "--threads", 1, "--output_dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = tmp_path.glob("*.json")
@@ -300,7 +300,7 @@ def test_a_sweep_is_tidy_paired_and_goes_on_where_it_stopped(tiny_bert, topic_fi
     grid = {"learning_rate": [1e-4, 1e-2]}
     line = [ROOT / "examples" / "sweep.py"]
     line += [sweep_file(tmp_path, tiny_bert, topic_files, grid=grid, parallel=2)]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "sweep.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "sweep"
     table = pd.read_csv(out / "sweep.csv")
@@ -415,7 +415,7 @@ def test_frozen_or_finetuned(tiny_bert, topic_files, tmp_path):
     line += ["--finetuning_rate", 3e-3, "--head_rate", 3e-2, "--", "--train_file"]
     line += [topic_files["train"], "--test_file", topic_files["test_labels"], "--use_cpu"]
     line += ["--id_column_name", "id", "--num_train_epochs", 4]
-    done = run_command(*line, cwd=tmp_path)
+    done = run_command(*line, cwd=tmp_path, env={PICTURES: "curves.png"})
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(out / "scores.csv").set_index("what")["test roc_auc"]
     assert len(table) == 4
@@ -438,6 +438,7 @@ def test_the_fine_tuning_speed_benchmark(tiny_bert, topic_files, tmp_path, monke
     speed = load_example("../benchmarks/finetune_speed")
     line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--rows", "8"]
     line += ["--max_train_samples", "48", "--output_dir", str(tmp_path / "speed")]
+    line += ["--threads", "1"]
     monkeypatch.setattr(sys, "argv", line)
     rows = []
     for way in speed.WAYS:
@@ -453,7 +454,7 @@ def test_the_fine_tuning_speed_benchmark(tiny_bert, topic_files, tmp_path, monke
 def test_the_long_document_benchmark(tiny_bert, tmp_path, monkeypatch):
     long = load_example("../benchmarks/long_documents")
     line = ["x", "--model", tiny_bert, "--documents", "2", "--segments", "3", "--length", "16"]
-    line += ["--tokens", "200", "--repeat", "1", "--output_dir", str(tmp_path)]
+    line += ["--tokens", "200", "--repeat", "1", "--output_dir", str(tmp_path), "--threads", "1"]
     monkeypatch.setattr(sys, "argv", line)
     options = long.read_arguments()
     timed = long.time_by_segments(options)
@@ -468,10 +469,10 @@ def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
     """Both ways reach the same objective, or their times would not compare."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     speed = load_example("../benchmarks/probe_speed")
-    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--worker"]
+    line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--threads", "1"]
     found = {}
     for way in ("features", "sklearn", "probes"):
-        monkeypatch.setattr(sys, "argv", [*line, way])
+        monkeypatch.setattr(sys, "argv", [*line, "--worker", way])
         found[way] = speed.measure(speed.read_arguments())
     assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 10
     assert found["sklearn"]["fits"] == found["probes"]["fits"] == 30
@@ -484,6 +485,7 @@ def test_all_ratios_in_one_run(tiny_bert, topic_files, tmp_path, monkeypatch, fo
     run_all = load_example("../benchmarks/run_all")
     out = tmp_path / "RESULTS.md"
     line = ["x", "--model", tiny_bert, "--train_file", topic_files["train"], "--turns", "1"]
+    line += ["--threads", "1"]
     line += ["--parts", "clusters", "finetune", "--max_train_samples", "48", "--rows", "8"]
     monkeypatch.setattr(sys, "argv", [*line, "--output_file", str(out)])
     run_all.main()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_rows
+from conftest import ROOT, drawing, make_rows
 from forking import run_command
 from tiny_models import classifier
 from transformers import AutoModel
@@ -109,7 +109,8 @@ def multitask(tmp_path_factory, task_files, tiny_bert):
     out = tmp_path_factory.mktemp("runs") / "multitask"
     file = out.parent / "tasks.yaml"
     file.write_text(yaml.safe_dump(arguments_for(task_files, tiny_bert, out)))
-    return out, run_multitask.main([str(file)])
+    with drawing():
+        return out, run_multitask.main([str(file)])
 
 
 def test_every_task_learns(multitask):

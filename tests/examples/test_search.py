@@ -84,7 +84,7 @@ def test_trials_are_real_runs_over_folds(tiny_bert, topic_files, tmp_path, monke
 
 
 def test_it_finds_what_matters_gives_up_early_and_goes_on(
-    faked, topic_files, tmp_path, monkeypatch
+    faked, topic_files, tmp_path, monkeypatch, pictures
 ):
     monkeypatch.setitem(search.PRUNER, "n_startup_trials", 2)
     write(tmp_path, topic_files, trials=12)

@@ -89,7 +89,7 @@ def run_study(monkeypatch, scripts, *words):
 
 
 def test_all_steps_fit_together_and_the_page_tells_what_is_missing(
-    tables, monkeypatch, tmp_path, capsys
+    tables, monkeypatch, tmp_path, capsys, pictures
 ):
     out = tmp_path / "out"
     scripts, words = Scripts(out), ["data=D", f"out={out}", "encoder=E", "seeds=2", "parallel=1"]

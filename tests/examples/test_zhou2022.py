@@ -233,7 +233,7 @@ def write_task(folder, models, better, shuffled=None):
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
-def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys):
+def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys, pictures):
     write_task(tmp_path / "pos" / "layers", ["base", "tuned"], better=1)
     write_task(tmp_path / "trec" / "layers", ["base", "tuned"], better=-1)
     for task, better in (("pos", 1), ("trec", -1)):

@@ -1,8 +1,13 @@
 """Words in any script, and which tokens are chosen and replaced."""
 
+import re
+import sys
+import unicodedata
+
 import numpy as np
 import pytest
 
+from bertchain.data import words
 from bertchain.data.words import jieba_spans, plain_words, word_spans
 from bertchain.errors import InputError
 from bertchain.pretraining.masking import IGNORE, SPECIAL, Masker, word_numbers
@@ -30,6 +35,13 @@ def test_words_in_several_scripts():
     ]
     assert plain_words(text) == [*["Don", "t", "stop", "naïve", "हिन्दी", "北", "京", "C", "x", "y"]]
     assert word_spans(" \n") == [] and word_spans("") == []
+
+
+def test_every_character_is_in_a_word_or_separates_them():
+    codes = (code for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF)
+    every = "".join(map(chr, codes))
+    apart = "".join(c for c in every if unicodedata.category(c)[0] in "PSZC")
+    assert "".join(re.findall(f"[{words._separators()}]", every)) == apart
 
 
 def test_jieba_joins_characters_to_words():

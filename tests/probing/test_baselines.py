@@ -18,7 +18,7 @@ from bertchain.probing.certainty import finding_warnings, is_sure
 from bertchain.probing.complexity import bits_table, complexity_sections, width_table
 from bertchain.probing.layer_probes import add_random
 from bertchain.probing.probed_models import ProbedModel
-from bertchain.probing.probes import fit_linear_probe, fit_over_splits
+from bertchain.probing.probes import FITS, fit_linear_probe, fit_over_splits
 from bertchain.probing.scoreboard import Scoreboard, ScoreKey, headline_table
 
 CUTS = {"train": slice(0, 300), "validation": slice(300, 400), "test": slice(400, 800)}
@@ -89,11 +89,24 @@ def test_several_random_encoders_are_one_baseline_with_their_spread():
     add_random(board, [], "cores")
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.fixture
+def fitted_once(monkeypatch):
+    """Probes of the same training rows are fitted once."""
+    fit, paths = FITS["single_label"], {}
+
+    def look_up(x, y, *options):
+        key = (x.tobytes(), y.tobytes(), str(options))
+        if key not in paths:
+            paths[key] = fit(x, y, *options)
+        return paths[key]
+
+    monkeypatch.setitem(FITS, "single_label", look_up)
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_is_no_finding(seed, split):
-    """Neither features nor labels of chance, nor more than random weights give."""
-    cuts = {s: cut for s, cut in CUTS.items() if s in ("train", "validation", split)}
+def test_noise_is_no_finding(seed, fitted_once):
+    """Neither features nor labels of chance, nor more than random weights give: on test rows, and
+    on validation rows where there are no others."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, 800)
     centres = 1.2 * rng.normal(size=(3, 8))
@@ -103,6 +116,18 @@ def test_noise_is_no_finding(seed, split):
         "as random": rng.normal(size=(800, 6, 8)) + 0.5 * centres[y][:, None],
         "knows": rng.normal(size=(800, 6, 8)) + 3 * centres[y][:, None],
     }
+    for split in ("test", "validation"):
+        cuts = {s: cut for s, cut in CUTS.items() if s in ("train", "validation", split)}
+        said = findings_of(y, random, features, cuts)
+        for name in ("noise", "as random"):
+            above = f"No finding: linear probes of {name} are not surely above m, random weights."
+            assert above in said
+        assert "No finding: linear probes of noise are not surely above the majority class." in said
+        assert not any("of knows" in sentence or "of m," in sentence for sentence in said)
+
+
+def findings_of(y, random, features, cuts) -> list[str]:
+    """What is said of probes of features beside those of random weights."""
     board = board_of(y, cuts)
     add_random(board, [model_of("m, random weights", x, cuts) for x in random], "cores")
     for name, x in features.items():
@@ -111,12 +136,7 @@ def test_noise_is_no_finding(seed, split):
             fit = fit_linear_probe(model.at(layer, 0), board.probe_labels)
             board.add(ScoreKey(name, layer, "mean", "linear"), fit.predictions)
     headline = headline_table(board, ["m, random weights", *features], ["linear"])
-    said = finding_warnings(board, headline)
-    for name in ("noise", "as random"):
-        above = f"No finding: linear probes of {name} are not surely above m, random weights."
-        assert above in said
-    assert "No finding: linear probes of noise are not surely above the majority class." in said
-    assert not any("of knows" in sentence or "of m," in sentence for sentence in said)
+    return finding_warnings(board, headline)
 
 
 def test_many_tests_need_more_to_be_sure():
@@ -156,7 +176,7 @@ def test_the_code_is_the_sum_of_its_learning_curve():
     assert curve[100] < curve[ends[1]]
 
 
-def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_path):
+def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_path, pictures):
     """The tiny model has random weights itself: what it knows is no finding."""
     frame = pd.read_csv(topic_files["train"])
     frame["label"] = np.random.default_rng(1).permutation(frame["label"])

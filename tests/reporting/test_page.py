@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DRAW, ROOT, SPARE, make_rows
-from forking import run_command
+from conftest import ROOT, SPARE, make_rows
+from forking import PICTURES, run_command
 
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.reporting import calibration, joined_page, mistakes, sections
@@ -40,7 +40,7 @@ def run(tmp_path_factory, tiny_bert):
         ROOT / "run_finetune.py", "--model_name_or_path", tiny_bert, "--train_file", "train.csv",
         "--test_file", "test.csv", "--id_column_name", "id", "--num_folds", 2, "--max_seq_length",
         16, "--num_train_epochs", 1, "--use_cpu", "true", "--sample_submission", "sample.csv",
-        "--output_dir", "out", "--disable_tqdm", "true", cwd=folder,
+        "--output_dir", "out", "--disable_tqdm", "true", cwd=folder, env={PICTURES: "all"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "out"
@@ -257,10 +257,10 @@ def test_in_a_browser_nothing_overflows_and_pictures_are_legible(page, tmp_path,
         assert one == {"pictures": counts[name], "wide": False, "fetched": 0}, (name, width)
 
 
-def test_the_same_picture_has_the_same_bytes():
+def test_the_same_picture_has_the_same_bytes(pictures):
     rows = made_up("single_label", FEW)
     measured = {"as given": calibration.measure("single_label", rows.probabilities, rows.truth)}
     one, other = (
-        DRAW(sections.pictures.reliability_figure(measured, "accuracy")) for _ in range(2)
+        html.as_svg(sections.pictures.reliability_figure(measured, "accuracy")) for _ in range(2)
     )
     assert one == other

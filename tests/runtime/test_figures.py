@@ -5,6 +5,8 @@ import pytest
 from bertchain.runtime import figures
 from bertchain.runtime.records import plot_history
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 @pytest.fixture
 def drawn(monkeypatch) -> list:

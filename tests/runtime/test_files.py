@@ -160,7 +160,7 @@ def test_model_cards_name_a_hub_base_and_no_folder():
         assert "| eval_loss | 1.0000 |" in card
 
 
-def test_history_weighs_losses_by_steps_and_keeps_one_row_a_step(tmp_path):
+def test_history_weighs_losses_by_steps_and_keeps_one_row_a_step(tmp_path, pictures):
     log = [
         {"eval_loss": 9.0, "epoch": 0, "step": 0},
         {"loss": 4.0, "learning_rate": 2.0, "step": 10},

@@ -60,7 +60,9 @@ class Watching(run_itpt.MaskedLMTrainer):
             hook.remove()
 
 
-def test_what_is_missing_is_trained_first_and_the_encoder_is_left_alone(run, tiny_bert, caplog):
+def test_what_is_missing_is_trained_first_and_the_encoder_is_left_alone(
+    run, tiny_bert, caplog, pictures
+):
     Watching.reached.clear()
     with caplog.at_level("INFO", "bertchain"):
         results, out = run(

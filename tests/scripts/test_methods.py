@@ -495,6 +495,9 @@ def decoders(tmp_path_factory, tokenizers):
         config.vocab_size, config.pad_token_id = len(tokenizers["gpt2"]) + 1, None
         config.n_positions = config.max_position_embeddings = 128
         config.bos_token_id = config.eos_token_id = 0
+        config.num_hidden_layers = 2
+        if kind == "qwen2":
+            config.layer_types = config.layer_types[:2]
         AutoModel.from_config(config).save_pretrained(folder)
         tokenizers["gpt2"].save_pretrained(folder)
         folders[kind] = str(folder)
@@ -546,8 +549,13 @@ def test_lora_without_peft_says_what_to_install(run, monkeypatch):
 # ---------------------------------------------------------------- speed switches
 
 
-def test_compile_and_activation_checkpointing_give_the_same_model(run):
-    common = {"max_steps": 3, "segments_per_forward": None, "encoder_dropout": 0.0}
+def test_compile_and_activation_checkpointing_give_the_same_model(run, two_blocks):
+    common = {
+        "model_name_or_path": two_blocks,
+        "max_steps": 3,
+        "segments_per_forward": None,
+        "encoder_dropout": 0.0,
+    }
     common |= {"head_dropout": 0.0}
     _, plain = run("plain", **common)
     _, checkpointed = run("checkpointed", **common, gradient_checkpointing=True)

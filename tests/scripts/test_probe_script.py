@@ -227,7 +227,7 @@ def finetuned(tmp_path_factory, tiny_bert, topic_files):
     return out, results
 
 
-def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path):
+def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path, pictures):
     folder, tuned = finetuned
     arguments = {
         "models": [f"base={tiny_bert}", f"tuned={folder}"],
@@ -349,7 +349,7 @@ def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path, monkeypatc
     assert "--mlp_repeats 0" in error(mlp_repeats=0)
 
 
-def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path):
+def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path, pictures):
     arguments = {
         "models": [f"base={tiny_bert}"],
         "train_file": topic_files["train"],
@@ -429,7 +429,7 @@ def test_layers_side_by_side(solver, tiny_bert, topic_files, tmp_path):
     assert "concat 0 4" in (tmp_path / "o" / "report.md").read_text()
 
 
-def test_erasure_of_concepts_from_columns(tiny_bert, topic_files, tmp_path):
+def test_erasure_of_concepts_from_columns(tiny_bert, topic_files, tmp_path, pictures):
     """The task's own label, a number, and chance; and a column that test rows lack."""
     frames = {name: pd.read_csv(topic_files[name]) for name in ("train", "test_labels")}
     for name, frame in frames.items():
@@ -521,7 +521,7 @@ def labels_of(path):
     return pd.read_csv(path)["label"]
 
 
-def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path):
+def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path, pictures):
     import run_finetune
 
     run_finetune.main(

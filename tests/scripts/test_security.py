@@ -117,7 +117,7 @@ def test_a_description_does_not_ask_whether_code_may_run(tiny_bert, tmp_path, mo
     assert mark.exists()
 
 
-def test_names_from_data_make_no_paths(tiny_bert, topic_files, tmp_path):
+def test_names_from_data_make_no_paths(tiny_bert, topic_files, tmp_path, pictures):
     """Ids, labels, and names of models and corpora that look like ways out of the folder."""
     rows = pd.read_csv(topic_files["train"])
     rows["id"] = [f"../../escaped-{i}" for i in range(len(rows))]
