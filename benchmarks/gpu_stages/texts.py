@@ -1,9 +1,10 @@
 """Text to measure with: docstrings, as they are or joined to longer documents."""
 
-import fcntl
 import subprocess
 import sys
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -12,8 +13,7 @@ def docstrings(folder: Path) -> Path:
     """Make the data of the quickstart once; returns its folder."""
     data = folder / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".data.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".data.lock"):
         if not (data / "test_labels.csv").is_file():
             script = ROOT / "examples" / "make_docstring_data.py"
             subprocess.run([sys.executable, str(script), "--output_dir", str(data)], check=True)

@@ -303,10 +303,6 @@ def check_few_labels(args: Arguments) -> None:
             "leave out --gradient_accumulation_steps (--gradient_checkpointing true and "
             "--segments_per_forward save memory)"
         )
-    exclude(
-        contrastive_weight=args.losses.contrastive_weight,
-        torch_compile=training.torch_compile,  # which does not call the hook that keeps vectors
-    )
     args.rows_of_a_class()  # refuses what cannot be
     asked = {
         "early_stopping_patience": args.run.early_stopping_patience is not None,

@@ -200,6 +200,13 @@ def test_it_goes_with_several_labels_folds_and_other_switches(tune):
     assert found["oof_f1_macro"] > 0.5
 
 
+def test_compiled_blocks_train_as_others_do(tune):
+    flags = {"contrastive_weight": 0.5, "head_dropout": 0, "encoder_dropout": 0, "max_steps": 3}
+    plain = tune("plain", **flags)
+    compiled = tune("compiled", **flags, torch_compile=True, torch_compile_backend="aot_eager")
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
+
+
 def test_two_processes_train_as_one(tune, tiny_bert, topic_files, tmp_path):
     flags = BASICS | {"contrastive_weight": 0.5, "head_dropout": 0, "encoder_dropout": 0}
     flags |= {"num_train_epochs": 1, "contrastive_temperature": 0.5, "rows_per_class_in_batch": 4}
