@@ -47,12 +47,14 @@ def fit_many(
     problem_type: str,
     c_values: Sequence[float] = C_VALUES,
     device: torch.device | str = "cpu",
+    least: float = 0.0,
 ) -> list[list[Fit]]:
     """Fit all feature matrices at every C, as `solvers.FITS` does one by one.
 
     Args:
         features: of the training rows, each [n, features] (not standardised: it is done here).
         labels: class numbers [n], or 0/1 or values [n, num_labels].
+        least: see `solvers.Standardiser`.
 
     Returns:
         for each matrix its fits on standardised features, from strong to weak regularisation.
@@ -69,7 +71,7 @@ def fit_many(
     ordered, paths = sorted(c_values), []
     for first in range(0, len(features), at_once):
         few = features[first : first + at_once]
-        x = torch.stack([standardised(own, device) for own in few])
+        x = torch.stack([standardised(own, device, least) for own in few])
         found = SOLVERS[problem_type](x, targets.to(device), ordered)
         for weights, bias, converged in zip(*(t.cpu() for t in found), strict=True):
             whole = zip(ordered, weights.numpy(), bias.numpy(), converged.tolist(), strict=True)
@@ -84,14 +86,15 @@ def memory_for(device: torch.device | str) -> float:
     return SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-def standardised(features: np.ndarray, device: torch.device | str) -> Tensor:
+def standardised(features: np.ndarray, device: torch.device | str, least: float) -> Tensor:
     """What `solvers.Standardiser` does with training rows [n, features], on a device."""
     if torch.device(device).type == "cpu":
-        return torch.from_numpy(Standardiser(features)(features))
+        return torch.from_numpy(Standardiser(features, least)(features))
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
     wide = x.double()
     mean, scale = wide.mean(0).float(), wide.std(0, correction=0).float()
-    scale[scale < 1e-6 * mean.abs() + 1e-12] = torch.inf
+    flat = (scale < 1e-6 * mean.abs() + 1e-12) | (scale < least * scale.quantile(0.5))
+    scale[flat] = torch.inf
     return (x - mean) / scale
 
 

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 FEW = 200  # with fewer validation rows C is chosen by cross-validation of the training rows
 FOLDS = 5
+# Of the median deviation: features that vary less (two of MiniLM's, by 1e-9) would get weights so
+# large that a head trained on from them explodes.
+HARDLY = 1e-4
 MIDDLE = 1.0  # C where there are too few rows to choose one
 
 
@@ -100,7 +103,7 @@ def fit_probe(
     Returns:
         weights [labels, features]; bias [labels]; C; whether the fit has converged.
     """
-    x, standardise = features["train"], Standardiser(features["train"])
+    x, standardise = features["train"], Standardiser(features["train"], HARDLY)
     if "validation" in features:
         path = fit_path(x, labels.train, labels, C_VALUES, device)
         fit = best_fit(path, standardise(features["validation"]), labels)
@@ -128,8 +131,8 @@ def fit_path(
         constant = SoftmaxPredictor(np.zeros((1, x.shape[1])), np.zeros(1), seen, number)
         return [Fit(C, True, constant) for C in c_values]
     if device.type == "cuda":
-        return fit_many([x], y, number, kind, c_values, device)[0]
-    return FITS[kind](Standardiser(x)(x), y, number, c_values)
+        return fit_many([x], y, number, kind, c_values, device, HARDLY)[0]
+    return FITS[kind](Standardiser(x, HARDLY)(x), y, number, c_values)
 
 
 def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
@@ -149,7 +152,7 @@ def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
     for fold in np.unique(folds):
         inside = folds == fold
         path = fit_path(x[~inside], y[~inside], labels, C_VALUES, torch.device("cpu"))
-        held_out = Standardiser(x[~inside])(x[inside])
+        held_out = Standardiser(x[~inside], HARDLY)(x[inside])
         found[:, inside] = [fit.predict(held_out) for fit in path]
     judge = ProbeLabels({"validation": y}, labels.num_labels, kind)
     return C_VALUES[int(np.argmax([judge.validation_score(own) for own in found]))]

@@ -31,13 +31,19 @@ class Fit:
 
 
 class Standardiser:
-    """Zero mean and unit variance by the training rows; a constant feature becomes zero."""
+    """Zero mean and unit variance by the training rows; a constant feature becomes zero.
 
-    def __init__(self, features: np.ndarray):
+    Args:
+        features: of the training rows [n, features].
+        least: a feature is also constant whose deviation is below this share of the median one.
+    """
+
+    def __init__(self, features: np.ndarray, least: float = 0.0):
         features = np.asarray(features, dtype=np.float32)
         self.mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.scale = features.std(axis=0, dtype=np.float64).astype(np.float32)
-        self.scale[self.scale < 1e-6 * np.abs(self.mean) + 1e-12] = np.inf
+        flat = self.scale < 1e-6 * np.abs(self.mean) + 1e-12
+        self.scale[flat | (self.scale < least * np.median(self.scale))] = np.inf
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         return (np.asarray(features, dtype=np.float32) - self.mean) / self.scale

@@ -197,3 +197,13 @@ def test_a_probe_needs_training_rows(tune):
     trained = str(ROOT / "tests" / "scripts" / "earlier_version")
     with pytest.raises(InputError, match="--head_init needs --train_file"):
         tune("x", model_name_or_path=trained, train_file=None, head_init="probe")
+
+
+def test_a_feature_that_hardly_varies_gets_no_weight():
+    """Its weight would be the inverse of its deviation: training on from it explodes."""
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    x[:, 2] *= 1e-9
+    assert np.isfinite(Standardiser(x).scale[2])
+    scaled = Standardiser(x, head_probes.HARDLY)
+    assert np.isinf(scaled.scale[2]) and np.isfinite(np.delete(scaled.scale, 2)).all()
+    assert (scaled(x)[:, 2] == 0).all()
