@@ -1,10 +1,12 @@
 """Tokens per second, peak memory and share of the card's rate, against the usual recipes."""
 
 import argparse
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 from gpu_stages import texts
 from gpu_stages.running import Item
@@ -88,7 +90,9 @@ def itpt(
     options: argparse.Namespace, model: str, length: int, way: str, compiled: bool = False
 ) -> dict:
     """Measure further pretraining."""
-    return _itpt_script().measure(Namespace(**_itpt(options, model, length, way, compiled)))
+    import itpt_speed
+
+    return itpt_speed.measure(Namespace(**_itpt(options, model, length, way, compiled)))
 
 
 def _itpt(options: argparse.Namespace, model: str, length: int, way: str, compiled: bool) -> dict:
@@ -107,16 +111,8 @@ def finetune(
     return finetune_speed.measure(Namespace(**own))
 
 
-def _itpt_script() -> object:
-    import itpt_speed
-
-    return itpt_speed
-
-
 def features(options: argparse.Namespace, model: str, way: str) -> dict:
     """Measure features of all layers and two poolings, or the last layer's by another library."""
-    import tempfile
-
     import torch
     from shapes import config_of
     from transformers import AutoModel, AutoTokenizer
@@ -132,8 +128,6 @@ def features(options: argparse.Namespace, model: str, way: str) -> dict:
 
 
 def _features(folder: str, path: str, way: str) -> dict:
-    import tempfile
-
     import pandas as pd
     import torch
     from datasets import Dataset
@@ -159,8 +153,6 @@ def _features(folder: str, path: str, way: str) -> dict:
     preprocessor = Preprocessor.for_checkpoint(folder, {"max_seq_length": 128})
     encoder = load_encoder(folder)[0].to(device)
     with tempfile.TemporaryDirectory() as kept:
-        from pathlib import Path
-
         store = FeatureStore(Path(kept), encoder, preprocessor.pad_id, half_precision=True)
         few, rows = (Dataset.from_dict({"text": part}) for part in (found[:256], found))
         store.of(preprocessor.encode({"few": few})["few"], ["cls"], 8192, "warm-up")
@@ -173,6 +165,8 @@ def _features(folder: str, path: str, way: str) -> dict:
 
 def profile(options: argparse.Namespace, model: str, length: int, task: str) -> dict:
     """Find what the time of some steps is spent on: shares of the kernels, and of idling."""
+    import finetune_speed
+    import itpt_speed
     import torch
     from torch.profiler import ProfilerActivity
     from transformers import TrainerCallback
@@ -182,10 +176,8 @@ def profile(options: argparse.Namespace, model: str, length: int, task: str) -> 
         | {"worker": "document" if task == "itpt" else "ours"}
     )
     if task == "itpt":
-        trainer = _itpt_script().make_trainer(own)
+        trainer = itpt_speed.make_trainer(own)
     else:
-        import finetune_speed
-
         trainer, _ = finetune_speed.make_trainer(own)
     on_gpu = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -1,14 +1,17 @@
-"""Compilation of the repeated blocks of a model."""
+"""Compilation of the blocks of an encoder."""
 
 import logging
 
-from torch import nn
+from transformers import PreTrainedModel
+
+from bertchain.errors import as_input_error
+from bertchain.models.layers import find_blocks
 
 logger = logging.getLogger(__name__)
 
 
-def compile_blocks(model: nn.Module, backend: str, mode: str | None = None) -> None:
-    """Compile each repeated block of a model, in place, for batches of any length.
+def compile_blocks(model: PreTrainedModel, backend: str, mode: str | None = None) -> None:
+    """Compile each block of a model's encoder, in place, for batches of any length.
 
     All blocks share one compiled graph, so it takes seconds where a whole model takes minutes, and
     weights keep their names. What is around the blocks stays as it is.
@@ -17,18 +20,10 @@ def compile_blocks(model: nn.Module, backend: str, mode: str | None = None) -> N
         backend, mode: of torch.compile.
 
     Raises:
-        ValueError: for a model without repeated blocks.
+        InputError: for a model without a list of blocks.
     """
-    blocks = repeated_blocks(model)
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} has no repeated blocks to compile")
+    with as_input_error("--torch_compile"):
+        _, blocks = find_blocks(model.base_model)
     for block in blocks:
         block.compile(backend=backend, mode=mode, dynamic=True)
     logger.info("Compiled: %d blocks", len(blocks))
-
-
-def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """Find the blocks of a model: what stands in lists of one class, no list within a list."""
-    if isinstance(model, nn.ModuleList) and len({type(block) for block in model}) == 1:
-        return list(model)
-    return [block for child in model.children() for block in repeated_blocks(child)]

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, BertConfig
 
-from bertchain.models.compiling import compile_blocks, repeated_blocks
+from bertchain.errors import InputError
+from bertchain.models.compiling import compile_blocks
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig
 
 FIELDS = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -40,13 +41,13 @@ def classifier(token_pooling):
     return DocumentClassifier(config, encoder).eval()
 
 
-def test_the_blocks_of_an_encoder_are_found():
+def test_the_blocks_of_the_encoder_are_compiled_and_a_model_without_is_refused():
     model = classifier("cls")
-    assert repeated_blocks(model) == [*model.encoder.encoder.layer]
-    lists = nn.ModuleList([nn.Sequential(nn.ModuleList([nn.Linear(1, 1)])) for _ in range(2)])
-    assert repeated_blocks(nn.Sequential(lists)) == [*lists], "no list within a list"
-    with pytest.raises(ValueError, match="no repeated blocks"):
-        compile_blocks(nn.Linear(2, 2), "eager")
+    compile_blocks(model, "eager")
+    assert all(block._compiled_call_impl is not None for block in model.encoder.encoder.layer)
+    model.encoder.encoder.layer = nn.ModuleList()
+    with pytest.raises(InputError, match="--torch_compile: BertModel has no list of 3 blocks"):
+        compile_blocks(model, "eager")
 
 
 @pytest.mark.parametrize("token_pooling", ["cls", "mean"])
