@@ -1,0 +1,140 @@
+"""Advice: what follows from the counts of a table, and from what was measured."""
+
+import math
+import re
+import shlex
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, make_rows
+from forking import run_command
+from test_examples import load_example
+from transformers import TrainingArguments
+
+import run_finetune
+from bertchain import cli
+from bertchain.arguments import finetuning
+
+MEASURED = cli.read_arguments(str(ROOT / "examples" / "measured.yaml"))
+
+
+@pytest.fixture(scope="module")
+def advise():
+    return load_example("advise")
+
+
+@pytest.fixture(scope="module")
+def look(advise):
+    lengths = np.arange(1, 101)  # 95 % have up to 96 tokens
+    return advise.Look(4000, "single_label", 1000.0, lengths, 512, 384, False)
+
+
+RATES = [
+    {"hidden_size": 128, "rate": "1e-3", "what": "small", "where": "a"},
+    {"hidden_size": 768, "rate": "2e-5", "what": "large", "where": "b", "token_pooling": "cls"},
+]
+
+
+def test_the_rate_is_that_of_the_nearest_size_and_says_so(advise, look):
+    found = advise.advise_rate(look._replace(hidden_size=128), RATES, 1)
+    assert found == ({"learning_rate": "0.001"}, "small (a)")
+    found = advise.advise_rate(look._replace(hidden_size=1024), RATES, 0.5)
+    assert found.flags == {"learning_rate": "1e-05", "token_pooling": "cls"}
+    assert "hidden size of 1024 was not measured, 768 was; 0.5 of the rate" in found.why
+
+
+FEW = {"what": "W", "where": "here", "rows_a_class": {4: {"a": 0.5, "b": 0.4}, 64: {"b": 0.9}}}
+FEW["flags"] = {"a": {"head_init": "probe"}, "b": {"min_steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("rows_a_class", "flags"),
+    [(1, {"head_init": "probe"}), (15, {"head_init": "probe"}), (17, {"min_steps": 7})],
+)
+def test_few_rows_take_the_best_way_of_the_nearest_number(advise, look, rows_a_class, flags):
+    found = advise.advise_way(look._replace(rows_a_class=rows_a_class), FEW)
+    assert found.flags == flags and "rows a class: " in found.why and "(here)" in found.why
+
+
+def test_many_rows_need_steps_alone(advise, look):
+    assert advise.advise_way(look, FEW).flags == {}  # 1,000 steps
+    numbers = look._replace(rows=384, problem_type="regression", rows_a_class=math.inf)
+    assert advise.advise_way(numbers, FEW).flags == {"min_steps": 100}  # 4 x 24 = 96 steps
+    assert advise.advise_way(numbers._replace(rows=385), FEW).flags == {}
+
+
+def test_the_window_holds_most_documents_or_reads_head_and_tail(advise, look):
+    found = advise.advise_window(look, MEASURED["long_text"])
+    assert found.flags == {"max_seq_length": 96} and found.why.startswith("holds 96%")
+    found = advise.advise_window(look._replace(limit=64), MEASURED["long_text"])
+    assert found.flags == {"max_seq_length": 64, "truncation": MEASURED["long_text"]["best"]}
+    assert found.why.startswith("36% of the documents are longer")
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "flags"),
+    [
+        (1995, False, {}),  # 200 rows of a tenth
+        (1990, False, {"num_folds": 5}),
+        (199, False, {"validation_split": 0}),
+        (199, True, {}),
+    ],
+)
+def test_validation_by_what_a_tenth_can_tell(advise, look, rows, held_out, flags):
+    found = advise.advise_validation(look._replace(rows=rows, held_out=held_out))
+    assert found.flags == flags
+    if rows == 1990:  # 1.96 * sqrt(1/4 / 199)
+        assert "± 7 points" in found.why
+
+
+def test_what_is_printed_is_a_command_that_the_script_takes(tiny_bert, tmp_path):
+    """Six rows of each of three classes, one of them longer than the encoder's window."""
+    rows = pd.DataFrame(make_rows(18))
+    rows.loc[0, "text"] = "word " * 900
+    rows.rename(columns={"text": "a b"}).to_csv(tmp_path / "train set.csv", index=False)
+    line = ["--train_file", "train set.csv", "--text_column_names", "a b"]
+    line += ["--model_name_or_path", tiny_bert]
+    ended = run_command(ROOT / "examples" / "advise.py", *line, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "18 training rows, 6 a class (median); single_label." in ended.stdout
+    shown = ended.stdout[ended.stdout.index("python run") : ended.stdout.index("\n\n- ")]
+    words = shlex.split(shown.replace("\\\n", " "))
+    assert words[:2] == ["python", "run_finetune.py"]
+    argv = words[2:]
+    defaults = run_finetune.DEFAULTS | finetuning.defaults_for(argv)
+    parsed = cli.parse((*finetuning.GROUPS, TrainingArguments), argv, defaults)
+    args = finetuning.Arguments(*parsed)
+    finetuning.check_combinations(args)
+    assert args.text.text_column_names == ["a b"] and args.label.validation_split == 0
+    assert args.data.train_file == "train set.csv"
+
+
+def test_words_and_missing_tables_are_refused(tiny_bert, tmp_path):
+    line = ["--model_name_or_path", tiny_bert, "--test_file", "t.csv"]
+    ended = run_command(ROOT / "examples" / "advise.py", *line, cwd=tmp_path)
+    assert ended.returncode == 2 and "give --train_file" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_measured_figure_stands_in_the_docs_it_names():
+    """So that nobody changes one of the two alone."""
+    few = MEASURED["few_labels"]
+    text = (ROOT / few["where"].split(",")[0]).read_text(encoding="utf-8")
+    for ways in few["rows_a_class"].values():
+        assert set(ways) <= set(few["flags"])
+        for score in ways.values():
+            assert f"{score:.3f}".removeprefix("0") in text, score
+    for about in [*MEASURED["rates"], MEASURED["long_text"]]:
+        if not about["where"].startswith("docs/"):
+            continue
+        text = (ROOT / about["where"].split(",")[0]).read_text(encoding="utf-8")
+        for number in re.findall(r"\.\d{3}", about["what"]):
+            assert number in text, number
+
+
+def test_the_flags_of_every_way_are_flags_of_the_script():
+    known = {f for group in finetuning.GROUPS for f in group.__dataclass_fields__}
+    known |= {"rate_factor", "per_device_train_batch_size"}
+    for name, flags in MEASURED["few_labels"]["flags"].items():
+        assert set(flags) <= known, name
