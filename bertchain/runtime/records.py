@@ -65,7 +65,7 @@ def escape_markdown(text: Any) -> str:
     line = re.sub(r"([\\`*\[\]|])", r"\\\1", line).replace("<", "&lt;")
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", line)  # inside a word it is only itself
     line = re.sub(r"^(?=[#>+=~-])", r"\\", line)
-    return re.sub(r"^(\d+)(?=[.)])", r"\1\\", line)
+    return re.sub(r"^(\d+)(?=[.)](?: |$))", r"\1\\", line)  # "1. " begins a list, 5.42 does not
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -92,6 +92,8 @@ def test_versions_name_packages_and_commit():
 def test_tables_escape_what_could_break_them():
     table = markdown_table(pd.DataFrame({"a|b": ["<i>x\ny|z"], "n": [0.123456]}))
     assert table == "| a\\|b | n |\n| --- | --- |\n| &lt;i>x y\\|z | 0.1235 |\n"
+    numbers = markdown_table(pd.DataFrame({"a": ["5.42 to 6", "2. x", "3."]}))
+    assert numbers.split("\n")[2:5] == ["| 5.42 to 6 |", "| 2\\. x |", "| 3\\. |"]
 
 
 EVIL = (
