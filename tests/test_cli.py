@@ -312,6 +312,7 @@ def used_by_rates() -> dict[str, str]:
     return {
         "contrastive_weight": "0, off",
         "contrastive_temperature": str(losses.temperature),
+        "contrastive_loss": "softmax" if losses.temperature else "cosine",
         "rows_per_class_in_batch": "off; with --contrastive_weight "
         f"{', '.join(map(str, sizes))} or {last}, what divides the rows of a step",
         "layer_lr_decay": str(rates["decay"]),

@@ -198,8 +198,14 @@ class LossArguments:
         shown="0, off",
         common=True,
     )
+    contrastive_loss: str | None = arg(
+        None,
+        "Contrastive loss: softmax, of each row over the others, or cosine, of each pair towards 1 "
+        "or 0, as in SetFit.",
+        shown="softmax",
+    )
     contrastive_temperature: float | None = arg(
-        None, "Temperature of the contrastive loss.", shown="0.1"
+        None, "Temperature of the softmax of the contrastive loss.", shown="0.1"
     )
     rows_per_class_in_batch: int | None = arg(
         None,
@@ -219,9 +225,15 @@ class LossArguments:
             raise InputError(
                 f"--contrastive_weight {self.contrastive_weight} must be at least 0 and at most 1"
             )
+        for name in ("contrastive_loss", "contrastive_temperature"):
+            if getattr(self, name) is not None and not self.contrastive_weight:
+                raise InputError(f"--{name} needs --contrastive_weight")
+        one_of("contrastive_loss", self.contrastive_loss, ("softmax", "cosine"))
         if self.contrastive_temperature is not None:
-            if not self.contrastive_weight:
-                raise InputError("--contrastive_temperature needs --contrastive_weight")
+            if self.contrastive_loss == "cosine":
+                raise InputError(
+                    "--contrastive_temperature does not go with --contrastive_loss cosine"
+                )
             if self.contrastive_temperature <= 0:
                 raise InputError(
                     f"--contrastive_temperature {self.contrastive_temperature} must be above 0"
@@ -231,8 +243,10 @@ class LossArguments:
             raise InputError(f"--huber_delta {self.huber_delta} must be above 0")
 
     @property
-    def temperature(self) -> float:
-        """Temperature of the contrastive loss."""
+    def temperature(self) -> float | None:
+        """Temperature of the contrastive loss; None: the one of pairs, which has none."""
+        if self.contrastive_loss == "cosine":
+            return None
         return 0.1 if self.contrastive_temperature is None else self.contrastive_temperature
 
     @property

@@ -1,4 +1,4 @@
-"""Supervised contrastive loss of document vectors (Khosla et al. 2020, arXiv 2004.11362).
+"""Supervised contrastive losses of document vectors: softmax over the others, or pair by pair.
 
 Rows with the same label are drawn together, others apart. With few labels each row then gives as
 many terms as it has partners, where cross-entropy gives one.
@@ -31,17 +31,14 @@ def overlap(labels: Tensor) -> Tensor:
 
 
 def contrastive_loss(
-    vectors: Tensor, labels: Tensor, temperature: float, weights: Tensor | None = None
+    vectors: Tensor, labels: Tensor, temperature: float | None, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over rows that have a partner of -sum_p w_p log softmax(cosine / temperature)_p.
-
-    The softmax is over all other rows; w are the overlaps of the row's labels with those of the
-    others, divided by their sum. (Eq. 2 of the paper, where labels overlap wholly or not at all.)
-    A row without a partner has no term; without any the loss is 0.
+    """Compare the rows of a batch by the cosines of their vectors.
 
     Args:
         vectors: [n, features].
         labels: class numbers [n], or 0 to 1 [n, labels].
+        temperature: of `softmax_loss`; None: `cosine_loss`.
         weights: of the rows [n]: a row of weight w counts like w rows; None: all 1.
     """
     with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 is too coarse for cosines
@@ -50,21 +47,55 @@ def contrastive_loss(
         if labels.dim() == 1:
             labels = F.one_hot(labels)
         counts = units.new_ones(len(units)) if weights is None else weights.to(precise)
-        itself = torch.eye(len(units), dtype=torch.bool, device=units.device)
-        logits = units @ units.T / temperature + counts.clamp_min(1e-30).log()
-        logits = logits.masked_fill(itself | (counts == 0), NEVER)
-        partners = (overlap(labels) * counts).masked_fill(itself, 0.0)
-        total = partners.sum(dim=1)
-        shares = partners / total.clamp_min(1e-12)[:, None]
-        terms = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
-        counts = counts * (total > 1e-6)
-        return (counts * terms).sum() / counts.sum().clamp_min(1e-12)
+        cosines, shared = units @ units.T, overlap(labels).to(precise)
+        if temperature is None:
+            return cosine_loss(cosines, shared, counts)
+        return softmax_loss(cosines / temperature, shared, counts)
+
+
+def softmax_loss(logits: Tensor, shared: Tensor, counts: Tensor) -> Tensor:
+    """Mean over rows that have a partner of -sum_p w_p log softmax(cosine / temperature)_p.
+
+    The softmax is over all other rows; w are the overlaps of the row's labels with those of the
+    others, divided by their sum. Where labels overlap wholly or not at all, that is eq. 2 of Khosla
+    et al. 2020, arXiv 2004.11362. A row without a partner has no term; without any the loss is 0.
+
+    Args:
+        logits, shared: cosines / temperature, overlaps [n, n].
+        counts: weights of the rows [n].
+    """
+    itself = torch.eye(len(counts), dtype=torch.bool, device=counts.device)
+    logits = logits + counts.clamp_min(1e-30).log()
+    logits = logits.masked_fill(itself | (counts == 0), NEVER)
+    partners = (shared * counts).masked_fill(itself, 0.0)
+    total = partners.sum(dim=1)
+    shares = partners / total.clamp_min(1e-12)[:, None]
+    terms = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
+    counts = counts * (total > 1e-6)
+    return (counts * terms).sum() / counts.sum().clamp_min(1e-12)
+
+
+def cosine_loss(cosines: Tensor, shared: Tensor, counts: Tensor) -> Tensor:
+    """Mean of (cosine - overlap)^2 over pairs that share a label, and over those that share none;
+    of the two their mean.
+
+    On pairs that are drawn it is the loss of SetFit (Tunstall et al. 2022, arXiv 2209.11055); here
+    all pairs of a batch count. Where a batch has one kind of pairs alone, the other is 0.
+
+    Args: see `softmax_loss`.
+    """
+    pairs = (counts[:, None] * counts).tril(-1)
+    errors, total = (cosines - shared).square(), cosines.new_zeros(())
+    for kind in (shared > 0, shared <= 0):
+        weights = pairs * kind
+        total = total + (weights * errors).sum() / weights.sum().clamp_min(1e-12)
+    return total / 2
 
 
 def loss_of_all(
     vectors: Tensor,
     labels: Tensor,
-    temperature: float,
+    temperature: float | None,
     weights: Tensor | None,
     accelerator: Accelerator,
 ) -> Tensor:

@@ -39,7 +39,7 @@ class TrainingLoss:
         rdrop_alpha: weight of the divergence of two passes (R-Drop, Liang et al. 2021); 0 = off.
         contrastive_weight: share of the supervised contrastive loss (see `contrastive`), beside
             the one of the head (Gunel et al. 2021, arXiv 2011.01403); 0 = off.
-        contrastive_temperature: by which cosines are divided.
+        contrastive_temperature: by which cosines are divided; None: they are compared pair by pair.
     """
 
     config: DocumentClassifierConfig
@@ -51,7 +51,7 @@ class TrainingLoss:
     ranking_weight: float = 0.0
     rdrop_alpha: float = 0.0
     contrastive_weight: float = 0.0
-    contrastive_temperature: float = 0.1
+    contrastive_temperature: float | None = 0.1
 
     def total(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum the loss over documents, in float32.

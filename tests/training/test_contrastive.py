@@ -1,5 +1,6 @@
 """The supervised contrastive loss: by hand, its gradient, over processes, in the script."""
 
+import itertools
 import json
 import math
 import os
@@ -29,11 +30,30 @@ def vectors_of(n: int, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(n, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+def sets_of(labels):
+    return [{int(own)} if own.dim() == 0 else {*own.nonzero().flatten().tolist()} for own in labels]
+
+
+def pairs_by_hand(vectors, labels, weights=None):
+    """The definition as a loop over pairs; a row of weight 2 counts like two rows."""
+    weights = [1.0] * len(vectors) if weights is None else weights.tolist()
+    sets, terms = sets_of(labels), {True: [], False: []}
+    for i, j in itertools.combinations(range(len(vectors)), 2):
+        shared = len(sets[i] & sets[j]) / max(1, len(sets[i] | sets[j]))
+        cosine = F.cosine_similarity(vectors[i], vectors[j], dim=0).item()
+        weight = weights[i] * weights[j]
+        terms[shared > 0].append((weight, weight * (cosine - shared) ** 2))
+    sums = [(sum(w for w, _ in own), sum(t for _, t in own)) for own in terms.values()]
+    return sum(t / w for w, t in sums if w) / 2
+
+
 def by_hand(vectors, labels, temperature, weights=None):
     """The definition as loops over rows, partners and all others."""
+    if temperature is None:
+        return pairs_by_hand(vectors, labels, weights)
     n = len(vectors)
     weights = [1.0] * n if weights is None else weights.tolist()
-    sets = [{int(own)} if own.dim() == 0 else {*own.nonzero().flatten().tolist()} for own in labels]
+    sets = sets_of(labels)
 
     def cosine(i, j):
         return F.cosine_similarity(vectors[i], vectors[j], dim=0).item() / temperature
@@ -57,7 +77,7 @@ def by_hand(vectors, labels, temperature, weights=None):
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 1, 0, 1, 2, 1, 0.5])])
 @pytest.mark.parametrize("labels", [SINGLE, MULTI, SINGLE[[0, 1, 3]], SINGLE[:1]])
-@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, None])
 def test_it_is_the_definition(labels, weights, temperature):
     vectors = vectors_of(len(labels)).requires_grad_()
     weights = None if weights is None else weights[: len(labels)]
@@ -70,15 +90,19 @@ def test_it_is_the_definition(labels, weights, temperature):
 def test_a_row_of_a_class_alone_has_no_term_and_only_pushes():
     vectors = vectors_of(3)
     assert contrastive_loss(vectors, torch.tensor([0, 1, 2]), 0.1).item() == 0
+    assert contrastive_loss(vectors[:1], torch.tensor([0]), None).item() == 0
     pair = contrastive_loss(vectors, torch.tensor([0, 0, 1]), 0.1)
     assert pair.item() > contrastive_loss(vectors[:2], torch.tensor([0, 0]), 0.1).item() == 0
 
 
+@pytest.mark.parametrize("temperature", [0.5, None])
 @pytest.mark.parametrize("labels", [SINGLE, MULTI])
-def test_the_gradient_is_that_of_finite_differences(labels):
+def test_the_gradient_is_that_of_finite_differences(labels, temperature):
     vectors = vectors_of(len(labels)).requires_grad_()
     weights = torch.tensor([1.0, 1, 0, 1, 2, 1, 0.5])
-    assert torch.autograd.gradcheck(lambda v: contrastive_loss(v, labels, 0.5, weights), vectors)
+    assert torch.autograd.gradcheck(
+        lambda v: contrastive_loss(v, labels, temperature, weights), vectors
+    )
 
 
 def test_overlap_is_jaccard_and_of_one_label_same_or_other():
@@ -96,11 +120,12 @@ def test_half_precision_is_not_used_for_cosines():
     assert found.item() == pytest.approx(contrastive_loss(vectors, SINGLE, 0.1).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.5, None])
 @pytest.mark.parametrize("labels", [SINGLE, MULTI])
-def test_processes_together_have_the_gradient_of_one(labels):
+def test_processes_together_have_the_gradient_of_one(labels, temperature):
     """Each has its own rows in the graph; 4 rows in one process, 3 in the other."""
     whole = vectors_of(7, torch.float32).requires_grad_()
-    expected = contrastive_loss(whole, labels, 0.5)
+    expected = contrastive_loss(whole, labels, temperature)
     expected.backward()
     rows = [slice(0, 7, 2), slice(1, 7, 2)]  # as rows are dealt out
     given = [(whole.detach()[own], labels[own], torch.ones(len(labels[own]))) for own in rows]
@@ -121,7 +146,7 @@ def test_processes_together_have_the_gradient_of_one(labels):
             pad_across_processes=pad,
             gather=lambda tensor, gathered=gathered: next(gathered).detach(),
         )
-        value = loss_of_all(vectors, own, 0.5, weights, accelerator)
+        value = loss_of_all(vectors, own, temperature, weights, accelerator)
         assert value.item() == pytest.approx(expected.item(), rel=1e-6)
         value.backward()
         found[rows[process]] += vectors.grad / 2  # DistributedDataParallel takes the mean
@@ -189,6 +214,12 @@ def test_alone_it_ends_with_a_probe_and_is_cut_off_without_a_trace(tune, tmp_pat
     other = {"contrastive_weight": 1, "rows_per_class_in_batch": 8}
     with pytest.raises(InputError, match="--rows_per_class_in_batch was 4 and is 8"):
         tune("other", **other, resume_from_checkpoint="last")
+
+
+def test_pairs_alone_separate_the_classes(tune):
+    found = tune("pairs", contrastive_weight=1, contrastive_loss="cosine")
+    other = tune("softmax", contrastive_weight=1)
+    assert found["test_accuracy"] > 0.9 and found["train_loss"] < 0.5 < other["train_loss"]
 
 
 def test_it_goes_with_several_labels_folds_and_other_switches(tune):
