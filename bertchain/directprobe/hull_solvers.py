@@ -15,7 +15,7 @@ from scipy.optimize import linprog, nnls
 NOTHING = 1e-20  # a squared residual that points nowhere, the target being 1
 STEPS = 60  # Newton steps for one penalty
 PENALTIES = (1e-8, 1e-11, 1e-13)
-MARGIN_PENALTIES = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # times the mean squared norm of a point
+MARGIN_PENALTIES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12)  # times the mean squared norm of a point
 
 
 class Contact(NamedTuple):
