@@ -46,7 +46,8 @@ CASES = (  # source, points (0: all), dimensions (0: all)
     ("linear", 20_000, 768),
     ("noise", 1000, 8),
     ("noise", 5000, 8),
-    ("noise", 5000, 4),
+    ("noise", 4000, 4),
+    ("noise", 10_000, 4),
 )
 NEW = 5  # every so many rows a new point is predicted
 

@@ -1,10 +1,10 @@
 """Clusters while they grow: which merges are allowed, proven by hyperplanes that are kept."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from bertchain.directprobe.groups import Groups
 from bertchain.directprobe.hulls import FEW_AXES, do_meet
 
 KEPT = 500  # clusters for which all points are kept along one of their hyperplanes
@@ -76,35 +76,30 @@ class Growing:
         self.tolerance = tolerance
         self.owner = np.arange(len(z))
         self.members = {i: np.array([i]) for i in range(len(z))}
+        self.sizes = np.ones(len(z), dtype=np.int64)
         self.means = z.copy()
         self.radius = np.zeros(len(z))  # at most so far from the mean
         self.planes: dict[tuple[int, int], np.ndarray] = {}
         self.along: dict[int, np.ndarray] = {}  # [n] all points along one plane of a cluster
         self.fronts: dict[int, _Front] = {}
         self.grown: _Front | None = None  # of the pair that was looked at last
-        self.groups: Groups | None = None
         self.rival_labels = conflicts[:, y]  # [labels, n]
+        self.rivals: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def merge(self, a: int, b: int) -> None:
         """Merge cluster b into a."""
-        mean, self.radius[a] = self._sphere(a, b)
-        self.means[a] = mean
+        self.means[a], self.radius[a] = self._sphere(a, b)
         rows = np.concatenate([self.members[a], self.members.pop(b)])
-        self.members[a] = rows
+        self.members[a], self.sizes[a], self.sizes[b] = rows, len(rows), 0
+        if self.z.shape[1] <= FEW_AXES:  # in many, spheres meet anyway
+            self.radius[a] = np.sqrt(((self.z[rows] - self.means[a]) ** 2).sum(axis=1).max())
         self.owner[rows] = a
         self.along.pop(b, None)
         self.fronts.pop(a, None)
         self.fronts.pop(b, None)
         if self.grown is not None and len(self.fronts) < FRONTS:
             self.fronts[a] = self.grown
-        self.grown, self.groups = None, None
-
-    def _sphere(self, a: int, b: int) -> tuple[np.ndarray, float]:
-        """Mean of both clusters [d], and a radius around it that holds them."""
-        sizes = np.array([len(self.members[a]), len(self.members[b])], dtype=np.float64)
-        means = self.means[[a, b]]
-        mean = sizes @ means / sizes.sum()
-        return mean, float((np.linalg.norm(means - mean, axis=1) + self.radius[[a, b]]).max())
+        self.grown, self.rivals = None, {}
 
     def may_merge(self, a: int, b: int) -> bool:
         """Return whether the hull of both clusters meets no cluster of another label.
@@ -112,23 +107,23 @@ class Growing:
         Rivals are ruled out by the cheapest proof first; the rest is tested.
         """
         self.grown = None
-        if self.groups is None:
-            self.groups = Groups(self.owner)
-        rivals = np.flatnonzero(self.rival_labels[self.y[a], self.groups.names])
         mean, radius = self._sphere(a, b)
-        rivals = self._beyond_spheres(rivals, mean, radius)
-        if self._meets_nearest(rivals, mean, a, b):
+        names, means, reach = self._rivals_of(int(self.y[a]))
+        offsets = means - mean
+        distance = np.sqrt(np.einsum("nd,nd->n", offsets, offsets))
+        rivals = names[distance <= radius + reach]
+        if len(rivals) >= CROWD and self._meets_nearest(int(names[distance.argmin()]), mean, a, b):
             return False
         rivals = self._beyond_known(rivals, a, b)
         rivals = self._beyond_front(rivals, a, b)
         if not len(rivals):
             return True
-        points = self.z[np.concatenate([self.members[a], self.members[b]])]
+        points = self._points(a, b)
         rivals, gaps = self._beyond_centroids(rivals, points, mean)
         found: dict[int, np.ndarray] = {}
         unknown = []
         # the one that most probably meets first: of most refusals no other is looked at
-        for rival in self.groups.names[rivals[np.argsort(gaps, kind="stable")]].tolist():
+        for rival in rivals[np.argsort(gaps, kind="stable")].tolist():
             plane = self._known_plane(points, rival, a, b)
             if plane is None:
                 unknown.append(rival)
@@ -143,19 +138,43 @@ class Growing:
             self.planes[a, rival] = plane
             self.planes[rival, a] = -plane
         if unknown and len(self.along) < KEPT:
-            largest = max(unknown, key=lambda rival: len(self.members[rival]))
+            largest = max(unknown, key=lambda rival: self.sizes[rival])
             self.along[a] = self.z @ found[largest]
         return True
 
-    def _meets_nearest(self, rivals: np.ndarray, mean: np.ndarray, a: int, b: int) -> bool:
+    def _sphere(self, a: int, b: int) -> tuple[np.ndarray, float]:
+        """Mean of both clusters [d], and a radius around it that holds them."""
+        offset = self.means[b] - self.means[a]
+        share = self.sizes[b] / (self.sizes[a] + self.sizes[b])
+        length = math.sqrt(offset @ offset)
+        radius = max(share * length + self.radius[a], (1 - share) * length + self.radius[b])
+        return self.means[a] + share * offset, radius
+
+    def _points(self, a: int, b: int) -> np.ndarray:
+        """Points of both clusters [n, d]."""
+        return self.z[np.concatenate([self.members[a], self.members[b]])]
+
+    def _rivals_of(self, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Names of the clusters that rival a label, their means, and how far they reach."""
+        if label not in self.rivals:  # since the last merge
+            names = np.flatnonzero(self.rival_labels[label] & (self.sizes > 0))
+            self.rivals[label] = names, self.means[names], self.radius[names] + self.tolerance
+        return self.rivals[label]
+
+    def _meets_nearest(self, rival: int, mean: np.ndarray, a: int, b: int) -> bool:
         """Ask of many rivals the one nearest to the mean: it refuses most pairs by itself."""
-        if len(rivals) < CROWD or self.z.shape[1] > FEW_AXES:
+        if self.z.shape[1] > FEW_AXES:
             return False
-        names = self.groups.names[rivals]
-        nearest = int(names[((self.means[names] - mean) ** 2).sum(axis=1).argmin()])
-        points = self.z[np.concatenate([self.members[a], self.members[b]])]
-        start = mean - self.means[nearest]
-        return do_meet(points, self.z[self.members[nearest]], self.tolerance, start)[0]
+        others, start = self.z[self.members[rival]], mean - self.means[rival]
+        meets, contact = do_meet(self._points(a, b), others, self.tolerance, start)
+        if not meets:
+            self.planes[a, rival] = contact.normal
+        return meets
+
+    def _rows_of(self, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of clusters, one after the other, and where each begins [clusters]."""
+        rows = np.concatenate([self.members[name] for name in names.tolist()])
+        return rows, np.cumsum(self.sizes[names]) - self.sizes[names]
 
     def _beyond_known(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
         """Leave out rivals beyond a plane along which all points were measured before."""
@@ -163,19 +182,14 @@ class Growing:
             along = self.along.get(part)
             if along is not None and len(rivals):
                 lowest = min(along[self.members[a]].min(), along[self.members[b]].min())
-                highest = np.maximum.reduceat(along[self.groups.order], self.groups.starts)
-                rivals = rivals[lowest - highest[rivals] <= self.enough]
+                rows, starts = self._rows_of(rivals)
+                highest = np.maximum.reduceat(along[rows], starts)
+                rivals = rivals[lowest - highest <= self.enough]
         return rivals
-
-    def _beyond_spheres(self, rivals: np.ndarray, mean: np.ndarray, radius: float) -> np.ndarray:
-        """Leave out rivals whose spheres do not meet that of both clusters."""
-        names = self.groups.names[rivals]
-        distance = np.sqrt(((self.means[names] - mean) ** 2).sum(axis=1))
-        return rivals[distance <= radius + self.radius[names] + self.tolerance]
 
     def _beyond_front(self, rivals: np.ndarray, a: int, b: int) -> np.ndarray:
         """Leave out rivals that the directions known of the larger cluster part."""
-        large, small = (a, b) if len(self.members[a]) >= len(self.members[b]) else (b, a)
+        large, small = (a, b) if self.sizes[a] >= self.sizes[b] else (b, a)
         front = self.fronts.get(large)
         if front is None or not len(rivals):
             return rivals
@@ -183,27 +197,25 @@ class Growing:
         names, sizes = self.grown.parted(self.enough)
         same_size = np.zeros(len(self.z), dtype=np.int64)
         same_size[names] = sizes  # a rival that has grown has to be measured anew
-        return rivals[same_size[self.groups.names[rivals]] != self.groups.sizes[rivals]]
+        return rivals[same_size[rivals] != self.sizes[rivals]]
 
     def _beyond_centroids(
         self, rivals: np.ndarray, points: np.ndarray, mean: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Leave out rivals that the direction between the centroids separates; gaps of the rest."""
-        names, sizes = self.groups.names[rivals], self.groups.sizes[rivals]
-        offsets = mean - self.means[names]  # [rivals, d]
+        offsets = mean - self.means[rivals]  # [rivals, d]
         length = np.sqrt((offsets**2).sum(axis=1))
         same = length <= self.enough
         offsets /= np.where(same, 1.0, length)[:, None]
         lowest = (points @ offsets.T).min(axis=0)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        at = np.repeat(self.groups.starts[rivals] - starts, sizes) + np.arange(sizes.sum())
-        rows = self.groups.order[at]  # of all rivals, one after the other
+        rows, starts = self._rows_of(rivals)
+        sizes = self.sizes[rivals]
         along = np.einsum("nd,nd->n", self.z[rows], np.repeat(offsets, sizes, axis=0))
         highest = np.maximum.reduceat(along, starts)
         gaps = np.where(same, -np.inf, lowest - highest)
         left = gaps <= self.enough
         if self.grown is not None or points.size * len(rivals) > MANY:
-            front = _Front(names, sizes, offsets, lowest, highest).only(~left)
+            front = _Front(rivals, sizes, offsets, lowest, highest).only(~left)
             self.grown = front if self.grown is None else self.grown.joined(front)
         return rivals[left], gaps[left]
 

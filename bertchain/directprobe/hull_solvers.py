@@ -4,6 +4,7 @@ All take points p [p, d] and q [q, d], a direction [d] to start from, from q to 
 in the units of the points. None: no proof was found, another way has to do.
 """
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import linprog, nnls
 
+NOTHING = 1e-20  # a squared residual that points nowhere, the target being 1
 STEPS = 60  # Newton steps for one penalty
 PENALTIES = (1e-8, 1e-11, 1e-13)
-MARGIN_PENALTIES = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # times the mean squared norm of a point
+MARGIN_PENALTIES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12)  # times the mean squared norm of a point
 
 
 class Contact(NamedTuple):
@@ -38,13 +40,15 @@ def make_contact(
     p: np.ndarray, q: np.ndarray, normal: np.ndarray, weights_p: np.ndarray, weights_q: np.ndarray
 ) -> Contact:
     """Make out what a direction [d] and non-negative weights [p], [q] of any sum show."""
-    length = np.linalg.norm(normal)
+    length = math.sqrt(normal @ normal)
     unit = normal / length if length > 0 else normal
     gap = float((p @ unit).min() - (q @ unit).max()) if length > 0 else -np.inf
-    if not (weights_p.sum() > 0 and weights_q.sum() > 0):
+    sum_p, sum_q = weights_p.sum(), weights_q.sum()
+    if not (sum_p > 0 and sum_q > 0):
         return Contact(unit, gap, np.full(len(p), 1 / len(p)), np.full(len(q), 1 / len(q)), np.inf)
-    a, b = weights_p / weights_p.sum(), weights_q / weights_q.sum()
-    return Contact(unit, gap, a, b, float(np.linalg.norm(a @ p - b @ q)))
+    a, b = weights_p / sum_p, weights_q / sum_q
+    apart = a @ p - b @ q
+    return Contact(unit, gap, a, b, math.sqrt(apart @ apart))
 
 
 def by_least_squares(
@@ -55,17 +59,21 @@ def by_least_squares(
     With rows (x, 1) of P and -(x, 1) of Q the smallest residual is 0 exactly if the hulls meet (a
     theorem of Gordan); else it is itself a direction that separates them.
     """
-    rows = np.concatenate([p, -q])  # [p + q, d]
-    sides = np.concatenate([np.ones(len(p)), -np.ones(len(q))])
-    matrix = np.vstack([rows.T, sides, np.ones(len(rows))])  # [d + 2, p + q]
-    target = np.zeros(len(matrix))
+    count, axes = p.shape
+    matrix = np.ones((axes + 2, count + len(q)))
+    matrix[:axes, :count] = p.T
+    np.negative(q.T, out=matrix[:axes, count:])
+    matrix[axes, count:] = -1.0
+    target = np.zeros(axes + 2)
     target[-1] = 1.0
     try:
         weights, _ = nnls(matrix, target)
     except RuntimeError:  # too many steps: another way will do
         return None
     residual = target - matrix @ weights
-    return make_contact(p, q, -residual[:-2], weights[: len(p)], weights[len(p) :])
+    if residual @ residual < NOTHING:
+        residual[:] = 0.0
+    return make_contact(p, q, -residual[:-2], weights[:count], weights[count:])
 
 
 def by_newton(p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float) -> Contact | None:

@@ -5,6 +5,8 @@ weights of either side that give the same point. A distance: a hyperplane that s
 and two points that show an upper one.
 """
 
+import math
+
 import numpy as np
 
 from bertchain.directprobe.hull_solvers import (
@@ -101,7 +103,7 @@ def _separated(
     p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float
 ) -> Contact | None:
     """The proof that a direction separates all points, or None."""
-    length = np.linalg.norm(normal)
+    length = math.sqrt(normal @ normal)
     if not length > 0:
         return None
     unit = normal / length
@@ -140,14 +142,14 @@ def _do_few_meet(
 def _nearest(p: np.ndarray, q: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of either side that are looked at first."""
     few = max(FIRST, 2 * p.shape[1])
-    return _nearest_along(p @ normal, few), _nearest_along(-(q @ normal), few)
+    return _nearest_along(p, normal, few), _nearest_along(q, -normal, few)
 
 
-def _nearest_along(along: np.ndarray, count: int) -> np.ndarray:
+def _nearest_along(points: np.ndarray, direction: np.ndarray, count: int) -> np.ndarray:
     """The rows that lie lowest, sorted by row."""
-    if len(along) <= count:
-        return np.arange(len(along))
-    return np.sort(np.argpartition(along, count)[:count])
+    if len(points) <= count:
+        return np.arange(len(points))
+    return np.sort(np.argpartition(points @ direction, count)[:count])
 
 
 def _add_beyond(along: np.ndarray, chosen: np.ndarray) -> np.ndarray:

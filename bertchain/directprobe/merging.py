@@ -105,8 +105,9 @@ class Problem:
             decisions = np.ones(self._first_refusal(), dtype=bool)
         trees = [_Tree(self.x[rows]) for rows in self.rows]
         state = Growing(self.z, self.y, self.conflicts, self.tolerance)
+        nearest = [tree.next_pair() for tree in trees]
         while True:
-            label, i, j = self._next(trees)
+            label, i, j = self._first_of(nearest)
             if label < 0:
                 return state.owner
             a, b = int(self.rows[label][i]), int(self.rows[label][j])
@@ -117,31 +118,35 @@ class Problem:
                 state.merge(a, b)
             else:
                 trees[label].refuse(i, j)
+            nearest[label] = trees[label].next_pair()
             tried.append(merges)
             if on_decision is not None:
                 on_decision(merges)
 
     @staticmethod
-    def _next(trees: list[_Tree]) -> tuple[int, int, int]:
-        """Find the label with the nearest pair, and the pair; -1: no pair is left."""
-        best, found = np.inf, (-1, 0, 0)
-        for label, tree in enumerate(trees):
-            distance, i, j = tree.next_pair()
-            if distance < best:
-                best, found = distance, (label, i, j)
-        return found
+    def _first_of(nearest: list[tuple[float, int, int]]) -> tuple[int, int, int]:
+        """Find the label with the nearest pair, and the pair; -1: no pair is left.
+
+        Args:
+            nearest: squared distance and pair of each label.
+        """
+        label = min(range(len(nearest)), key=lambda k: nearest[k][0])
+        distance, i, j = nearest[label]
+        return (label, i, j) if distance < np.inf else (-1, 0, 0)
 
     def _all_merges(self) -> np.ndarray:
         """List every merge in order, if none were refused: rows kept and merged in
         [n - labels, 2]."""
         trees = [_Tree(self.x[rows]) for rows in self.rows]
+        nearest = [tree.next_pair() for tree in trees]
         merges = []
         while True:
-            label, i, j = self._next(trees)
+            label, i, j = self._first_of(nearest)
             if label < 0:
                 return np.array(merges, dtype=np.int64).reshape(-1, 2)
             merges.append((self.rows[label][i], self.rows[label][j]))
             trees[label].merge(i, j)
+            nearest[label] = trees[label].next_pair()
 
     def _first_refusal(self) -> int:
         """Count the merges before the first refusal, by bisection.
@@ -205,13 +210,27 @@ class Problem:
         means = groups.means(self.z)
         done, gaps = separated(z_sorted, groups, means, self.tolerance)
         left = rivals & ~done
-        if left.sum() > 4 * len(groups.names) and len(groups.names) <= 400:
+        many = left.sum() > 4 * len(groups.names) and len(groups.names) <= 400
+        # where hulls meet, mostly those do that lie worst along the line between their centroids
+        if self._any_meets(groups, left, gaps, at_most=1 if many else None):
+            return True, ~left, groups
+        if many:
             left, gaps = separate_jointly(z_sorted, groups, means, left, gaps, self.tolerance)
+        return self._any_meets(groups, left, gaps), ~left, groups
+
+    def _any_meets(
+        self, groups: Groups, left: np.ndarray, gaps: np.ndarray, at_most: int | None = None
+    ) -> bool:
+        """Test pairs of clusters, those with the smallest gap first, until one meets.
+
+        Args:
+            left: pairs to test [clusters, clusters]; those found apart are taken out.
+            at_most: so many of them.
+        """
         pairs = np.argwhere(np.triu(left))
         worst_first = gaps[pairs[:, 0], pairs[:, 1]].argsort(kind="stable")
-        for a, b in pairs[worst_first]:
-            p, q = self.z[groups.rows(a)], self.z[groups.rows(b)]
-            if do_meet(p, q, self.tolerance)[0]:
-                return True, ~left, groups
+        for a, b in pairs[worst_first[:at_most]]:
+            if do_meet(self.z[groups.rows(a)], self.z[groups.rows(b)], self.tolerance)[0]:
+                return True
             left[a, b] = left[b, a] = False
-        return False, ~left, groups
+        return False

@@ -1,7 +1,10 @@
 """How the labels of one layer lie: distances of hulls and of centroids, with intervals."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from joblib import cpu_count
+from scipy.spatial.distance import pdist, squareform
 from threadpoolctl import threadpool_limits
 
 from bertchain.directprobe import (
@@ -14,6 +17,7 @@ from bertchain.probing.scoreboard import half_width
 
 ACCURACY = 1e-2  # relative, of distances of hulls
 DRAWS = 200  # of rows or labels, for intervals of similarities
+AT_ONCE = 20  # draws whose centroids are in memory
 
 
 class Arrangement:
@@ -93,16 +97,21 @@ def bootstrap_similarity(
     Returns:
         [DRAWS]; the same rows for the same labels and seed, whatever the features.
     """
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(DRAWS):
-        drawn = [_draw(labels, rng) for labels in (y, truth)]
-        distances = [
-            centroid_distances(x[rows], labels[rows])
-            for x, labels, rows in zip((train, new), (y, truth), drawn, strict=True)
-        ]
-        found.append(spatial_similarity(*distances))
+    rng, found = np.random.default_rng(seed), []
+    for start in range(0, DRAWS, AT_ONCE):
+        drawn = [(_draw(y, rng), _draw(truth, rng)) for _ in range(start, start + AT_ONCE)]
+        of_train = _drawn_centroids(train, y, [rows for rows, _ in drawn])
+        of_new = _drawn_centroids(new, truth, [rows for _, rows in drawn])
+        for one, other in zip(of_train, of_new, strict=True):
+            found.append(spatial_similarity(*(squareform(pdist(means)) for means in (one, other))))
     return np.array(found)
+
+
+def _drawn_centroids(x: np.ndarray, labels: np.ndarray, drawn: Sequence[np.ndarray]) -> np.ndarray:
+    """Means of the labels [draws, labels, d] when rows [n] are drawn: a product for each label."""
+    times = np.stack([np.bincount(rows, minlength=len(x)) for rows in drawn]).astype(np.float64)
+    owns = [labels == label for label in range(int(labels.max()) + 1)]
+    return np.stack([times[:, own] @ x[own] / own.sum() for own in owns], axis=1)
 
 
 def _draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

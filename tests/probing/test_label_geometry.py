@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from bertchain.directprobe import centroid_distances, hull_distances
+from bertchain.directprobe import centroid_distances, hull_distances, spatial_similarity
 from bertchain.probing import arrangement, label_geometry
 from bertchain.probing.arrangement import bootstrap_similarity
 from bertchain.probing.drift import effective_rank
@@ -227,6 +227,13 @@ def test_the_bootstrap_draws_within_labels_and_repeats():
     known = [x["train"][:, 1], LABELS["train"], x["test"][:, 1], LABELS["test"]]
     draws = bootstrap_similarity(*known, 0)
     assert draws.std() > 0 and (draws == bootstrap_similarity(*known, 0)).all()
+    rng, one_by_one = np.random.default_rng(0), []
+    for _ in draws:
+        rows, new = (arrangement._draw(LABELS[split], rng) for split in ("train", "test"))
+        of_rows = centroid_distances(known[0][rows], LABELS["train"][rows])
+        of_new = centroid_distances(known[2][new], LABELS["test"][new])
+        one_by_one.append(spatial_similarity(of_rows, of_new))
+    assert draws == pytest.approx(one_by_one)
     drawn = arrangement._draw(LABELS["train"], np.random.default_rng(0))
     assert (np.bincount(LABELS["train"][drawn]) == 40).all() and len(set(drawn)) < 240
 
