@@ -89,9 +89,9 @@ def before_and_after(study: Study) -> pd.DataFrame:
             columns |= {n: wide[n, "tuned"] for n in ("gain", "gain ± 95 %")}
     columns |= {n: wide[n, "tuned"] for n in ("change", "change ± 95 %", "similarity with before")}
     table = pd.DataFrame(columns).reset_index()
-    order = [table["task"].map({t: k for k, t in enumerate(study.layers["task"].unique())})]
     table.insert(0, "parameters", table["encoder"].map(size))
-    return table.assign(order=order[0]).sort_values(["order", "parameters"]).drop(columns="order")
+    order = pd.CategoricalDtype(list(study.layers["task"].unique()), ordered=True)
+    return table.astype({"task": order}).sort_values(["task", "parameters"])
 
 
 def label_counts(labels: pd.DataFrame) -> pd.DataFrame:
