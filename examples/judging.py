@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIRMED, REFUTED, OPEN, MISSING = "confirmed", "not confirmed", "cannot be told", "not run"
+FEW = 4  # values of a claim that are drawn with room between them
 COLOURS = {CONFIRMED: "C2", REFUTED: "C3", OPEN: "C7"}
 
 
@@ -57,24 +58,26 @@ def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure
         linear: up to which value on either side of 0 the scale is linear; beyond it is logarithmic.
     """
     drawn = [claim for claim in claims if len(claim.values)]
-    lines = sum(len(claim.values) for claim in drawn)
+    steps = [1 if len(claim.values) <= FEW else 0.5 for claim in drawn]
+    lines = sum(step * len(claim.values) for step, claim in zip(steps, drawn, strict=True))
     figure = new_figure(10, 1.2 + 0.26 * lines + 0.1 * len(drawn))
     axis, names, places, place = figure.subplots(), [], [], 0.0
-    for claim in drawn:
+    for claim, step in zip(drawn, steps, strict=True):
         colour = COLOURS[claim.verdict]
         for i, (value, half) in enumerate(zip(claim.values, claim.halves, strict=True)):
             error = None if pd.isna(half) else half
             axis.errorbar(value, place, xerr=error, fmt="o", ms=4, capsize=2, color=colour)
-            names.append(claim.claim if i == 0 else "")
-            places.append(place)
-            place -= 1
+            if i == 0:
+                names.append(claim.claim)
+                places.append(place)
+            place -= step
         place -= 0.4
     for verdict, colour in COLOURS.items():
         axis.plot([], [], "o", color=colour, label=verdict)
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set_xscale("symlog", linthresh=linear)
     axis.set_yticks(places, names, fontsize=8)
-    axis.set(xlabel=xlabel)
+    axis.set(xlabel=xlabel, ylim=(place, 1))
     axis.grid(alpha=0.3, axis="x")
     axis.legend(loc="lower right", fontsize=8)
     return figure

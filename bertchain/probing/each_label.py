@@ -149,9 +149,10 @@ def distances_section(wide: pd.DataFrame) -> Section:
 def paths_section(paths: pd.DataFrame) -> Section:
     title, what = "Where centroids move", "Paths of centroids in two layers"
     text = (
-        "Centroids of labels among the training rows, from the model that each came from (dot) to "
-        "it (arrow); of a layer all lie in one plane, the two principal components of all its "
-        "centroids, and scales differ between layers. centroid_paths.csv has all layers and labels."
+        "Centroids of the labels that move furthest, among the training rows, from the model that "
+        "each came from (dot: the first) to it (arrow). Those of a layer lie in one plane, the "
+        "first two principal components of them all; scales differ between layers. "
+        "centroid_paths.csv has all layers and labels."
     )
     return Section("centroid_paths", title, text, None, paths_figure(paths), what)
 
@@ -185,32 +186,37 @@ def paths_figure(paths: pd.DataFrame) -> Figure:
     """Draw the paths of centroids in the first and the last layer. Args: see `centroid_paths`."""
     layers = sorted({paths["layer"].min(), paths["layer"].max()})
     figure = new_figure(4.6 * len(layers) + 0.6, 4.8)
+    labels = furthest(paths, DRAWN)
     for axis, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
-        draw_paths(axis, paths[paths["layer"] == layer])
+        draw_paths(axis, paths[paths["layer"] == layer], labels)
         axis.set_title(f"layer {layer}", fontsize="small")
     handles, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower left", ncols=3, fontsize=8)
     return figure
 
 
-def draw_paths(axis: Axes, paths: pd.DataFrame, labels: Sequence[str] | None = None) -> None:
-    """Draw the paths of one layer, of labels or else of those that move furthest."""
-    if labels is None:
-        far = paths.groupby("label", sort=False)["distance from the first"].max()
-        labels = list(far.sort_values(ascending=False, kind="stable").index[:DRAWN])
+def furthest(paths: pd.DataFrame, count: int) -> list:
+    """List the labels whose centroids move furthest in the last layer."""
+    last = paths[paths["layer"] == paths["layer"].max()]
+    far = last.groupby("label", sort=False)["distance from the first"].max()
+    return list(far.sort_values(ascending=False, kind="stable").index[:count])
+
+
+def draw_paths(axis: Axes, paths: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw the paths of labels in one layer."""
     columns = ["component 1", "component 2"]
     models = list(paths["model"].unique())
     for i, label in enumerate(labels):
         places = paths[paths["label"] == label].set_index("model")
-        axis.plot(
-            *places.loc[models[0], columns], "o", ms=5, color=f"C{i}", label=plain(str(label))
-        )
+        start = {"ms": 5, "color": f"C{i}", "label": plain(str(label))}
+        axis.plot(*places.loc[models[0], columns], "o", **start)
+        axis.plot(*places[columns].to_numpy().T, linestyle="")  # arrows widen no axis
         for k, (model, row) in enumerate(places.iterrows()):
             if model == models[0]:
                 continue
             style = {"color": f"C{i}", "arrowstyle": "->", **layered(k, len(models))}
-            start = places.loc[row["from"], columns]
-            axis.annotate("", tuple(row[columns]), tuple(start), arrowprops=style)
+            begin = places.loc[row["from"], columns]
+            axis.annotate("", tuple(row[columns]), tuple(begin), arrowprops=style)
     axis.set(xlabel=f"component 1 ({paths['share of variance'].iloc[0]:.0%} of variance in both)")
     axis.set(ylabel="component 2")
     axis.margins(0.08)

@@ -89,7 +89,8 @@ def before_and_after(study: Study) -> pd.DataFrame:
             columns |= {n: wide[n, "tuned"] for n in ("gain", "gain ± 95 %")}
     columns |= {n: wide[n, "tuned"] for n in ("change", "change ± 95 %", "similarity with before")}
     table = pd.DataFrame(columns).reset_index()
-    table.insert(0, "parameters", table["encoder"].map(size))
+    table.insert(0, "task", table.pop("task"))
+    table.insert(2, "parameters", table["encoder"].map(size))
     order = pd.CategoricalDtype(list(study.layers["task"].unique()), ordered=True)
     return table.astype({"task": order}).sort_values(["task", "parameters"])
 

@@ -20,7 +20,11 @@ from bertchain.cli import read_arguments
 
 
 class Value(NamedTuple):
-    """What is above 0 if a claim holds, with half its 95 % interval: 0 for what is counted."""
+    """What is above 0 if a claim holds, with half its 95 % interval: 0 for what is counted.
+
+    Attributes:
+        name: encoder, and after a comma what of it.
+    """
 
     name: str
     value: float
@@ -56,13 +60,14 @@ class Claim(NamedTuple):
     @property
     def row(self) -> dict[str, str]:
         """A row of the table of claims."""
-        ours = [
-            f"{value.name} {value.value:+.3f}" + (f" ± {half:.3f}" if half else "")
-            for value, half in zip(self.values, self.halves, strict=True)
-        ]
-        told = {"verdict": self.verdict, "claim": self.text["claim"]}
-        ours = "; ".join(ours) or self.note
-        return told | {"ours": ours} | {k: self.text[k] for k in ("holds if", "paper", "where")}
+        by_encoder: dict[str, list[str]] = {}
+        for value, half in zip(self.values, self.halves, strict=True):
+            encoder, _, what = value.name.partition(", ")
+            said = f"{what} {value.value:+.3f}".strip() + (f" ± {half:.3f}" if half else "")
+            by_encoder.setdefault(encoder, []).append(said)
+        ours = "; ".join(f"{name}: {', '.join(own)}" for name, own in by_encoder.items())
+        told = {"verdict": self.verdict, "claim": self.text["claim"], "ours": ours or self.note}
+        return told | {name: self.text[name] for name in ("holds if", "paper", "where")}
 
 
 def all_claims(study: Study) -> list[Claim]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from readings import SMALLEST, TASKS, last_of
 
-from bertchain.probing.each_label import draw_paths, draw_smallest
+from bertchain.probing.each_label import draw_paths, draw_smallest, furthest
 from bertchain.runtime.figures import add_legend, add_shared_legend, new_figure, tick_whole_numbers
 
 if TYPE_CHECKING:
@@ -135,11 +135,15 @@ def epochs_figure(labels: pd.DataFrame) -> Figure:
 
 def paths_figure(paths: pd.DataFrame) -> Figure:
     """Draw the paths of centroids from epoch to epoch, a panel for each run and layer."""
-    runs = paths.assign(task=paths["task"] + ", layer " + paths["layer"].astype(str))
+    keys = ["encoder", "task"]
+    labels = {run: furthest(rows, PATHS) for run, rows in paths.groupby(keys, sort=False)}
+    runs = paths.assign(
+        run=[*paths[keys].itertuples(index=False, name=None)],
+        task=paths["task"] + ", layer " + paths["layer"].astype(str),
+    )
 
     def draw(axis: Axes, rows: pd.DataFrame) -> None:
-        far = rows.groupby("label", sort=False)["distance from the first"].max()
-        draw_paths(axis, rows, list(far.sort_values(ascending=False, kind="stable").index[:PATHS]))
+        draw_paths(axis, rows, labels[rows["run"].iloc[0]])
 
     return panels(runs, draw)
 
@@ -147,7 +151,7 @@ def paths_figure(paths: pd.DataFrame) -> Figure:
 def panels(table: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None]) -> Figure:
     """Draw each run in a panel with a legend of its own. Args: draw: takes the panel's rows."""
     groups = list(table.groupby(["encoder", "task"], sort=False))
-    across = min(3, len(groups))
+    across = min(3 if len(groups) % 3 == 0 else 2, len(groups))
     down = -(-len(groups) // across)
     figure = new_figure(0.5 + 4.2 * across, 4 * down)
     axes = figure.subplots(down, across, squeeze=False).reshape(-1)

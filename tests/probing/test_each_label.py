@@ -91,7 +91,12 @@ def test_centroids_of_all_models_lie_in_one_plane():
     assert np.linalg.norm(xy["step 1"] - xy["start"], axis=1) == pytest.approx([0, 5, 0])
     assert np.linalg.norm(xy["start"][1] - xy["start"][2]) == pytest.approx(200**0.5)
     assert places.loc[("step 2", 5), "from"] == "step 1"
-    assert each_label.paths_figure(paths).axes[0].texts  # arrows
+    axis = each_label.paths_figure(paths).axes[0]
+    assert len(axis.texts) == 3 * 2  # an arrow for each label and step
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    for x, y in np.concatenate([*xy.values()]):  # all of the paths can be seen
+        assert left < x < right and low < y < high
+    assert each_label.furthest(paths, 2) == [5, 4]
     assert not len(each_label.centroid_paths({(2, "a"): start}, np.arange(3), {"a": "a"}))
 
 
