@@ -204,8 +204,8 @@ def control(
 def directprobe(
     models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
 ) -> Tables:
-    """Cluster the training rows by DirectProbe; distances between labels."""
-    table, pairs = label_geometry.directprobe_table(
+    """Cluster the training rows by DirectProbe; distances between labels, and within them."""
+    table, pairs, each = label_geometry.directprobe_table(
         {model.name: model.at(None, model.compared_pooling) for model in models},
         board.labels,
         wanted=args.features.probe_layers,
@@ -214,22 +214,24 @@ def directprobe(
         seed=args.run.seed,
         folder=Path(args.run.output_dir) / "decisions",
     )
-    return {"directprobe": table, "directprobe_pairs": pairs}
+    return {"directprobe": table, "directprobe_pairs": pairs, "label_distances": each}
 
 
 def geometry(
     models: Models, task: tasks.Task, board: scoreboard.Scoreboard, args: probing.Arguments
 ) -> Tables:
     """Measure how the labels lie, by hulls and by centroids, and how they moved."""
-    table, pairs = label_geometry.label_geometry_table(
+    table, pairs, paths = label_geometry.label_geometry_table(
         {model.name: model.at(None, model.compared_pooling) for model in models},
         board.labels,
         wanted=args.features.probe_layers,
         split=board.split,
         most=args.analyses.points,
         seed=args.run.seed,
+        origins=probed_models.model_origins(args.models),
     )
-    return {"geometry": table, "geometry_pairs": pairs}
+    paths = {"centroid_paths": paths} if len(paths) else {}
+    return {"geometry": table, "geometry_pairs": pairs} | paths
 
 
 def erase(

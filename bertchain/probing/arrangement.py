@@ -13,6 +13,7 @@ from bertchain.directprobe import (
     hull_distances,
     spatial_similarity,
 )
+from bertchain.probing.drift import anisotropy
 from bertchain.probing.scoreboard import half_width
 
 ACCURACY = 1e-2  # relative, of distances of hulls
@@ -27,6 +28,7 @@ class Arrangement:
         self, train: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, seed: int
     ):
         """Args: train, new: rows [n, hidden]; y, truth: their labels [n], numbers from 0 on."""
+        self.seed = seed
         self.centroids = centroids(train, y)
         self.distances = centroid_distances(train, y)
         self.mean_distance = float(self.distances[np.triu_indices(len(self.distances), 1)].mean())
@@ -54,13 +56,18 @@ class Arrangement:
         """What changed since `before`; intervals are paired: the same labels and rows are drawn."""
         row = {
             "similarity with the first": spatial_similarity(before.hulls, self.hulls),
+            "± 95 % with the first": _half_width(
+                similarity_over_labels(before.hulls, self.hulls, self.seed)
+            ),
             "similarity with the first, centroids": spatial_similarity(
                 before.distances, self.distances
             ),
         }
         if before.centroids.shape == self.centroids.shape:
-            moved = np.linalg.norm(self.centroids - before.centroids, axis=1).mean()
+            moves = self.centroids - before.centroids
+            moved = np.linalg.norm(moves, axis=1).mean()
             row["centroids moved by"] = float(moved) / before.spread if before.spread else np.nan
+            row["mean cosine of two moves"] = anisotropy(moves)
         row["train and new, change"] = self.similarity - before.similarity
         row["± 95 % of the change"] = _half_width(self.draws - before.draws)
         row["train and new, change of centroids"] = self.of_centroids - before.of_centroids

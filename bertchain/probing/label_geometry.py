@@ -7,7 +7,7 @@ on where it was cut off.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bertchain.directprobe import (
 )
 from bertchain.probing.arrangement import ACCURACY, Arrangement
 from bertchain.probing.drift import effective_rank
+from bertchain.probing.each_label import centroid_paths, label_rows
 from bertchain.probing.probed_models import resolve_layers
 from bertchain.runtime.files import atomic_write
 
@@ -97,7 +98,7 @@ def directprobe_table(
     most: int,
     seed: int,
     folder: Path,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Cluster the training rows of each model and layer, and measure the labels' distances.
 
     Args:
@@ -108,20 +109,23 @@ def directprobe_table(
         folder: for decisions.
 
     Returns:
-        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
+        a row for each model and layer; one for each pair of labels in them (see `pair_rows`); and
+        one for each label (see `each_label.label_rows`).
     """
     rows = choose_rows(labels["train"], most, seed)
     new = choose_rows(labels[split], most // 5, seed)
     y, truth = labels["train"][rows], labels[split][new]
-    table, of_pairs = [], []
+    table, of_pairs, of_labels = [], [], []
+    numbers = np.unique(y, return_inverse=True)[1].reshape(-1)
     for at, x in _features_of(layers, wanted, {"train": rows, split: new}):
         with threadpool_limits(limits=1):  # the same numbers on any machine; faster, too
-            row, distances = _probe(x["train"], y, x[split], truth, folder)
+            row, distances, found = _probe(x["train"], y, x[split], truth, folder)
+            of_labels.append(label_rows(at, x["train"], numbers, found, distances))
         table.append(at | row)
-        of_pairs.append(pair_rows(at, np.unique(y), distances, "distance of hulls"))
+        of_pairs.append(pair_rows(at, found.names, distances, "distance of hulls"))
         model, layer, count = at["model"], at["layer"], row["clusters"]
         logger.info("DirectProbe, %s, layer %d: %d clusters", model, layer, count)
-    return pd.DataFrame(table), pd.concat(of_pairs)
+    return pd.DataFrame(table), pd.concat(of_pairs), pd.concat(of_labels)
 
 
 def pair_rows(
@@ -141,7 +145,7 @@ def pair_rows(
 
 
 def join_pairs(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Join all tables of `pair_rows`, whose names end in _pairs, as label_pairs.
+    """Join all tables of `pair_rows`, whose names end in _pairs, as label_pairs; name labels.
 
     Args:
         tables: of analyses, by name.
@@ -150,19 +154,26 @@ def join_pairs(tables: dict[str, pd.DataFrame], names: Sequence[str]) -> dict[st
     keys = ["model", "layer", "label", "other label"]
     of_pairs = [table for name, table in tables.items() if name.endswith("_pairs")]
     others = {name: table for name, table in tables.items() if not name.endswith("_pairs")}
+    for name in set(others) & {"label_distances", "centroid_paths"}:
+        others[name] = _name_labels(others[name], names)
     if not of_pairs:
         return others
     joined = of_pairs[0]
     for table in of_pairs[1:]:
         joined = joined.merge(table, on=keys, how="outer", sort=False)
-    named = {key: [names[k] for k in joined[key]] for key in keys[2:]}
-    return others | {"label_pairs": joined.assign(**named)}
+    return others | {"label_pairs": _name_labels(joined, names)}
+
+
+def _name_labels(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Put names in place of class numbers."""
+    columns = [name for name in ("label", "other label", "nearest label") if name in table]
+    return table.assign(**{c: [k if k == "" else names[k] for k in table[c]] for c in columns})
 
 
 def _probe(
     x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray, folder: Path
-) -> tuple[dict[str, Any], np.ndarray]:
-    """One layer's row of the table, and the distances of hulls [labels, labels]."""
+) -> tuple[dict[str, Any], np.ndarray, Clustering]:
+    """One layer's row of the table, the distances of hulls [labels, labels], and the clusters."""
     found = cluster_and_keep(x, y, folder)
     numbers = np.searchsorted(found.names, y)
     distances = hull_distances(x, numbers, ACCURACY, skip=found.conflicts)
@@ -184,7 +195,7 @@ def _probe(
         "rows with another label's twin": found.mixed_points,
         "warnings": "; ".join(found.warnings),
     }
-    return row, distances
+    return row, distances, found
 
 
 def _shuffled(x: np.ndarray, y: np.ndarray, linear: bool, folder: Path) -> dict[str, Any]:
@@ -247,7 +258,8 @@ def label_geometry_table(
     split: str,
     most: int,
     seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    origins: Mapping[str, str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Measure how the labels lie, and how they moved since the first model.
 
     Similarities are Pearson correlations of label-pair distances: of a model with the first, and of
@@ -257,15 +269,17 @@ def label_geometry_table(
     part.
 
     Args: see `directprobe_table`; at most `most` rows of either split are used.
+        origins: the model that each came from; None: the first.
 
     Returns:
-        a row for each model and layer; and one for each pair of labels in them (see `pair_rows`).
+        a row for each model and layer; one for each pair of labels in them (see `pair_rows`); and
+        one for each label with its place (see `each_label.centroid_paths`).
     """
     rows = {s: choose_rows(labels[s], most, seed) for s in ("train", split)}
     shared = np.intersect1d(*(_frequent(labels[s][own]) for s, own in rows.items()))
     rows = {s: own[np.isin(labels[s][own], shared)] for s, own in rows.items()}
     y = {s: np.searchsorted(shared, labels[s][own]) for s, own in rows.items()}
-    first, table, of_pairs, before = next(iter(layers)), [], [], {}
+    first, table, of_pairs, before, centroids = next(iter(layers)), [], [], {}, {}
     for at, x in _features_of(layers, wanted, rows):
         now = Arrangement(x["train"], y["train"], x[split], y[split], seed)
         row = at | {"effective rank": effective_rank(x["train"])}
@@ -277,7 +291,9 @@ def label_geometry_table(
             row |= now.against(before[at["layer"]])
         table.append(row)
         of_pairs.append(pair_rows(at, shared, now.distances, "distance of centroids"))
-    return pd.DataFrame(table), pd.concat(of_pairs)
+        centroids[at["layer"], at["model"]] = now.centroids
+    paths = centroid_paths(centroids, shared, origins or dict.fromkeys(layers, first))
+    return pd.DataFrame(table), pd.concat(of_pairs), paths
 
 
 def _frequent(labels: np.ndarray) -> np.ndarray:

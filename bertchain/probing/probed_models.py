@@ -74,6 +74,14 @@ def named_checkpoints(run: str | None) -> dict[str, str]:
     return {"start": start} | {p.name.replace("checkpoint-", "step "): str(p) for p in checkpoints}
 
 
+def model_origins(options: ModelsArguments) -> dict[str, str]:
+    """Name -> name of the model that each came from: of a checkpoint the one before, else the
+    first of all."""
+    given, kept = named_models(options.models), [*named_checkpoints(options.checkpoints_of)]
+    first = next(iter([*given, *kept]))
+    return dict.fromkeys(given, first) | dict(zip(kept, [*kept[:1], *kept[:-1]], strict=True))
+
+
 def resolve_layers(wanted: list[int], count: int) -> list[int]:
     """Numbers of the layers to probe, 0 = embeddings, sorted.
 

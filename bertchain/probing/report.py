@@ -13,6 +13,7 @@ from bertchain.probing.by_class import class_sections
 from bertchain.probing.certainty import finding_warnings
 from bertchain.probing.comparisons import change_sections, comparison_sections
 from bertchain.probing.complexity import complexity_sections
+from bertchain.probing.each_label import each_label_sections
 from bertchain.probing.erasure import erasure_sections, erasure_warnings
 from bertchain.probing.feature_files import INDEX
 from bertchain.probing.features import find_device
@@ -83,6 +84,7 @@ def list_sections(
         *complexity_sections(board),
         *change_sections(tables),
         *label_sections(board, tables),
+        *each_label_sections(tables),
         *erasure_sections(tables),
         *class_sections(board, headline, tables),
         *confusion_sections(board, headline),
@@ -190,6 +192,9 @@ LIMITS = {
     "rows in many dimensions are separable whatever their labels mean.",
     "geometry": "which arrangement is better: that labels lie alike says nothing about accuracy. "
     "Of few labels a correlation of distances is uncertain.",
+    "label_distances": "whether rows of two labels are mixed where hulls are apart, nor how far "
+    "they are for what fills the space: where all distances grow alike, this one does, too.",
+    "centroid_paths": "what lies across the plane: paths that cross here may be far apart.",
     "erasure": "what the model itself would do: features are changed after the forward pass, and "
     "what is not linear in the concept stays.",
     "classes": "intervals: scores of rare classes are of few rows.",
@@ -263,9 +268,9 @@ def label_sections(board: Scoreboard, tables: dict[str, pd.DataFrame]) -> list[S
             "2021; 0 where they meet): 1 = the labels lie in the same arrangement. Of training "
             f"rows and {board.split} rows, with a bootstrap interval over labels; and with the "
             "first model. Columns of centroids say the same of distances between centroids, with "
-            "intervals over rows. Centroids move by so many "
-            "times the spread that a label had before. Effective rank: how many directions the "
-            "rows use."
+            "intervals over rows. Centroids move by so many times the spread that a label had "
+            "before; the mean cosine of two moves is 1 where all labels move alike. Effective "
+            "rank: how many directions the rows use."
         )
         sections.append(
             Section(

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import pandas as pd
 import paper
 import sweep
+from judging import CONFIRMED, MISSING, OPEN, REFUTED, decide
 
 from bertchain.cli import read_arguments
 
-CONFIRMED, REFUTED, OPEN, MISSING = "confirmed", "not confirmed", "cannot be told", "not run"
+__all__ = ("CONFIRMED", "MISSING", "OPEN", "REFUTED", "Claim", "all_claims")
 MARGIN = 1.0  # points of error that count as no obvious benefit
 CHANCE = 40.0  # % of error on two classes above which training has failed
 SETS = {  # of the matrix of texts and tasks
@@ -50,13 +51,8 @@ class Claim(NamedTuple):
     @property
     def verdict(self) -> str:
         """Confirmed, not confirmed, cannot be told, or not run."""
-        if not self.differences:
-            return MISSING
         means = [values.mean() for values in self.differences.values()]
-        if any(mean - half > 0 for mean, half in zip(means, self.halves, strict=True)):
-            return REFUTED
-        below = [mean + half < 0 for mean, half in zip(means, self.halves, strict=True)]
-        return CONFIRMED if all(below) else OPEN  # the interval of one seed is NaN
+        return decide([-mean for mean in means], self.halves)  # the interval of one seed is NaN
 
     @property
     def row(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import claims
+import judging
 import pandas as pd
 import sweep
 
@@ -14,35 +15,20 @@ from bertchain.runtime.figures import add_legend, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {claims.CONFIRMED: "C2", claims.REFUTED: "C3", claims.OPEN: "C7"}
-
 
 def claims_figure(judged: list[claims.Claim]) -> Figure:
     """Draw each difference behind each claim with its interval; left of 0 it is as claimed."""
-    drawn = [claim for claim in judged if claim.differences]
-    lines = sum(len(claim.differences) for claim in drawn)
-    figure = new_figure(10, 1.2 + 0.26 * lines + 0.1 * len(drawn))
-    axis, names, places, place = figure.subplots(), [], [], 0.0
-    for claim in drawn:
-        verdict, halves = claim.verdict, claim.halves
-        for i, (values, half) in enumerate(zip(claim.differences.values(), halves, strict=True)):
-            error = None if pd.isna(half) else half
-            axis.errorbar(
-                values.mean(), place, xerr=error, fmt="o", ms=4, capsize=2, color=COLOURS[verdict]
-            )
-            names.append(claim.text["claim"] if i == 0 else "")
-            places.append(place)
-            place -= 1
-        place -= 0.4
-    for verdict, colour in COLOURS.items():
-        axis.plot([], [], "o", color=colour, label=verdict)
-    axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set_xscale("symlog", linthresh=2)
-    axis.set_yticks(places, names, fontsize=8)
-    axis.set(xlabel="difference of test errors, points, with its interval; below 0 as claimed")
-    axis.grid(alpha=0.3, axis="x")
-    axis.legend(loc="lower right", fontsize=8)
-    return figure
+    drawn = [
+        judging.Drawn(
+            claim.text["claim"],
+            claim.verdict,
+            [values.mean() for values in claim.differences.values()],
+            claim.halves,
+        )
+        for claim in judged
+    ]
+    what = "difference of test errors, points, with its interval; below 0 as claimed"
+    return judging.claims_figure(drawn, what, linear=2)
 
 
 def points_figure(by_set: Mapping[str, pd.DataFrame]) -> Figure:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import claims
+import judging
 import pandas as pd
 import paper
 import pictures
@@ -137,13 +138,12 @@ def table_of(study: str, errors: claims.Errors) -> pd.DataFrame:
 
 
 def claims_section(judged: list[claims.Claim], verdicts: pd.DataFrame) -> Section:
-    counts = verdicts["verdict"].value_counts()
-    said = ", ".join(f"{counts.get(v, 0)} {v}" for v in (*pictures.COLOURS, claims.MISSING))
     text = (
-        f"{len(verdicts)} claims: {said}.\n\nBehind each are one or several differences of test "
-        "errors, in points, which are below 0 if it holds; after ± is half the interval over seeds "
-        "(Student's t, level 1 - .05 / number of differences). Confirmed: all intervals lie below "
-        "0. Not confirmed: one lies above 0. Otherwise it cannot be told. The paper's figures are "
+        f"{judging.count_verdicts(verdicts['verdict'])}\n\nBehind each are one or several "
+        "differences of test errors, in points, which are below 0 if it holds; after ± is half "
+        "the interval over seeds (Student's t, level 1 - .05 / number of differences). Confirmed: "
+        "all intervals lie below 0. Not confirmed: one lies above 0. Otherwise it cannot be told. "
+        "The paper's figures are "
         "those of one run of BERT-base each."
     )
     return Section(

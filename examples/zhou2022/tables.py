@@ -1,338 +1,233 @@
-"""Tabulate the study of Zhou & Srikumar 2022 from the folders that study.yaml fills.
+"""Judge the claims of Zhou & Srikumar 2022 by the folders that study.yaml fills.
 
-    python examples/zhou2022/tables.py study
+    python examples/zhou2022/tables.py study/bert-tiny
+    python examples/zhou2022/tables.py study/bert-tiny study/minilm    # encoders side by side
 
-Writes study.md, cross_task.png and epochs.png into the folder. Each claim of the paper comes with
-the rule by which it is judged and the figures behind it. Similarities are those of the paper: of
-distances between hulls.
+Works on what is done: steps that are not are named. Writes report.html, one page that needs nothing
+else, study.md with its pictures, claims.csv and a table for each part, into the first folder. Each
+folder holds one encoder, and names it. Distances and similarities are those of hulls.
 """
 
-import itertools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import judging
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import verdicts
+import views
+from readings import SMALLEST, Study, count_changes, last_of, read_study
 
 from bertchain.cli import run_script
 from bertchain.errors import InputError
-from bertchain.runtime.figures import as_png
-from bertchain.runtime.files import atomic_write, write_text
+from bertchain.runtime.files import write_csv
+from bertchain.runtime.html import Section, write_report_files
 from bertchain.runtime.records import markdown_table
-
-TASKS = {"pos": "POS", "dep": "DEP", "role": "PS-role", "function": "PS-fxn", "trec": "TREC-50"}
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    folders = [Path(name) for name in sys.argv[1:]]
+    if not folders:
         raise InputError("give the folder that study.yaml filled: tables.py study")
-    folder = Path(sys.argv[1])
-    tasks = [task for task in TASKS if (folder / task / "layers" / "results.csv").is_file()]
-    if not tasks:
-        raise InputError(f"{folder}: holds no TASK/layers/results.csv; run study.yaml first")
-    layers = pd.concat([by_layer(folder / task / "layers", task) for task in tasks])
-    cross = pd.concat([cross_task(folder / task / "cross", task) for task in tasks])
-    between = between_tasks(folder, tasks)
-    epochs = training_run(folder / "trec" / "epochs")
-    parts = ["# How fine-tuning changes the encoder\n", "## Claims\n"]
-    parts += [markdown_table(claims(layers, cross)), "## Before and after, last layer\n"]
-    parts += [markdown_table(before_and_after(layers)), "## By layer\n", markdown_table(layers)]
-    if len(cross):
-        parts += ["## Every encoder on every task, last layer\n", "![matrix](cross_task.png)\n"]
-        parts.append(markdown_table(cross))
-        write_figure(folder / "cross_task.png", matrix_figure(cross))
-    if len(between):
-        parts += ["## Labels that two tasks share, last layer\n", markdown_table(between)]
-    if len(epochs):
-        parts += ["## Along one training run (TREC-50, last layer)\n", "![epochs](epochs.png)\n"]
-        parts.append(markdown_table(epochs))
-        write_figure(folder / "epochs.png", epochs_figure(epochs))
-    write_text(folder / "study.md", "\n".join(parts))
-    print((folder / "study.md").read_text(encoding="utf-8"))
+    if len({folder.resolve().name for folder in folders}) < len(folders):
+        raise InputError("the folders name the encoders: give folders of different names")
+    study = read_study(folders)
+    if not any(map(len, (study.layers, study.cross, study.epochs))):
+        said = ", ".join(map(str, folders))
+        raise InputError(f"{said}: holds no TASK/STEP/label_distances.csv; run study.yaml first")
+    judged = verdicts.all_claims(study)
+    told = pd.DataFrame([claim.row for claim in judged])
+    tables = tables_of(study)
+    for name, table in {"claims": told, **tables}.items():
+        write_csv(folders[0] / f"{name}.csv", table)
+    sections = [claims_section(judged, told), *missing_sections(study)]
+    sections += [*own_sections(study, tables), *other_sections(study, tables), how_section(study)]
+    write_report_files(folders[0], "How fine-tuning changes an encoder", sections)
+    (folders[0] / "report.md").replace(folders[0] / "study.md")
+    print(markdown_table(told[["verdict", "claim", "ours"]]))
+    print(f"Wrote {folders[0] / 'report.html'}")
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- tables
 
 
-def probe_accuracy(folder: Path) -> pd.Series:
-    """Read the test accuracy of linear probes by model and layer."""
-    results = pd.read_csv(folder / "results.csv", keep_default_na=False)
-    rows = results[
-        (results["probe"] == "linear")
-        & (results["split"] == "test")
-        & (results["metric"] == "accuracy")
-    ]
-    return rows.assign(layer=rows["layer"].astype(float).astype(int)).set_index(["model", "layer"])[
-        "value"
-    ]
-
-
-def by_layer(folder: Path, task: str) -> pd.DataFrame:
-    """Collect accuracy, clusters, distances and similarities, a row for each model and layer."""
-    clusters = pd.read_csv(folder / "directprobe.csv").set_index(["model", "layer"])
-    geometry = pd.read_csv(folder / "geometry.csv").set_index(["model", "layer"])
-    table = pd.DataFrame(
-        {
-            "accuracy of probe": probe_accuracy(folder),
-            "labels": clusters["labels"],
-            "clusters": clusters["clusters"],
-            "linear": clusters["linear"],
-            "shuffled": clusters.get("linear, shuffled labels"),
-            "distance of labels": clusters["mean distance of labels"],
-            "distance of clusters": clusters["mean distance of clusters"],
-            "similarity with before": geometry["similarity with the first"],
-            "of centroids": geometry["similarity with the first, centroids"],
-            "centroids moved by": geometry["centroids moved by"],
-            "train and test": geometry["train and new, similarity"],
-            "change": geometry["train and new, change"],
-            "± 95 %": geometry["± 95 % of the change"],
-        }
-    ).reset_index()
-    table.insert(0, "task", TASKS[task])
-    return table
-
-
-def cross_task(folder: Path, task: str) -> pd.DataFrame:
-    """Collect accuracy and clusters on a task, a row for each encoder that was probed on it."""
-    if not (folder / "directprobe.csv").is_file():
-        return pd.DataFrame()
-    clusters = pd.read_csv(folder / "directprobe.csv").set_index("model")
-    accuracy = probe_accuracy(folder).droplevel("layer")
-    return pd.DataFrame(
-        {
-            "fine-tuned on": [TASKS.get(model, "nothing") for model in clusters.index],
-            "probed on": TASKS[task],
-            "accuracy of probe": accuracy.loc[clusters.index].to_numpy(),
-            "labels": clusters["labels"].to_numpy(),
-            "clusters": clusters["clusters"].to_numpy(),
-        }
-    )
-
-
-def between_tasks(folder: Path, tasks: list[str]) -> pd.DataFrame:
-    """Correlate the distances of hulls of labels that two tasks share (Pearson, over label pairs).
-
-    Before: both in the encoder as it was; after: each in the encoder fine-tuned on its own task.
-    """
+def tables_of(study: Study) -> dict[str, pd.DataFrame]:
+    """Make the tables that are written, by file name."""
     found = {}
-    for task in tasks:
-        pairs = pd.read_csv(folder / task / "layers" / "label_pairs.csv", keep_default_na=False)
-        last = pairs[pairs["layer"] == pairs["layer"].max()]
-        distance = pd.to_numeric(last["distance of hulls"], errors="coerce")
-        ends = [
-            tuple(sorted(ends)) for ends in zip(last["label"], last["other label"], strict=True)
-        ]
-        found[task] = last.assign(pair=ends, distance=distance).pivot(
-            index="pair", columns="model", values="distance"
-        )
+    if len(study.layers):
+        found["before_and_after"] = before_and_after(study)
+        found["label_counts"] = label_counts(study.labels)
+        found["by_layer"] = lead(study.layers)
+    if len(study.cross):
+        found["cross_task"] = lead(study.cross, "fine-tuned on", "probed on", "kind")
+        found["by_kind"] = by_kind(study.cross)
+    if len(study.between):
+        found["shared_labels"] = lead(study.between)
+    if len(study.epochs):
+        found["by_epoch"] = lead(study.epochs, "task", "layer", "epoch")
+    return found
+
+
+def lead(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Put the encoder and these columns first; leave out what is empty everywhere."""
+    table = table.dropna(axis=1, how="all")
+    first = ["encoder", *(names or [n for n in ("task", "model", "layer") if n in table])]
+    return table[[*first, *(name for name in table if name not in first)]]
+
+
+def before_and_after(study: Study) -> pd.DataFrame:
+    """Tabulate the last layers by task and size of the encoder, before and after."""
+    wide = last_of(study.layers).pivot(index=["encoder", "task"], columns="model")
+    size = study.encoders.set_index("encoder")["parameters"]
+    names = ("accuracy", "linear accuracy", "clusters", SMALLEST, "train and test")
+    columns = {"labels": wide["labels", "base"]}
+    for name in names:
+        columns |= {f"{name}, before": wide[name, "base"], f"{name}, after": wide[name, "tuned"]}
+        if name == "accuracy":
+            columns |= {n: wide[n, "tuned"] for n in ("gain", "gain ± 95 %")}
+    columns |= {n: wide[n, "tuned"] for n in ("change", "change ± 95 %", "similarity with before")}
+    table = pd.DataFrame(columns).reset_index()
+    table.insert(0, "task", table.pop("task"))
+    table.insert(2, "parameters", table["encoder"].map(size))
+    order = pd.CategoricalDtype(list(study.layers["task"].unique()), ordered=True)
+    return table.astype({"task": order}).sort_values(["task", "parameters"])
+
+
+def label_counts(labels: pd.DataFrame) -> pd.DataFrame:
+    """Count the labels whose smallest distance grew or shrank, by encoder, task and layer."""
     rows = []
-    for one, other in itertools.combinations(tasks, 2):
-        sides = found[one].add_suffix(" one"), found[other].add_suffix(" other")
-        both = pd.concat(sides, axis=1, join="inner").dropna()
-        if len(both) < 3:
-            continue
-        row = {"tasks": f"{TASKS[one]} and {TASKS[other]}", "label pairs": len(both)}
-        for when, model in (("before", "base"), ("after", "tuned")):
-            row[when] = both[f"{model} one"].corr(both[f"{model} other"])
-        rows.append(row)
+    for (encoder, task, layer), own in labels.groupby(["encoder", "task", "layer"], sort=False):
+        at = {"encoder": encoder, "task": task, "layer": layer}
+        rows.append(at | count_changes(own, "base", "tuned"))
     return pd.DataFrame(rows)
 
 
-def training_run(folder: Path) -> pd.DataFrame:
-    """Collect the figures of the last layer along one run, a row for each checkpoint."""
-    if not (folder / "directprobe.csv").is_file():
-        return pd.DataFrame()
-    clusters = pd.read_csv(folder / "directprobe.csv").set_index("model")
-    geometry = pd.read_csv(folder / "geometry.csv").set_index("model")
-    accuracy = probe_accuracy(folder).droplevel("layer")
-    return pd.DataFrame(
-        {
-            "checkpoint": clusters.index,
-            "accuracy of probe": accuracy.loc[clusters.index].to_numpy(),
-            "clusters": clusters["clusters"].to_numpy(),
-            "distance of labels": clusters["mean distance of labels"].to_numpy(),
-            "similarity with start": geometry["similarity with the first"].to_numpy(),
-            "train and test": geometry["train and new, similarity"].to_numpy(),
-        }
+def by_kind(cross: pd.DataFrame) -> pd.DataFrame:
+    """Sum up encoders fine-tuned on the same, a related and another task than is probed."""
+    tuned = cross[cross["kind"] != "before"]
+    groups = tuned.groupby(["encoder", "kind"], sort=False)
+    table = groups[["grew", "shrank"]].sum().astype(int)
+    table.insert(0, "pairs of tasks", groups.size())
+    table["mean change of distances"] = groups["mean change"].mean()
+    table["mean gain"] = groups["gain"].mean()
+    table["gains above 0"] = groups["gain"].agg(lambda gain: int((gain > 0).sum()))
+    return table.reset_index()
+
+
+# ---------------------------------------------------------------- the page
+
+
+def claims_section(judged: list[verdicts.Claim], told: pd.DataFrame) -> Section:
+    text = (
+        f"{judging.count_verdicts(told['verdict'])}\n\nBehind each are one or several values that "
+        "are above 0 if it holds; after ± is half the interval (level 1 - .05 / number of values). "
+        "Confirmed: all intervals lie above 0. Not confirmed: one lies below 0. Otherwise it "
+        "cannot be told. What is counted, such as clusters, has no interval: it holds for these "
+        "rows. One fine-tuning of each task: intervals do not allow for other seeds of it."
     )
+    drawn = [
+        judging.Drawn(c.text["claim"], c.verdict, [value.value for value in c.values], c.halves)
+        for c in judged
+    ]
+    figure = judging.claims_figure(drawn, "above 0 as claimed; units differ between claims", 0.5)
+    what = "Values behind each claim with intervals, coloured by verdict"
+    return Section("claims", "All claims at a glance", text, told, figure, what)
 
 
-# ---------------------------------------------------------------- what they say
+def missing_sections(study: Study) -> list[Section]:
+    """Name what is not done."""
+    text = "Not run yet: " + "; ".join(study.missing) + "."
+    return [Section("missing", "Missing", text, warning=True)] if study.missing else []
 
 
-def ends(layers: pd.DataFrame) -> pd.DataFrame:
-    """Put the last layers before and after fine-tuning side by side, a row for each task."""
-    last = layers[layers["layer"] == layers.groupby("task")["layer"].transform("max")]
-    wide = last.pivot(index="task", columns="model").reindex(layers["task"].unique())
-    wide.columns = [f"{name}, {'before' if model == 'base' else 'after'}" for name, model in wide]
-    return wide
-
-
-def before_and_after(layers: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the last layers, a row for each task."""
-    wide = ends(layers)
-    names = ("accuracy of probe", "clusters", "distance of labels", "train and test")
-    shown = [f"{name}, {when}" for name in names for when in ("before", "after")]
-    table = wide[["labels, before", *shown, "change, after", "± 95 %, after"]]
-    columns = {"labels, before": "labels", "change, after": "change", "± 95 %, after": "± 95 %"}
-    return table.rename(columns=columns).reset_index()
-
-
-def claims(layers: pd.DataFrame, cross: pd.DataFrame) -> pd.DataFrame:
-    """Judge the claims of the paper: for how many tasks or encoders each holds."""
-    return pd.DataFrame(
-        claims_of_layers(layers) + (claims_of_transfer(cross) if len(cross) else [])
-    )
-
-
-def claims_of_layers(layers: pd.DataFrame) -> list[dict[str, str]]:
-    """Judge what is claimed of an encoder before and after, on the task it was fine-tuned on."""
-    wide = ends(layers)
-
-    def grew(name: str) -> pd.Series:
-        return wide[f"{name}, after"] - wide[f"{name}, before"]
-
+def own_sections(study: Study, tables: dict[str, pd.DataFrame]) -> list[Section]:
+    """Show each encoder before and after, on the task that it was fine-tuned on."""
+    if not len(study.layers):
+        return []
+    probe = {"mlp": "network with two hidden layers", "linear": "linear probe"}
+    used = " and ".join(probe[name] for name in study.layers["probe"].dropna().unique())
     return [
-        judge(
-            "Fine-tuning raises the accuracy of probes of the last layer, as a rule",
-            grew("accuracy of probe"),
-            lambda change: change > 0,
-            "{:+.3f}",
+        Section(
+            "before_and_after",
+            "By task and size of the encoder",
+            f"The last layer. Accuracy on test rows, of the {used}; gains with intervals over rows "
+            "and starts of the probe. Train and test: similarity of their arrangements; its change "
+            "with intervals over labels. In the picture the gains.",
+            tables["before_and_after"],
+            views.gains_figure(study.layers),
+            "Gain of accuracy by task and encoder",
         ),
-        judge(
-            "It makes the last layer simpler: no more clusters than before (judged likewise)",
-            grew("clusters")[wide["shuffled, after"] != "yes"],
-            lambda change: change <= 0,
-            "{:+.0f}",
+        Section(
+            "label_counts",
+            "Labels that moved away, and labels that came nearer",
+            "By the smallest distance of each label's hull to another one's. Mean change in mean "
+            "distances inside labels before, with its interval over labels. In the picture a dot "
+            "a label, the last layer: above the line it moved away.",
+            tables["label_counts"],
+            views.labels_figure(study.labels),
+            "Smallest distance of each label before and after",
+            fold=True,
         ),
-        judge(
-            "Afterwards the hulls of labels are disjoint: a cluster a label (judged only where "
-            "those of shuffled labels meet)",
-            (wide["clusters, after"] - wide["labels, before"])[wide["shuffled, after"] != "yes"],
-            lambda more: more == 0,
-            "{:.0f} more",
-        ),
-        judge(
-            "It moves labels apart: hulls are further from each other, against the spread before",
-            grew("distance of labels"),
-            lambda change: change > 0,
-            "{:+.2f}",
-        ),
-        judge(
-            "Upper layers change more than lower ones: similarity with before is lower in the last "
-            "layer than in the first block",
-            pd.Series({task: lower_minus_upper(rows) for task, rows in layers.groupby("task")}),
-            lambda fall: fall > 0,
-            "falls by {:.3f}",
-        ),
-        judge(
-            "Even so the arrangement is kept: similarity above .5 in the last layer",
-            wide["similarity with before, after"],
-            lambda similarity: similarity > 0.5,
-            "{:.3f}",
-        ),
-        judge(
-            "Train and test come apart: similarity of their arrangements falls beyond its interval "
-            "over labels",
-            wide["change, after"] + wide["± 95 %, after"],
-            lambda upper: upper < 0,
-            "at most {:+.3f}",
+        Section(
+            "by_layer",
+            "By layer",
+            "Smallest distance: mean over labels. Similarity with before: correlation of the "
+            "distances of all pairs of labels. Centroids moved by spreads of a label before; moves "
+            "alike: mean cosine of two labels' moves.",
+            tables["by_layer"],
+            views.layers_figure(study.layers),
+            "Accuracy, smallest distance and similarity by layer and task",
+            fold=True,
         ),
     ]
 
 
-def claims_of_transfer(cross: pd.DataFrame) -> list[dict[str, str]]:
-    """Judge what is claimed of encoders on tasks that they were not fine-tuned on."""
-    gain = cross.set_index(["fine-tuned on", "probed on"])["accuracy of probe"]
-    other = pd.Series(
-        {
-            f"{tuned} -> {probed}": value - gain["nothing", probed]
-            for (tuned, probed), value in gain.items()
-            if tuned not in ("nothing", probed)
-        }
-    )
-    related = other[[k for k in ("PS-role -> PS-fxn", "PS-fxn -> PS-role") if k in other]]
-    return [
-        judge(
-            "Fine-tuning on a related task helps (PS-role and PS-fxn)",
-            related,
-            lambda change: change > 0,
-            "{:+.3f}",
-        ),
-        judge(
-            "Fine-tuning on another task hurts",
-            other.drop(related.index),
-            lambda change: change < 0,
-            "{:+.3f}",
-        ),
-    ]
+def other_sections(study: Study, tables: dict[str, pd.DataFrame]) -> list[Section]:
+    """Show encoders on tasks of others, and what happens from epoch to epoch."""
+    sections = []
+    if len(study.cross):
+        text = (
+            "The last layer. Grew, shrank: labels by their smallest distance, against the encoder "
+            "as it was; mean change in mean distances inside labels before."
+        )
+        figure = views.matrix_figure(study.cross)
+        title, what = "Every encoder on every task", "Accuracy and change of distances"
+        table = tables["cross_task"]
+        sections.append(Section("cross_task", title, text, table, figure, what, fold=True))
+        title = "Related and other tasks"
+        text = "Related: PS-role and PS-fxn. Sums of labels over pairs of tasks, means of the rest."
+        sections.append(Section("by_kind", title, text, tables["by_kind"]))
+    if len(study.between):
+        title, text = "Labels that two tasks share", "Correlation of the distances of their pairs."
+        sections.append(Section("shared_labels", title, text, tables["shared_labels"]))
+    if len(study.epochs):
+        text = (
+            "Smallest distance of each label, the last layer; coloured are those that grew most "
+            "and least."
+        )
+        figure, what = views.epochs_figure(study.epoch_labels), "Smallest distances by epoch"
+        table = tables["by_epoch"]
+        title = "From epoch to epoch"
+        sections.append(Section("by_epoch", title, text, table, figure, what, fold=True))
+    if len(study.paths):
+        text = (
+            "Centroids of the labels that move furthest, from epoch to epoch, in one plane a run "
+            "and layer; scales differ."
+        )
+        figure = views.paths_figure(study.paths)
+        title, what = "Where centroids move", "Paths of centroids"
+        sections.append(Section("paths", title, text, None, figure, what))
+    return sections
 
 
-def lower_minus_upper(rows: pd.DataFrame) -> float:
-    """Subtract the similarity with before of the last layer from that of the first block."""
-    after = rows[rows["model"] != "base"].set_index("layer")["similarity with before"]
-    return float(after[1] - after[after.index.max()])
-
-
-def judge(
-    claim: str, values: pd.Series, holds: Callable[[float], bool], shown: str
-) -> dict[str, str]:
-    """Make a row of the table of claims: for how many values it holds, and the values.
-
-    Args:
-        shown: a format of a value, such as "{:+.3f}".
-    """
-    values = values.dropna()
-    held = sum(bool(holds(value)) for value in values)
-    figures = "; ".join(f"{name} {shown.format(value)}" for name, value in values.items())
-    return {"claim": claim, "holds for": f"{held} of {len(values)}", "figures": figures}
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def matrix_figure(cross: pd.DataFrame) -> Figure:
-    """Draw accuracy and clusters of every encoder on every task; colours show the change."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2), ("accuracy of probe", "clusters"), strict=True):
-        table = cross.pivot(index="fine-tuned on", columns="probed on", values=name)
-        table = table.reindex(cross["fine-tuned on"].unique())[cross["probed on"].unique()]
-        centred = table - table.loc["nothing"]  # colours say what fine-tuning changed
-        limit = max(float(centred.abs().to_numpy().max()), 1e-9)
-        colours = "RdBu" if name == "accuracy of probe" else "RdBu_r"
-        axis.imshow(centred, vmin=-limit, vmax=limit, cmap=colours)
-        for i in range(len(table)):
-            for j in range(len(table.columns)):
-                value = table.iloc[i, j]
-                text = f"{value:.3f}" if name == "accuracy of probe" else f"{value:.0f}"
-                ink = "white" if abs(centred.iloc[i, j]) > 0.7 * limit else "black"
-                axis.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
-        axis.set_xticks(range(len(table.columns)), table.columns, fontsize=8)
-        axis.set_yticks(range(len(table)), table.index, fontsize=8)
-        axis.set(xlabel="probed on", ylabel="fine-tuned on", title=name)
-    return figure
-
-
-def epochs_figure(epochs: pd.DataFrame) -> Figure:
-    """Draw the figures of the last layer by epoch, an axis for each."""
-    names = [name for name in epochs if name != "checkpoint"]
-    figure = Figure(figsize=(2.9 * len(names), 3.2), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        axis.plot(range(len(epochs)), epochs[name], marker="o", ms=4)
-        axis.set(xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_title(name, fontsize="small")
-        axis.grid(alpha=0.3)
-    return figure
-
-
-def write_figure(path: Path, figure: Figure) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(as_png(figure))
+def how_section(study: Study) -> Section:
+    """Say what was probed."""
+    table = study.encoders.drop(columns="versions")
+    lines = [f"{row.encoder}: {row.versions}" for row in study.encoders.itertuples()]
+    table = table[["encoder", *(name for name in table if name != "encoder")]]
+    return Section("how", "What was probed", "", table, plain="\n\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from scipy.stats import norm, t
 
 sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "examples" / "zhou2022"))
 
+import judging
+import readings
 import recipe
-import tables
 import to_spans
+import verdicts
 from datasets import Dataset
+from test_examples import load_example
 from transformers import TrainingArguments
 
 from bertchain.arguments import finetuning, probing
@@ -30,9 +34,14 @@ STUDY = str(ROOT / "examples" / "zhou2022" / "study.yaml")
 CONVERTER = "examples/zhou2022/to_spans.py"
 
 
+@pytest.fixture(scope="module")
+def tables():
+    return load_example("zhou2022/tables")
+
+
 def test_every_flag_of_the_study_is_known():
     steps = recipe.read_steps([STUDY, "out=o"])
-    assert len(steps) == 20 and len({folder for _, folder in steps}) == 20
+    assert len(steps) == 22 and len({folder for _, folder in steps}) == 22
     known = {
         "run_finetune.py": make_parser((*finetuning.GROUPS, TrainingArguments)),
         "run_probe.py": make_parser(probing.GROUPS),
@@ -43,6 +52,21 @@ def test_every_flag_of_the_study_is_known():
             continue
         _, unknown = known[script].parse_known_args(flags)
         assert not unknown
+
+
+@pytest.mark.parametrize(("only", "count"), [("layers", 14), ("cross", 14), ("epochs", 8)])
+def test_each_study_alone_has_the_steps_that_it_needs(only, count):
+    steps = recipe.read_steps([STUDY, "out=o", f"only={only}"])
+    made = set()
+    for (_, *words), folder in steps:
+        read = {Path(word.split("=")[-1]) for word in words} - {folder}
+        needed = {path for path in read if path.parts[:1] == ("o",) and path.name != "features"}
+        assert needed <= made | {m / f"{s}.jsonl" for m in made for s in ("train", "dev", "test")}
+        made.add(folder)
+    assert len(steps) == count
+    probed = [words for (script, *words), _ in steps if script == "run_probe.py"]
+    assert len(probed) == len(readings.STEPS[only])
+    assert all(("mlp" in words) == (only != "epochs") for words in probed)
 
 
 # ---------------------------------------------------------------- tables of labelled spans
@@ -197,83 +221,272 @@ def test_the_study_converts_its_tables_first(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- claims
 
+CELLS = ("a", "b", "c", "d")  # labels
+KINDS = {  # how near two tasks are: gain of accuracy, and of distances, if all is as claimed
+    "the same": (0.1, 2.0),
+    "related": (0.05, 1.0),
+    "opposing": (-0.05, -1.0),
+    "other": (-0.02, -0.1),
+}
 
-def write_task(folder, models, better, shuffled=None):
-    """What run_probe.py leaves, of two layers: accuracy and distances grow by `better`."""
-    folder.mkdir(parents=True)
-    scores, clusters, lie, pairs = [], [], [], []
-    for k, model in enumerate(models):
-        for layer in (0, 1, 2):
-            gain = better * k * layer / 10
-            at = {"model": model, "layer": layer}
-            scores.append(
-                {**at, "token_pooling": "cls", "probe": "linear", "split": "test"}
-                | {"metric": "accuracy", "value": 0.5 + gain}
+
+def kind(tuned: str, probed: str) -> str:
+    pair = (readings.TASKS[tuned], readings.TASKS[probed])
+    return "opposing" if pair in readings.OPPOSING else readings.kind_of(*pair)
+
+
+class Made:
+    """What run_probe.py leaves of a step: a row for each model and layer, four labels."""
+
+    def __init__(self):
+        self.tables = {name: [] for name in FILES}
+
+    def add(self, model: str, layer: int, accuracy: float, smallest: float, **more: float) -> None:
+        at, first = {"model": model, "layer": layer}, not self.tables["directprobe"]
+        clusters = more.pop("clusters", 4)
+        for probe, less in (("mlp", 0), ("linear", 0.01)):
+            score = {**at, "token_pooling": "cls", "probe": probe, "split": "test"}
+            score |= {"metric": "accuracy", "value": accuracy - less}
+            self.tables["results"].append(score)
+        if "gain" in more:
+            gain = {**at, "probe": "mlp", "test accuracy against base": more.pop("gain")}
+            self.tables["gains"].append(gain | {"± 95 %": 0.01})
+        self.tables["directprobe"].append(
+            {**at, "labels": 4, "clusters": clusters, "mean distance of labels": 1.0}
+            | {"linear, shuffled labels": "no"}
+        )
+        for k, label in enumerate(CELLS):
+            wide = {"largest distance inside": 3.0, "mean distance inside": 2.0 + 0.02 * k}
+            far = {"smallest distance": smallest * (1 + 0.01 * k), "nearest label": CELLS[k - 1]}
+            self.tables["label_distances"].append({**at, "label": label, "rows": 9, **far, **wide})
+            for other in CELLS[:k]:
+                ends = {"label": other, "other label": label, "distance of hulls": k}
+                self.tables["label_pairs"].append({**at, **ends})
+            place = {"component 1": k + layer, "component 2": len(self.tables["geometry"])}
+            moved = {"distance from the first": 0.1 * k, "share of variance": 0.9, "from": "start"}
+            self.tables["centroid_paths"].append({**at, "label": label, **place, **moved})
+        near = {"train and new, similarity": 0.8, "± 95 %": 0.1}
+        later = {
+            "similarity with the first": more.get("similar"),
+            "± 95 % with the first": 0.02,
+            "centroids moved by": more.get("moved"),
+            "mean cosine of two moves": more.get("alike"),
+            "train and new, change": more.get("change"),
+            "± 95 % of the change": 0.05,
+        }
+        self.tables["geometry"].append({**at, **near, **(dict.fromkeys(later) if first else later)})
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for name, rows in self.tables.items():
+            if rows:
+                pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+        size = {"parameters": 100, "blocks": 2, "hidden": 8}
+        about = {"models": [size], "versions": {"torch": "2"}}
+        (folder / "all_results.json").write_text(json.dumps(about))
+
+
+FILES = (
+    "results",
+    "gains",
+    "directprobe",
+    "geometry",
+    "label_distances",
+    "label_pairs",
+    "centroid_paths",
+)
+
+
+def write_study(folder: Path, holds: bool) -> Path:
+    """All steps, as the paper claims, or the other way around."""
+    sign = 1 if holds else -1
+    for number, task in enumerate(readings.TASKS):
+        made, curved = Made(), holds or number < 2
+        for layer in range(3):
+            made.add("base", layer, 0.5, 1.0, clusters=9 if curved else 4)
+        for layer in range(3):
+            upper = layer == 2
+            made.add(
+                "tuned",
+                layer,
+                0.5 + sign * 0.1 * upper,
+                1.0 + sign * 0.5 * layer / 2,
+                gain=sign * 0.1 * upper,
+                clusters=4 if holds else 12,
+                change=-sign * 0.2,
+                similar=(0.7 if upper else 0.95) if holds else (0.3 if upper else 0.1),
+                moved=0.1 + sign * 0.01 * number + sign * upper,
+                alike=0.5 - sign * 0.3 * upper + 0.01 * number,
             )
-            clusters.append(
-                {**at, "labels": 3, "clusters": 9 - 3 * k, "linear": "no"}
-                | {"mean distance of labels": 1 + gain, "mean distance of clusters": 2.0}
-                | ({"linear, shuffled labels": shuffled} if shuffled else {})
-            )
-            later = {
-                "similarity with the first": 1 - 0.1 * layer,
-                "similarity with the first, centroids": -0.5 + 0.1 * layer,  # another verdict
-                "centroids moved by": 0.1,
-                "train and new, change": -0.2,
-                "± 95 % of the change": 0.1,
-            }
-            for number, two in enumerate((("a", "b"), ("c", "a"), ("b", "c"))):
-                far = number + 1 if k == 0 or better > 0 else 3 - number  # as before, or reversed
-                ends = dict(zip(("label", "other label"), two, strict=True))
-                pairs.append({**at, **ends, "distance of hulls": far, "distance of centroids": 1})
-            before = dict.fromkeys(later, np.nan)
-            lie.append({**at, "train and new, similarity": 0.9} | (later if k else before))
-    written = {"results": scores, "directprobe": clusters, "geometry": lie, "label_pairs": pairs}
-    for name, rows in written.items():
-        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+        made.write(folder / task / "layers")
+        made = Made()
+        made.add("base", 2, 0.5, 1.0)
+        for place, tuned in enumerate(readings.TASKS):
+            gain, far = KINDS[kind(tuned, task)]
+            if not holds:
+                near = kind(tuned, task) in ("related", "opposing")
+                gain, far = (-gain, -far) if near else (gain, -far)
+            gain, far = gain - 0.001 * place, far - sign * 0.01 * place
+            made.add(tuned, 2, 0.5 + gain, 3.0 + far, gain=gain)
+        made.tables["label_distances"][:4] = [
+            {**row, "smallest distance": 3.0 + 0.01 * k}
+            for k, row in enumerate(made.tables["label_distances"][:4])
+        ]
+        made.write(folder / task / "cross")
+        if task in readings.STEPS["epochs"]:
+            made = Made()
+            for step, name in enumerate(("start", "step 9", "step 18", "step 27")):
+                for layer in (1, 2):
+                    made.add(name, layer, 0.5, 5.0 + sign * step, similar=0.9)
+            made.write(folder / task / "epochs")
+    return folder
 
 
-def test_claims_are_judged_by_the_tables(tmp_path, monkeypatch, capsys, pictures):
-    write_task(tmp_path / "pos" / "layers", ["base", "tuned"], better=1)
-    write_task(tmp_path / "trec" / "layers", ["base", "tuned"], better=-1)
-    for task, better in (("pos", 1), ("trec", -1)):
-        write_task(tmp_path / task / "cross", ["base", "pos", "trec"], better)
-        for name in ("results", "directprobe", "geometry"):
-            path = tmp_path / task / "cross" / f"{name}.csv"
-            rows = pd.read_csv(path)
-            rows[rows["layer"] == 2].to_csv(path, index=False)
-    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Studies in which everything holds, and in which nothing does."""
+    folder = tmp_path_factory.mktemp("studies")
+    return write_study(folder / "for", True), write_study(folder / "against", False)
+
+
+def verdicts_of(folder: Path) -> dict[str, str]:
+    names = [*verdicts.read_arguments(str(ROOT / "examples" / "zhou2022" / "claims.yaml"))]
+    judged = verdicts.all_claims(readings.read_study([folder]))
+    return {name: claim.verdict for name, claim in zip(names, judged, strict=True)}
+
+
+def test_every_claim_can_be_confirmed_and_refuted(made):
+    holds, fails = map(verdicts_of, made)
+    assert len(holds) == 19
+    assert holds == dict.fromkeys(holds, judging.CONFIRMED) | {"exception": judging.REFUTED}
+    assert fails == dict.fromkeys(fails, judging.REFUTED) | {"exception": judging.CONFIRMED}
+
+
+def claim(*values: tuple[float, float], **more) -> verdicts.Claim:
+    return verdicts.claim([verdicts.Value("", *pair) for pair in values], **more)
+
+
+def test_verdicts_and_their_intervals_by_hand():
+    assert claim((0.2, 0.1)).verdict == judging.CONFIRMED
+    assert claim((-0.2, 0.1)).verdict == judging.REFUTED
+    assert claim((0.05, 0.1)).verdict == claim((0.2, np.nan)).verdict == judging.OPEN
+    assert claim((0.5, 0.0)).verdict == judging.CONFIRMED  # counted
+    assert claim().verdict == claim((np.nan, 0.1)).verdict == judging.MISSING
+    assert claim(note="nothing to tell").verdict == judging.OPEN
+    assert claim((0.2, 0.1), (0.2, 0.1)).halves == pytest.approx(
+        [0.1 * 2.2414 / 1.96] * 2, rel=1e-3
+    )
+    assert claim((0.11, 0.1)).verdict == judging.CONFIRMED
+    assert claim((0.11, 0.1), (0.2, 0.1)).verdict == judging.OPEN
+    assert claim((0.11, 0.1), among=5).halves == pytest.approx(
+        [0.1 * norm.ppf(0.995) / 1.96], rel=1e-3
+    )
+    assert claim((0.2, 0.1), (-0.2, 0.1)).verdict == judging.REFUTED
+
+
+def test_changes_of_labels_by_hand():
+    """Mean distances inside 2 and 4 before (a single row has none): the unit is 3."""
+    rows = pd.DataFrame(
+        {
+            "model": ["x"] * 3 + ["y"] * 3,
+            "label": ["a", "b", "one"] * 2,
+            "rows": [5, 5, 1] * 2,
+            "smallest distance": [1.0, 2.0, 4.0, 4.0, 1.4, 4.0],
+            "mean distance inside": [2.0, 4.0, 0.0, 4.0, 2.0, 0.0],
+        }
+    )
+    found = readings.changes(rows, "x", "y")
+    assert found["change"].tolist() == pytest.approx([1, -0.2, 0])
+    assert found["of ratio"].tolist() == pytest.approx(
+        [4 / 4 - 1 / 2, 1.4 / 2 - 2 / 4, np.nan], nan_ok=True
+    )
+    counts = readings.count_changes(rows, "x", "y")
+    assert (counts["labels"], counts["grew"], counts["shrank"]) == (3, 1, 1)
+    assert counts["mean change"] == pytest.approx(0.8 / 3)
+    half = t.ppf(0.975, 2) * np.std([1, -0.2, 0], ddof=1) / 3**0.5
+    assert counts["mean change ± 95 %"] == pytest.approx(half)
+
+
+def test_values_behind_claims_by_hand(made):
+    study = readings.read_study([made[0]])
+    by_claim = {c.text["claim"]: c for c in verdicts.all_claims(study)}
+    (own,) = [v for v in by_claim["Fine-tuning improves performance"].values if "POS" in v.name]
+    assert own == ("for, POS", pytest.approx(0.1), 0.01)
+    apart = by_claim["It pushes each label away from the others"].values[0]
+    # .5, .505, .51, .515 of distances, in units of the mean of 2, 2.02, 2.04, 2.06
+    assert apart.value == pytest.approx(0.5075 / 2.03)
+    half = t.ppf(0.975, 3) * np.std([0.5, 0.505, 0.51, 0.515], ddof=1) / 2 / 2.03
+    assert apart.half == pytest.approx(half)
+    falls = by_claim["Upper layers change more than lower ones"].values[0]
+    assert (falls.value, falls.half) == pytest.approx((0.25, 0.02 * 2**0.5))
+    fewer = by_claim["Fine-tuning makes the space simpler"].values
+    assert [value.value for value in fewer] == pytest.approx([5 / 9] * 5)
+    trend = by_claim["Distances grow in the course of training"].values
+    assert [value.value for value in trend] == pytest.approx([1] * 3)  # checkpoints in their order
+    nearer = by_claim["A related task serves better than an opposing one"].values
+    assert nearer[0].name == "for, PS-role less POS -> PS-fxn"
+    assert nearer[0].value == pytest.approx(0.048 + 0.05)
+
+
+def test_clusters_of_shuffled_labels_and_of_linear_encoders_say_nothing(tmp_path):
+    folder = tmp_path / "linear"
+    made = Made()
+    for model, gain in (("base", 0), ("tuned", 0.1)):
+        for layer in range(3):
+            made.add(model, layer, 0.5 + gain, 1 + gain, gain=gain)
+    made.tables["directprobe"] = [
+        {**row, "linear, shuffled labels": "yes"} for row in made.tables["directprobe"]
+    ]
+    made.write(folder / "pos" / "layers")
+    found = verdicts_of(folder)
+    assert found["fewer_clusters"] == found["one_cluster"] == judging.OPEN
+    assert found["curved_before"] == judging.REFUTED and found["improves"] == judging.CONFIRMED
+    assert found["related_helps"] == found["every_epoch"] == judging.MISSING
+
+
+def test_the_page_compares_encoders_and_names_what_is_missing(
+    tables, made, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "small"
+    made_again = write_study(out, True)
+    for name in ("label_distances", "results"):
+        (made_again / "dep" / "cross" / f"{name}.csv").unlink()
+    larger = json.loads((made[1] / "dep" / "layers" / "all_results.json").read_text())
+    larger["models"][0]["parameters"] = 500
+    for path in made[1].glob("*/*/all_results.json"):
+        path.write_text(json.dumps(larger))
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(out), str(made[1])])
     tables.main()
-    study = (tmp_path / "study.md").read_text()
-    claims = {
-        line.split("|")[1].strip()[:30]: line.split("|")[2].strip()
-        for line in study.splitlines()
-        if " of " in line and line.startswith("|")
-    }
-    assert claims["Fine-tuning raises the accurac"] == "1 of 2"
-    assert claims["It makes the last layer simple"] == "2 of 2"
-    assert claims["Afterwards the hulls of labels"] == "0 of 2"
-    assert claims["It moves labels apart: hulls a"] == "1 of 2"
-    assert claims["Upper layers change more than "] == "2 of 2"
-    assert claims["Even so the arrangement is kep"] == "2 of 2"
-    assert claims["Train and test come apart: sim"] == "2 of 2"
-    assert claims["Fine-tuning on another task hu"] == "1 of 2"
-    assert "POS +0.200" in study and "TREC-50 -0.200" in study
-    assert "| POS and TREC-50 | 3 | 1.0000 | -1.0000 |" in study
-    assert (tmp_path / "cross_task.png").stat().st_size > 5000
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Not run yet: small, cross: DEP." in page and "All claims at a glance" in page
+    assert page.count("<svg") == 7 and "src=" not in page and 'href="http' not in page
+    assert (out / "study.md").read_text().count("](") == 7 and not (out / "report.md").exists()
+    told = pd.read_csv(out / "claims.csv").set_index("claim")
+    assert told.loc["There are exceptions, where it hurts", "verdict"] == judging.CONFIRMED
+    assert told.loc["There are exceptions, where it hurts", "ours"].startswith("against: POS +0.1")
+    assert "| claim |" in capsys.readouterr().out
+    sizes = pd.read_csv(out / "before_and_after.csv")
+    assert sizes["parameters"].tolist() == [100, 500] * 5 and sizes["task"].iloc[1] == "POS"
+    assert sizes["accuracy, after"].tolist() == pytest.approx([0.6, 0.4] * 5)
+    counts = pd.read_csv(out / "label_counts.csv")
+    own = counts[(counts["layer"] == 2) & (counts["task"] == "POS")].set_index("encoder")
+    assert own.loc["small", "grew"] == own.loc["against", "shrank"] == 4
+    kinds = pd.read_csv(out / "by_kind.csv").set_index(["encoder", "kind"])
+    assert kinds.loc[("small", "related"), "pairs of tasks"] == 2
+    assert (
+        kinds.loc[("small", "related"), "grew"] == kinds.loc[("against", "related"), "shrank"] == 8
+    )
+    assert kinds.loc[("small", "the same"), "pairs of tasks"] == 4  # one step is missing
+    shared = pd.read_csv(out / "shared_labels.csv")
+    assert len(shared) == 20 and shared["before"].tolist() == pytest.approx([1] * 20)
 
 
-def test_clusters_that_shuffled_labels_have_as_well_are_not_judged(tmp_path):
-    for task, shuffled in (("pos", "yes"), ("trec", "no")):
-        write_task(tmp_path / task / "layers", ["base", "tuned"], 1, shuffled)
-    layers = pd.concat(tables.by_layer(tmp_path / t / "layers", t) for t in ("pos", "trec"))
-    held = {row["claim"][:20]: row["holds for"] for row in tables.claims_of_layers(layers)}
-    assert held["It makes the last la"] == "1 of 1"
-    assert held["Afterwards the hulls"] == "0 of 1"
-    assert held["It moves labels apar"] == "2 of 2"
-
-
-def test_a_folder_without_a_study_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
-    with pytest.raises(InputError, match="run study"):
-        tables.main()
+def test_what_cannot_be_told_is_one_line(tables, made, tmp_path, monkeypatch):
+    for words, message in (
+        ([], "give the folder"),
+        ([tmp_path], "run study.yaml first"),
+        ([made[0], tmp_path / "for"], "different names"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, words)])
+        with pytest.raises(InputError, match=message):
+            tables.main()

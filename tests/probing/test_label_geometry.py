@@ -55,7 +55,7 @@ def test_clusters_of_layers_that_know_and_do_not_know(tmp_path):
 def test_pairs_of_labels_stand_with_their_distances(tmp_path):
     labels = {split: 2 * y for split, y in LABELS.items()}  # numbers with gaps
     rest = ([1], "test", 1000, 0)
-    table, pairs = directprobe_table({"b": features(0.5)}, labels, *rest, tmp_path)
+    table, pairs, _ = directprobe_table({"b": features(0.5)}, labels, *rest, tmp_path)
     assert list(zip(pairs["label"], pairs["other label"], strict=True))[:3] == [
         (0, 2),
         (0, 4),
@@ -63,7 +63,7 @@ def test_pairs_of_labels_stand_with_their_distances(tmp_path):
     ]
     assert len(pairs) == 15 and (pairs["layer"] == 1).all()
     assert pairs["distance of hulls"].mean() == table["mean distance of labels"][0]
-    _, pairs = label_geometry_table({"b": features(0.5)}, labels, *rest)
+    _, pairs, _ = label_geometry_table({"b": features(0.5)}, labels, *rest)
     x = features(0.5)["train"][:, 1]
     one, other = (x[labels["train"] == k].mean(axis=0) for k in (0, 4))
     row = pairs[(pairs["label"] == 0) & (pairs["other label"] == 4)]

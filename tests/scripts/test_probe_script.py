@@ -568,8 +568,22 @@ def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path, p
     means = pairs.groupby(["model", "layer"])["distance of centroids"].mean()
     for _, row in lie.iterrows():
         assert means[row["model"], row["layer"]] == pytest.approx(row["distance of centroids"])
+    each = pd.read_csv(out / "label_distances.csv")
+    assert set(each["label"]) == set(labels_of(topic_files["train"]))
+    ends = pd.concat(
+        [pairs, pairs.rename(columns={"label": "other label", "other label": "label"})]
+    )
+    nearest = ends.groupby(["model", "layer", "label"])["distance of hulls"].min()
+    for _, row in each.iterrows():
+        at = row["model"], row["layer"], row["label"]
+        assert row["smallest distance"] == pytest.approx(nearest[at])
+    paths = pd.read_csv(out / "centroid_paths.csv")
+    assert list(paths.groupby("model", sort=False)["from"].first()) == [
+        *clusters["model"].unique()[[0, 0, 1]]
+    ]
     page = (out / "report.html").read_text()
     assert "Clusters of labels" in page and "How the labels lie" in page
+    assert "Each label and its nearest other" in page and "Where centroids move" in page
     assert (out / "directprobe.png").is_file() and (out / "geometry.png").is_file()
 
 
