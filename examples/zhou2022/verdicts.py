@@ -63,7 +63,9 @@ class Claim(NamedTuple):
         by_encoder: dict[str, list[str]] = {}
         for value, half in zip(self.values, self.halves, strict=True):
             encoder, _, what = value.name.partition(", ")
-            said = f"{what} {value.value:+.3f}".strip() + (f" ± {half:.3f}" if half else "")
+            said = f"{what} {value.value:+.3f}".strip()
+            if half:  # of what is counted there is none
+                said += " (no interval)" if np.isnan(half) else f" ± {half:.3f}"
             by_encoder.setdefault(encoder, []).append(said)
         ours = "; ".join(f"{name}: {', '.join(own)}" for name, own in by_encoder.items())
         told = {"verdict": self.verdict, "claim": self.text["claim"], "ours": ours or self.note}

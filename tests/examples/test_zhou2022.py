@@ -362,6 +362,9 @@ def test_every_claim_can_be_confirmed_and_refuted(made):
     assert fails == dict.fromkeys(fails, judging.REFUTED) | {"exception": judging.CONFIRMED}
 
 
+TEXT = dict.fromkeys(("claim", "holds if", "paper", "where"), "")
+
+
 def claim(*values: tuple[float, float], **more) -> verdicts.Claim:
     return verdicts.claim([verdicts.Value("", *pair) for pair in values], **more)
 
@@ -373,6 +376,8 @@ def test_verdicts_and_their_intervals_by_hand():
     assert claim((0.5, 0.0)).verdict == judging.CONFIRMED  # counted
     assert claim().verdict == claim((np.nan, 0.1)).verdict == judging.MISSING
     assert claim(note="nothing to tell").verdict == judging.OPEN
+    said = [claim((0.25, half))._replace(text=TEXT).row["ours"] for half in (0.1, np.nan, 0.0)]
+    assert said == [": +0.250 ± 0.100", ": +0.250 (no interval)", ": +0.250"]
     assert claim((0.2, 0.1), (0.2, 0.1)).halves == pytest.approx(
         [0.1 * 2.2414 / 1.96] * 2, rel=1e-3
     )
