@@ -100,7 +100,7 @@ def test_a_mistake_is_said_once_by_one_process(where, line, topic_files, tmp_pat
     assert done.returncode == 1 and len(said) == 1, done.stderr  # the launcher's own exit code
     assert ("train-1.csv: no such file" in said[0]) == (where == "on one of two")
     assert "exitcode  : 2" in done.stderr
-    assert done.stderr.count("Traceback") == 1  # the launcher's
+    assert done.stderr.count("Traceback") == 1, done.stderr  # the launcher's
     assert said[0] in done.stderr.split("Root Cause")[1]
 
 
