@@ -174,7 +174,8 @@ def draw_smallest(axis: Axes, wide: pd.DataFrame) -> None:
     for label in wide.index.difference(coloured):
         axis.plot(places, wide.loc[label], color="lightgrey", linewidth=0.8)
     for i, label in enumerate(coloured):
-        axis.plot(places, wide.loc[label], marker="o", ms=3, color=f"C{i}", label=plain(str(label)))
+        style = {"color": f"C{i}", "marker": "o", "ms": 3, **layered(i, len(coloured))}
+        axis.plot(places, wide.loc[label], label=plain(str(label)), **style)
     axis.plot(places, wide.mean(), color="black", linestyle="--", label="mean of all labels")
     names = [plain(str(name)) for name in wide.columns]
     axis.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
