@@ -106,7 +106,7 @@ def read_names(recipe: dict[str, Any], given: dict[str, str], path: str) -> dict
     """Read what each name stands for.
 
     Args:
-        given: on the command line, where null is null.
+        given: on the command line, where null is null and [a, b] a list.
 
     Raises:
         InputError: for a name of the command line that the recipe does not know.
@@ -115,11 +115,17 @@ def read_names(recipe: dict[str, Any], given: dict[str, str], path: str) -> dict
     for name in given:
         if name not in own and f"{{{name}}}" not in json.dumps(recipe):
             raise InputError(f"{name}={given[name]}: {path} has no {name}{nearest(name, [*own])}")
-    names = {name: None if value == "null" else value for name, value in given.items()}
+    names = {name: from_command_line(value) for name, value in given.items()}
     for name, value in own.items():
         if name not in names:
             names[name] = fill(value, names, f"{path}, set")
     return names
+
+
+def from_command_line(value: str) -> str | list[str] | None:
+    if value[:1] + value[-1:] == "[]":
+        return [item.strip() for item in value[1:-1].split(",")]
+    return None if value == "null" else value
 
 
 def is_wanted(when: Any, where: str) -> bool:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 import sweep
 
+from bertchain.probing.each_label import SMALLEST
+
 TASKS = {"pos": "POS", "dep": "DEP", "role": "PS-role", "function": "PS-fxn", "trec": "TREC-50"}
 STEPS = {  # study -> tasks
     "layers": tuple(TASKS),
@@ -22,7 +24,6 @@ STEPS = {  # study -> tasks
 }
 RELATED = (("PS-role", "PS-fxn"), ("PS-fxn", "PS-role"))  # fine-tuned on, probed on
 OPPOSING = (("POS", "PS-fxn"), ("POS", "PS-role"))  # prepositions together, or apart
-SMALLEST = "smallest distance"
 INSIDE = "mean distance inside"
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import sweep
 from judging import OPEN, decide
-from readings import OPPOSING, RELATED, SMALLEST, Study, changes, last_of
+from readings import OPPOSING, RELATED, Study, changes, last_of
 from scipy.stats import norm, spearmanr
 
 from bertchain.cli import read_arguments
+from bertchain.probing.each_label import last_layer
 
 
 class Value(NamedTuple):
@@ -173,8 +174,7 @@ def of_epochs(study: Study) -> dict[str, Claim]:
     """Judge whether smallest distances grow from epoch to epoch: rank correlations, over labels."""
     trends = []
     for name, rows in cells(last_of(study.epoch_labels)):
-        wide = rows.pivot(index="label", columns="model", values=SMALLEST)
-        wide = wide[list(rows["model"].unique())]
+        wide = last_layer(rows)
         if wide.shape[1] > 2:
             steps = np.arange(wide.shape[1])
             moved = wide[wide.nunique(axis=1) > 1]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from readings import SMALLEST, TASKS, last_of
 
-from bertchain.probing.each_label import draw_paths, draw_smallest, furthest
+from bertchain.probing.each_label import draw_paths, draw_smallest, furthest, last_layer
 from bertchain.runtime.figures import add_legend, add_shared_legend, new_figure, tick_whole_numbers
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def epochs_figure(labels: pd.DataFrame) -> Figure:
     """Draw the smallest distance of each label of the last layer by epoch, a panel for each run."""
 
     def draw(axis: Axes, rows: pd.DataFrame) -> None:
-        wide = rows.pivot(index="label", columns="model", values=SMALLEST)
-        wide = wide[list(rows["model"].unique())]
+        wide = last_layer(rows)
         draw_smallest(axis, wide.set_axis(range(wide.shape[1]), axis=1))
         axis.tick_params(axis="x", rotation=0)
         axis.set(xlabel="epoch")

@@ -346,6 +346,19 @@ def test_switches_of_the_recipe():
     assert folder == Path("work/finetuned") and not any("metric" in word for word in command)
 
 
+def test_a_list_on_the_command_line_and_the_recipe_of_gains():
+    path = str(ROOT / "benchmarks" / "gains.yaml")
+    steps = recipe.read_steps([path, "name=reuters", "texts=[title, text]", "out=o"])
+    assert len({folder for _, folder in steps}) == len(steps) == 10
+    for command, folder in steps:
+        assert folder.parent == Path("o/reuters")
+        if command[0] == "run_finetune.py":
+            groups = (*finetuning.GROUPS, TrainingArguments)
+            args = finetuning.Arguments(*cli.parse(groups, command[1:]))
+            assert args.text.text_column_names == ["title", "text"]
+            assert args.data.train_file == "data/reuters/train.jsonl.gz"
+
+
 def test_a_pilot_decides_what_is_fine_tuned(competition, tmp_path):
     pilot = yaml.safe_load((ROOT / "examples" / "pilot.yaml").read_text())
     pilot["steps"][1] |= {"seeds": [1, 2], "blends": [0.5]}
