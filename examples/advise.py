@@ -14,6 +14,7 @@ import math
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ class Look(NamedTuple):
 
     rows: int
     problem_type: str
+    classes: int
     rows_a_class: float  # median over classes; of numbers inf
     lengths: np.ndarray  # tokens of the documents looked at, with special tokens
     limit: int  # most tokens of a window
@@ -103,6 +105,7 @@ def look_at(
     return Look(
         rows=len(train),
         problem_type=task.spec.problem_type,
+        classes=len(task.spec.names),
         rows_a_class=rows_a_class(task),
         lengths=np.array(encoded["tokens"]) + preprocessor.special.count,
         limit=preprocessor.windows.max_seq_length,
@@ -136,7 +139,8 @@ def describe(look: Look) -> str:
 
 def advise_rate(look: Look, measured: list[dict[str, Any]], factor: float) -> Advice:
     """The rate that measured best for the nearest size of encoder, times that of the way."""
-    near = min(measured, key=lambda row: abs(math.log(row["hidden_size"] / look.hidden_size)))
+    size = nearest_number(look.hidden_size, [row["hidden_size"] for row in measured])
+    near = next(row for row in measured if row["hidden_size"] == size)
     flags = {"learning_rate": f"{float(near['rate']) * factor:.1g}"}
     if "token_pooling" in near:
         flags["token_pooling"] = near["token_pooling"]
@@ -149,19 +153,32 @@ def advise_rate(look: Look, measured: list[dict[str, Any]], factor: float) -> Ad
 
 
 def advise_way(look: Look, measured: dict[str, Any]) -> Advice:
-    """Enough steps; with few rows of a class the way that measured best at the nearest number."""
+    """Enough steps; with few rows of a class the way that measured best on the most alike set."""
     steps = math.ceil(look.rows / BATCH) * EPOCHS
-    most = max(measured["rows_a_class"])
-    if look.problem_type == "regression" or look.rows_a_class > most:
+    alike = most_alike(look, measured["sets"])
+    if look.problem_type == "regression" or look.rows_a_class > max(alike["rows_a_class"]):
         if steps >= FEW_STEPS:
             return Advice({}, f"{EPOCHS} epochs of {look.rows} rows are {steps} steps: enough")
         return Advice({"min_steps": FEW_STEPS}, f"{EPOCHS} epochs would be {steps} steps")
-    near = min(measured["rows_a_class"], key=lambda rows: abs(math.log(rows / look.rows_a_class)))
-    scores = measured["rows_a_class"][near]
+    near = nearest_number(look.rows_a_class, alike["rows_a_class"])
+    scores = alike["rows_a_class"][near]
     best = max(scores, key=scores.get)
     found = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-    why = f"{measured['what']}, {near} rows a class: {found} ({measured['where']})"
-    return Advice(dict(measured["flags"][best]), why)
+    why = f"{alike['what']}, {alike['labels']} labels, {near} rows of each: {found} "
+    return Advice(dict(measured["flags"][best]), f"{why}({measured['where']})")
+
+
+def most_alike(look: Look, sets: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measured set with one or several labels a row, as here, and nearly as many in all."""
+    several = look.problem_type == "multi_label"
+    same = [about for about in sets if about.get("several", False) == several]
+    labels = nearest_number(look.classes, [about["labels"] for about in same])
+    return next(about for about in same if about["labels"] == labels)
+
+
+def nearest_number(wanted: float, known: Iterable[int]) -> int:
+    """The one with the least ratio to a number above 0."""
+    return min(known, key=lambda number: abs(math.log(number / max(1, wanted))))
 
 
 def advise_window(look: Look, measured: dict[str, Any]) -> Advice:

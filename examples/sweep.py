@@ -210,7 +210,10 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
         if getattr(OWN, "script", None) != script:
             line = [python, str(Path(__file__).resolve()), SERVE, script]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            quiet = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # no thread before a fork
+            quiet = {  # before a fork: no thread, and a GPU is counted without opening it
+                "JE_ARROW_MALLOC_CONF": "background_thread:false",
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            }
             OWN.server = subprocess.Popen(line, env=quiet | environment, **pipes)
             OWN.script = script
         with contextlib.suppress(BrokenPipeError):  # where it could not import the script

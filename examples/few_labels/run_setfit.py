@@ -26,12 +26,15 @@ def main() -> None:
     parser.add_argument("encoder", help="a sentence encoder: folder or hub name")
     parser.add_argument("--pairs_per_row", type=int, default=20)
     parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--sets", nargs="+", help="default: all that are there")
     parser.add_argument("--counts", nargs="+", help="default: all that are there")
     options = parser.parse_args()
     files = sorted(options.folder.glob("*/*/[0-9]*.jsonl"))
     if not files:
         parser.error(f"{options.folder}: holds no SET/COUNT/SEED.jsonl; run study.py first")
     for path in files:
+        if options.sets and path.parent.parent.name not in options.sets:
+            continue
         if options.counts and path.parent.name not in options.counts:
             continue
         out = path.parent / "setfit.csv"

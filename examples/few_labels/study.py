@@ -175,7 +175,8 @@ def run_sweep(
             "label_column_name": about["label"],
             "truncation": "head_tail",
             "max_seq_length": about["window"],
-            "validation_split": 0,
+            "validation_split": 0,  # so no checkpoint is chosen
+            "save_strategy": "no",
             "disable_tqdm": True,
         },
         "points": [

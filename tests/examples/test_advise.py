@@ -27,7 +27,7 @@ def advise():
 @pytest.fixture(scope="module")
 def look(advise):
     lengths = np.arange(1, 101)  # 95 % have up to 96 tokens
-    return advise.Look(4000, "single_label", 1000.0, lengths, 512, 384, False)
+    return advise.Look(4000, "single_label", 4, 1000.0, lengths, 512, 384, False)
 
 
 RATES = [
@@ -44,8 +44,15 @@ def test_the_rate_is_that_of_the_nearest_size_and_says_so(advise, look):
     assert "hidden size of 1024 was not measured, 768 was; 0.5 of the rate" in found.why
 
 
-FEW = {"what": "W", "where": "here", "rows_a_class": {4: {"a": 0.5, "b": 0.4}, 64: {"b": 0.9}}}
-FEW["flags"] = {"a": {"head_init": "probe"}, "b": {"min_steps": 7}}
+FEW = {
+    "where": "here",
+    "sets": [
+        {"what": "W", "labels": 3, "rows_a_class": {4: {"a": 0.5, "b": 0.4}, 64: {"b": 0.9}}},
+        {"what": "X", "labels": 48, "rows_a_class": {8: {"a": 0.2, "b": 0.3}}},
+        {"what": "Y", "labels": 9, "several": True, "rows_a_class": {8: {"c": 0.3}}},
+    ],
+    "flags": {"a": {"head_init": "probe"}, "b": {"min_steps": 7}, "c": {"min_steps": 9}},
+}
 
 
 @pytest.mark.parametrize(
@@ -54,12 +61,28 @@ FEW["flags"] = {"a": {"head_init": "probe"}, "b": {"min_steps": 7}}
 )
 def test_few_rows_take_the_best_way_of_the_nearest_number(advise, look, rows_a_class, flags):
     found = advise.advise_way(look._replace(rows_a_class=rows_a_class), FEW)
-    assert found.flags == flags and "rows a class: " in found.why and "(here)" in found.why
+    assert found.flags == flags and found.why.startswith("W, 3 labels, ")
+    assert found.why.endswith("(here)")
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "flags"),
+    [
+        (2, "single_label", {"head_init": "probe"}),
+        (11, "single_label", {"head_init": "probe"}),  # 11 / 3 < 48 / 11
+        (13, "single_label", {"min_steps": 7}),
+        (13, "multi_label", {"min_steps": 9}),
+        (900, "multi_label", {"min_steps": 9}),
+    ],
+)
+def test_few_rows_take_the_set_that_is_most_alike(advise, look, classes, kind, flags):
+    few = look._replace(classes=classes, problem_type=kind, rows_a_class=5)
+    assert advise.advise_way(few, FEW).flags == flags
 
 
 def test_many_rows_need_steps_alone(advise, look):
     assert advise.advise_way(look, FEW).flags == {}  # 1,000 steps
-    numbers = look._replace(rows=384, problem_type="regression", rows_a_class=math.inf)
+    numbers = look._replace(rows=384, problem_type="regression", classes=1, rows_a_class=math.inf)
     assert advise.advise_way(numbers, FEW).flags == {"min_steps": 100}  # 4 x 24 = 96 steps
     assert advise.advise_way(numbers._replace(rows=385), FEW).flags == {}
 
@@ -121,7 +144,7 @@ def test_every_measured_figure_stands_in_the_docs_it_names():
     """So that nobody changes one of the two alone."""
     few = MEASURED["few_labels"]
     text = (ROOT / few["where"].split(",")[0]).read_text(encoding="utf-8")
-    for ways in few["rows_a_class"].values():
+    for ways in [ways for about in few["sets"] for ways in about["rows_a_class"].values()]:
         assert set(ways) <= set(few["flags"])
         for score in ways.values():
             assert f"{score:.3f}".removeprefix("0") in text, score
