@@ -36,7 +36,9 @@ import itertools
 import json
 import os
 import runpy
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -227,7 +229,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> int:
 
 def serve(script: str) -> None:
     """Import what a script needs, and run it in a fork for each line of standard input."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.dup(1)
     os.dup2(2, 1)  # whatever the imports say
     runpy.run_path(script, run_name="imported")
     for line in iter(sys.stdin.readline, ""):
@@ -240,7 +242,19 @@ def serve(script: str) -> None:
             sys.argv = [script, *flags]
             runpy.run_path(script, run_name="__main__")
             sys.exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+        code = wait_for(pid)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            os.write(answers, f"{code}\n".encode())
+
+
+def wait_for(pid: int) -> int:
+    """Wait for a run and return its exit code; where the sweep has been killed, so is the run."""
+    if hasattr(os, "pidfd_open"):
+        ended = os.pidfd_open(pid)
+        if ended not in select.select([ended, sys.stdin], [], [])[0]:  # no line comes before then
+            os.kill(pid, signal.SIGTERM)
+        os.close(ended)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def with_seed(arguments: dict[str, Any], seed: int) -> dict[str, Any]:

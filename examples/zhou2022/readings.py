@@ -2,7 +2,8 @@
 
 A row of `layers` is a layer of an encoder before (model base) or after (tuned) it was fine-tuned on
 a task; of `labels` a label in it; of `cross` an encoder that was fine-tuned on one task and probed
-on another, with `cross_labels`; of `epochs` a checkpoint, with `epoch_labels` and `paths`.
+on another, with `cross_labels`; of `epochs` a checkpoint, with `epoch_labels` and `paths`; of
+`erased` a layer before or after, and what the task loses there with another concept.
 """
 
 import itertools
@@ -21,10 +22,17 @@ STEPS = {  # study -> tasks
     "layers": tuple(TASKS),
     "cross": tuple(TASKS),
     "epochs": ("pos", "role", "trec"),
+    "erasure": ("pos", "trec"),
 }
+LEFT = {"erasure": "erasure.csv"}  # what a step that is done has left; others label_distances.csv
 RELATED = (("PS-role", "PS-fxn"), ("PS-fxn", "PS-role"))  # fine-tuned on, probed on
 OPPOSING = (("POS", "PS-fxn"), ("POS", "PS-role"))  # prepositions together, or apart
 INSIDE = "mean distance inside"
+SCORES = (  # of a linear probe: column, split, metric
+    ("accuracy", "test", "accuracy"),
+    ("selectivity", "test", "selectivity"),
+    ("compression", "train", "mdl_compression"),
+)
 
 
 class Study(NamedTuple):
@@ -44,6 +52,7 @@ class Study(NamedTuple):
     epochs: pd.DataFrame
     epoch_labels: pd.DataFrame
     paths: pd.DataFrame
+    erased: pd.DataFrame
     missing: list[str]
 
 
@@ -51,7 +60,7 @@ def read_study(folders: Sequence[Path]) -> Study:
     """Read what is done. Args: folders: of an encoder each, whose name it has."""
     names = [folder.resolve().name for folder in folders]
     done = {
-        (name, step): [t for t in tasks if (folder / t / step / "label_distances.csv").is_file()]
+        (name, step): [task for task in tasks if is_done(folder / task / step)]
         for name, folder in zip(names, folders, strict=True)
         for step, tasks in STEPS.items()
     }
@@ -87,8 +96,13 @@ def read_study(folders: Sequence[Path]) -> Study:
         epochs=each("epochs", by_epoch),
         epoch_labels=each("epochs", by_label),
         paths=each("epochs", centroid_paths),
+        erased=each("erasure", erasures),
         missing=missing,
     )
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / LEFT.get(folder.name, "label_distances.csv")).is_file()
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -284,3 +298,24 @@ def by_epoch(folder: Path, task: str) -> pd.DataFrame:
 def centroid_paths(folder: Path, task: str) -> pd.DataFrame:
     path = folder / "centroid_paths.csv"
     return read_table(path).assign(task=task) if path.is_file() else pd.DataFrame()
+
+
+# ---------------------------------------------------------------- erased concepts
+
+
+def erasures(folder: Path, task: str) -> pd.DataFrame:
+    """Read what a task loses with a concept, beside its scores: a row for each model and layer.
+
+    compression: of the labels that the probe was trained on (Voita & Titov 2020). selectivity: of
+    words alone, accuracy less that on random labels of each word (Hewitt & Liang 2019).
+    """
+    table = read_table(folder / "erasure.csv").drop(columns="token pooling")
+    results = read_table(folder / "results.csv")
+    linear = results[(results["probe"] == "linear") & results["layer"].notna()]
+    places = pd.MultiIndex.from_frame(table[["model", "layer"]].astype({"layer": float}))
+    table.insert(0, "task", task)
+    for place, (name, split, metric) in enumerate(SCORES, 3):
+        own = linear[(linear["metric"] == metric) & (linear["split"] == split)]
+        own = own.astype({"layer": float}).set_index(["model", "layer"])["value"]
+        table.insert(place, name, own.reindex(places).to_numpy())
+    return table

@@ -34,7 +34,7 @@ def main() -> None:
     if len({folder.resolve().name for folder in folders}) < len(folders):
         raise InputError("the folders name the encoders: give folders of different names")
     study = read_study(folders)
-    if not any(map(len, (study.layers, study.cross, study.epochs))):
+    if not any(map(len, (study.layers, study.cross, study.epochs, study.erased))):
         said = ", ".join(map(str, folders))
         raise InputError(f"{said}: holds no TASK/STEP/label_distances.csv; run study.yaml first")
     judged = verdicts.all_claims(study)
@@ -67,6 +67,8 @@ def tables_of(study: Study) -> dict[str, pd.DataFrame]:
         found["shared_labels"] = lead(study.between)
     if len(study.epochs):
         found["by_epoch"] = lead(study.epochs, "task", "layer", "epoch")
+    if len(study.erased):
+        found["erasure"] = lead(study.erased)
     return found
 
 
@@ -219,7 +221,24 @@ def other_sections(study: Study, tables: dict[str, pd.DataFrame]) -> list[Sectio
         figure = views.paths_figure(study.paths)
         title, what = "Where centroids move", "Paths of centroids"
         sections.append(Section("paths", title, text, None, figure, what))
+    if len(study.erased):
+        text = (
+            "LEACE takes all that a linear probe can say of a concept (POS: the relation of the "
+            "word; TREC-50: its six coarse classes); what the task loses with it, it had read from "
+            "the same directions. Compression is that of training labels, which fine-tuning has "
+            "seen; selectivity is for words."
+        )
+        title, shown = "What a task loses with another concept", erasure_summary(study.erased)
+        sections.append(Section("erasure", title, text, shown))
     return sections
+
+
+def erasure_summary(erased: pd.DataFrame) -> pd.DataFrame:
+    """The columns that tell most; all of them are in erasure.csv."""
+    (lost,) = (name for name in erased if name.startswith("test ") and name.endswith(" lost"))
+    names = ["task", "model", "layer", "accuracy", "selectivity", "compression", "concept before"]
+    names += [lost, "± 95 %", "lost to shuffled labels", "the task needs it"]
+    return erased[["encoder", *names]]
 
 
 def how_section(study: Study) -> Section:

@@ -55,6 +55,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--tokens_column_name", default="tokens", help="column with the words, a list")
     add("--tags_column_name", default="tags", help="token: a label for each word, a list")
+    add("--concept_column_names", nargs="+", default=[], help="token: lists that stand beside it")
     add("--heads_column_name", default="heads", help="pair: number of each head, -1 for none")
     add("--relations_column_name", default="deprels", help="pair: the relation to it, a list")
     add("--targets_column_name", default="targets", help="span: a list of objects")
@@ -65,6 +66,8 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     at_least("longest_target", options.longest_target, 1)
     if options.longest_target and options.level != "span":
         raise InputError("--longest_target needs the level span")
+    if options.concept_column_names and options.level != "token":
+        raise InputError("--concept_column_names needs the level token")
     return options
 
 
@@ -96,6 +99,7 @@ def convert(table: Dataset, source: str, options: argparse.Namespace) -> list[li
     read, needed = LEVELS[options.level]
     for flag in ("tokens_column_name", *needed):
         require_columns(table, [getattr(options, flag)], source, f"--{flag}")
+    require_columns(table, options.concept_column_names, source, "--concept_column_names")
     if COLUMN in table.column_names:
         raise InputError(f"{source}: has a column {COLUMN!r}; convert the table it was made from")
     found = []
@@ -104,11 +108,14 @@ def convert(table: Dataset, source: str, options: argparse.Namespace) -> list[li
         words = row[options.tokens_column_name]
         if not isinstance(words, list):
             raise InputError(f"{where}: {options.tokens_column_name} is not a list of words")
-        targets = read(row, len(words), options, where)
+        beside = {
+            name: list_of(row, name, len(words), where) for name in options.concept_column_names
+        }
         found.append(
             [
                 {"words": spans, "label": str(label)}
-                for spans, label in targets
+                | {name: values[i] for name, values in beside.items()}
+                for i, (spans, label) in enumerate(read(row, len(words), options, where))
                 if label is not None and str(label) not in options.skip_labels
             ]
         )

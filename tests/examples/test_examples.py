@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
-from forking import PICTURES, run_bare, run_command
+from forking import PICTURES, run_bare, run_command, start_command
+from test_forking import wait_for
 from transformers import AutoTokenizer
 
 import run_itpt
@@ -389,6 +390,24 @@ def test_runs_are_forks_of_one_process_where_the_script_can_be_imported(tmp_path
     script.write_text("import sys\nprint(__name__)\nsys.exit(5)\n")  # ends when it is imported
     assert run("--a") == (5, ["__main__"])
     del sweep.OWN.server
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells the end of a run on Linux alone")
+def test_a_run_ends_with_its_sweep(tmp_path):
+    body = "import os, time\nif __name__ == '__main__':\n    print(os.getpid(), flush=True)\n"
+    (tmp_path / "script.py").write_text(f"{body}    time.sleep(60)\n")
+    fields = {"script": str(tmp_path / "script.py"), "output_dir": str(tmp_path / "sweep")}
+    started = start_command(ROOT / "examples" / "sweep.py", json.dumps(fields | {"grid": {"a": 1}}))
+
+    def said() -> str:
+        logs = [log.read_text() for log in tmp_path.glob("sweep/runs/*.log")]
+        return logs[0].strip() if logs else ""
+
+    wait_for(said)
+    process = Path(f"/proc/{said()}")
+    assert process.is_dir()
+    started.kill()
+    wait_for(lambda: not process.is_dir())
 
 
 def test_sweeps_share_runs_of_the_same_arguments(tiny_bert, topic_files, tmp_path, forked_workers):

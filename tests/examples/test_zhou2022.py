@@ -41,7 +41,7 @@ def tables():
 
 def test_every_flag_of_the_study_is_known():
     steps = recipe.read_steps([STUDY, "out=o"])
-    assert len(steps) == 22 and len({folder for _, folder in steps}) == 22
+    assert len(steps) == 24 and len({folder for _, folder in steps}) == 24
     known = {
         "run_finetune.py": make_parser((*finetuning.GROUPS, TrainingArguments)),
         "run_probe.py": make_parser(probing.GROUPS),
@@ -54,7 +54,9 @@ def test_every_flag_of_the_study_is_known():
         assert not unknown
 
 
-@pytest.mark.parametrize(("only", "count"), [("layers", 14), ("cross", 14), ("epochs", 8)])
+@pytest.mark.parametrize(
+    ("only", "count"), [("layers", 14), ("cross", 14), ("epochs", 8), ("erasure", 5)]
+)
 def test_each_study_alone_has_the_steps_that_it_needs(only, count):
     steps = recipe.read_steps([STUDY, "out=o", f"only={only}"])
     made = set()
@@ -66,7 +68,7 @@ def test_each_study_alone_has_the_steps_that_it_needs(only, count):
     assert len(steps) == count
     probed = [words for (script, *words), _ in steps if script == "run_probe.py"]
     assert len(probed) == len(readings.STEPS[only])
-    assert all(("mlp" in words) == (only != "epochs") for words in probed)
+    assert all(("mlp" in words) == (only in ("layers", "cross")) for words in probed)
 
 
 # ---------------------------------------------------------------- tables of labelled spans
@@ -107,6 +109,23 @@ def test_tokens_pairs_and_spans_by_hand(tmp_path, monkeypatch):
     found = converted("token", "--skip_labels", "X", tags=tags, **words)
     assert found["spans"][:] == [[[[0]], [[2]]]] and found["tags"][:] == [["N", "V"]]
     assert found["id"][:] == ["0"]  # the second has no target
+    beside = {"rel": [["s", "t", "u"], ["v"]], "n": [[1, 2, 3], [4]]}
+    converted(
+        "token",
+        "--skip_labels",
+        "X",
+        "--concept_column_names",
+        "rel",
+        "n",
+        tags=tags,
+        **words,
+        **beside,
+    )
+    first = json.loads((tmp_path / "spans" / "token.jsonl").read_text().splitlines()[0])
+    assert first["spans"] == [
+        {"words": [[0]], "label": "N", "rel": "s", "n": 1},
+        {"words": [[2]], "label": "V", "rel": "u", "n": 3},
+    ]
     heads, relations = [["1", "-1", "1"], [None]], [["subj", "root", "obj"], ["root"]]
     found = converted("pair", heads=heads, deprels=relations, **words)
     assert found["spans"][:] == [[[[1], [0]], [[1], [2]]]]
@@ -144,6 +163,8 @@ def test_a_folder_is_converted_file_by_file(tmp_path, monkeypatch):
         (("token", "a.jsonl", "b.jsonl", "--longest_target", "1"), "--longest_target needs"),
         (("span", "a.jsonl", "b.jsonl", "--longest_target", "0"), "--longest_target 0 is too"),
         (("token", "a.jsonl", "b.jsonl", "--tag", "x"), "--tag"),
+        (("token", "a.jsonl", "b.jsonl", "--concept_column_names", "rel"), "rel"),
+        (("pair", "a.jsonl", "b.jsonl", "--concept_column_names", "tags"), "needs the level token"),
         (("token", "done.jsonl", "b.jsonl"), "done.jsonl: has a column 'spans'"),
     ],
 )
@@ -297,6 +318,26 @@ FILES = (
 )
 
 
+def write_erasure(folder: Path, selectivity: float | None) -> None:
+    """A layer before and after, and what else run_probe.py has of them."""
+    folder.mkdir(parents=True)
+    erased, results = [], []
+    for k, model in enumerate(("base", "tuned")):
+        row = {"model": model, "layer": 1, "token pooling": "cls", "concept": "c"}
+        row |= {"concept before": 0.7 + 0.1 * k, "test accuracy lost": 0.2 - 0.1 * k}
+        row |= {"± 95 %": 0.01, "lost to shuffled labels": 0.0}
+        erased.append(row | {"the task needs it": "yes" if k == 0 else "no"})
+        scores = {("test", "accuracy"): 0.8 + 0.1 * k, ("train", "accuracy"): 1.0}
+        scores |= {("train", "mdl_compression"): 2.0 + k, ("test", "selectivity"): selectivity}
+        for (split, metric), value in scores.items():
+            if value is not None:
+                at = {"model": model, "layer": 1.0, "token_pooling": "cls", "probe": "linear"}
+                results.append(at | {"split": split, "metric": metric, "value": value})
+    results.append({"probe": "majority", "split": "test", "metric": "accuracy", "value": 0.1})
+    pd.DataFrame(erased).to_csv(folder / "erasure.csv", index=False)
+    pd.DataFrame(results).to_csv(folder / "results.csv", index=False)
+
+
 def write_study(folder: Path, holds: bool) -> Path:
     """All steps, as the paper claims, or the other way around."""
     sign = 1 if holds else -1
@@ -333,6 +374,8 @@ def write_study(folder: Path, holds: bool) -> Path:
             for k, row in enumerate(made.tables["label_distances"][:4])
         ]
         made.write(folder / task / "cross")
+        if task in readings.STEPS["erasure"]:
+            write_erasure(folder / task / "erasure", 0.1 if task == "pos" else None)
         if task in readings.STEPS["epochs"]:
             made = Made()
             for step, name in enumerate(("start", "step 9", "step 18", "step 27")):
@@ -431,6 +474,15 @@ def test_values_behind_claims_by_hand(made):
     nearer = by_claim["A related task serves better than an opposing one"].values
     assert nearer[0].name == "for, PS-role less POS -> PS-fxn"
     assert nearer[0].value == pytest.approx(0.048 + 0.05)
+
+
+def test_erasure_stands_beside_the_scores_of_its_layer(tables, made):
+    study = readings.read_study([made[0]])
+    found = tables.erasure_summary(study.erased).set_index(["task", "model"])
+    assert found.loc[("TREC-50", "base"), "test accuracy lost"] == 0.2
+    tuned = found.loc[("POS", "tuned")]
+    assert (tuned["accuracy"], tuned["compression"], tuned["selectivity"]) == (0.9, 3.0, 0.1)
+    assert found["selectivity"].isna().tolist() == [False, False, True, True]
 
 
 def test_clusters_of_shuffled_labels_and_of_linear_encoders_say_nothing(tmp_path):
