@@ -228,7 +228,7 @@ def train_one(
     results |= {"train_rows": len(task.labels_of(rows["train"]))} | pseudo_labels.count(rows)
     initialization.merge_lora(lora, fit, fit.folder, args.adapter)
     if args.refits_head:
-        results |= head_probes.fit_head(fit, rows, task)
+        results |= head_probes.fit_head(fit, rows, task, after_training=True)
     else:
         results |= underfitting.find_underfitting(fit, rows["train"])
     return results

@@ -17,9 +17,11 @@ from transformers import Trainer
 from bertchain.data import splits
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
-from bertchain.models.modeling import DocumentClassifierConfig
+from bertchain.metrics import SCORES
+from bertchain.models.layers import HEAD
+from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig
 from bertchain.probing.batched_probes import fit_many
-from bertchain.probing.probes import ProbeLabels, best_fit
+from bertchain.probing.probes import ProbeLabels, Score, best_fit
 from bertchain.probing.solvers import (
     C_VALUES,
     FITS,
@@ -39,17 +41,23 @@ FOLDS = 5
 # large that a head trained on from them explodes.
 HARDLY = 1e-4
 MIDDLE = 1.0  # C where there are too few rows to choose one
+# C where the encoder has learnt the rows that would choose it: they all fit, whatever C is.
+LEARNT = 0.1
 
 
-def fit_head(trainer: Trainer, rows: dict[str, Dataset], task: Task) -> dict[str, float]:
+def fit_head(
+    trainer: Trainer, rows: dict[str, Dataset], task: Task, after_training: bool = False
+) -> dict[str, float]:
     """Set a classifier's head to the linear probe of what it reads, in place.
 
-    The probe is that of `probes.fit_linear_probe`, on the encoder as it is now; C is chosen on the
-    validation rows, or by cross-validation where these are few. No other weight changes. All
-    processes must call this.
+    The probe is that of `probes.fit_linear_probe`, on the encoder as it is now, but C is the one
+    with the highest likelihood, since a head is used for its probabilities: of the validation rows,
+    or in cross-validation where these are few, or `LEARNT` where training rows would choose it that
+    the encoder was trained on. No other weight changes. All processes must call this.
 
     Args:
         rows: encoded documents by split: train, and validation if there is one.
+        after_training: the rates of the encoder, if any is above 0, have done their work.
 
     Returns:
         for the results: head_probe_C.
@@ -71,8 +79,11 @@ def fit_head(trainer: Trainer, rows: dict[str, Dataset], task: Task) -> dict[str
     features = {split: head_features(trainer, rows[split]) for split in labels}
     found = None
     if is_main_process():
-        by_split = ProbeLabels(labels, len(task.spec.names), task.spec.problem_type)
-        found = fit_probe(features, by_split, trainer.args.device, model.config)
+        kind = task.spec.problem_type
+        score = likelihood(kind, labels["validation"]) if "validation" in labels else None
+        by_split = ProbeLabels(labels, len(task.spec.names), kind, score)
+        learnt = after_training and trains_encoder(trainer, model)
+        found = fit_probe(features, by_split, trainer.args.device, model.config, learnt)
     weights, bias, C, converged = broadcast(found)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weights))
@@ -84,6 +95,19 @@ def fit_head(trainer: Trainer, rows: dict[str, Dataset], task: Task) -> dict[str
     return {"head_probe_C": C}
 
 
+def trains_encoder(trainer: Trainer, model: DocumentClassifier) -> bool:
+    """Whether a weight below the head is neither frozen nor at a rate of 0."""
+    rated = any(rate > 0 for place, rate in trainer.rates.items() if place != HEAD)
+    return rated and any(weight.requires_grad for weight in model.encoder.parameters())
+
+
+def likelihood(kind: str, truth: np.ndarray) -> Score | None:
+    """Score predictions by their mean log likelihood; None for regression: by its own score."""
+    if kind == "regression":
+        return None
+    return lambda predictions: -SCORES[kind](predictions, truth)["log_loss"]
+
+
 def _columns(rows: dict[str, Dataset], split: str) -> Sequence[str]:
     return rows[split].column_names if split in rows else ()
 
@@ -93,12 +117,14 @@ def fit_probe(
     labels: ProbeLabels,
     device: torch.device,
     config: DocumentClassifierConfig,
+    learnt: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, float, bool]:
     """Fit a linear probe and express it as a head on features that are not standardised.
 
     Args:
         features: [n, features] by split; without validation C is chosen by cross-validation.
         config: for the scale of regression targets.
+        learnt: the training rows say nothing of C.
 
     Returns:
         weights [labels, features]; bias [labels]; C; whether the fit has converged.
@@ -108,7 +134,7 @@ def fit_probe(
         path = fit_path(x, labels.train, labels, C_VALUES, device)
         fit = best_fit(path, standardise(features["validation"]), labels)
     else:
-        C = choose_by_folds(x, labels)
+        C = LEARNT if learnt else choose_by_folds(x, labels)
         fit = fit_path(x, labels.train, labels, [C], device)[0]
     weights, bias = linear_map(fit, standardise, labels.num_labels)
     if labels.problem_type == "regression":
@@ -136,7 +162,7 @@ def fit_path(
 
 
 def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
-    """Choose C by the score of out-of-fold predictions; of equal ones the strongest.
+    """Choose C by the likelihood of out-of-fold predictions; of equal ones the strongest.
 
     Args:
         x: features of the training rows [n, d].
@@ -154,5 +180,5 @@ def choose_by_folds(x: np.ndarray, labels: ProbeLabels) -> float:
         path = fit_path(x[~inside], y[~inside], labels, C_VALUES, torch.device("cpu"))
         held_out = Standardiser(x[~inside], HARDLY)(x[inside])
         found[:, inside] = [fit.predict(held_out) for fit in path]
-    judge = ProbeLabels({"validation": y}, labels.num_labels, kind)
+    judge = ProbeLabels({"validation": y}, labels.num_labels, kind, likelihood(kind, y))
     return C_VALUES[int(np.argmax([judge.validation_score(own) for own in found]))]

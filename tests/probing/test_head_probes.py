@@ -22,7 +22,7 @@ from bertchain.models.loading import load_classifier
 from bertchain.models.modeling import PROBLEM_TYPES
 from bertchain.probing import head_probes
 from bertchain.probing.probes import ProbeLabels, fit_linear_probe
-from bertchain.probing.solvers import FITS, Standardiser
+from bertchain.probing.solvers import C_VALUES, FITS, Standardiser
 from bertchain.training.head_features import head_features
 from bertchain.training.losses import TrainingLoss
 
@@ -70,7 +70,7 @@ def logits_of(trainer, rows):
 
 @pytest.mark.parametrize(("kind", "config"), ARCHITECTURES)
 def test_the_head_predicts_what_the_probe_predicts(kind, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(head_probes, "FEW", 10)  # so that C is chosen as the third script does
+    monkeypatch.setattr(head_probes, "FEW", 10)  # so that C is chosen on validation rows
     rows = with_windows(dataset_for(kind, 60))
     rows = {"train": rows.select(range(40)), "validation": rows.select(range(40, 60))}
     trainer = trainer_of(rows["train"], tmp_path, kind, **config)
@@ -78,7 +78,8 @@ def test_the_head_predicts_what_the_probe_predicts(kind, config, tmp_path, monke
     head_probes.fit_head(trainer, rows, task)
     features = {split: head_features(trainer, own) for split, own in rows.items()}
     truth = {split: np.array(own["labels"]) for split, own in rows.items()}
-    expected = fit_linear_probe(features, ProbeLabels(truth, 3, kind)).predictions
+    score = head_probes.likelihood(kind, truth["validation"])
+    expected = fit_linear_probe(features, ProbeLabels(truth, 3, kind, score)).predictions
     for split, own in rows.items():
         found = task.spec.probabilities(logits_of(trainer, own))
         scale = np.abs(expected[split]).max()
@@ -207,3 +208,44 @@ def test_a_feature_that_hardly_varies_gets_no_weight():
     scaled = Standardiser(x, head_probes.HARDLY)
     assert np.isinf(scaled.scale[2]) and np.isfinite(np.delete(scaled.scale, 2)).all()
     assert (scaled(x)[:, 2] == 0).all()
+
+
+# ---------------------------------------------------------------- which C
+
+
+def clouds(kind: str, apart: float, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Features around a centre for each class, so many deviations apart, and labels of the kind."""
+    rng = np.random.default_rng(1)
+    y = np.arange(rows) % 3
+    x = apart * np.eye(3)[y] + rng.normal(size=(rows, 3))
+    return x.astype(np.float32), y if kind == "single_label" else np.eye(3)[y]
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_the_likeliest_out_of_fold_is_chosen_not_the_first_without_errors(kind):
+    """All strengths sort such rows without an error; the strongest is next to no answer at all."""
+    x, y = clouds(kind, 20)
+    assert head_probes.choose_by_folds(x, ProbeLabels({"train": y}, 3, kind)) == max(C_VALUES)
+    x, y = clouds(kind, 0)  # noise: hardly an answer is the best there is
+    assert head_probes.choose_by_folds(x, ProbeLabels({"train": y}, 3, kind)) < 0.1
+
+
+def test_likelihood_by_hand():
+    score = head_probes.likelihood("single_label", np.array([0, 1]))
+    assert score(np.array([[0.5, 0.5], [0.75, 0.25]])) == pytest.approx(np.log(0.5 * 0.25) / 2)
+    assert head_probes.likelihood("regression", np.zeros((2, 1))) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [
+        ({}, True),
+        ({"learning_rate": 0}, False),
+        ({"freeze": "encoder"}, False),
+        ({"learning_rate": 0, "head_learning_rate": 1e-3}, False),
+    ],
+)
+def test_rows_that_the_encoder_has_learnt_choose_nothing(tune, monkeypatch, flags, chosen):
+    monkeypatch.setattr(head_probes, "LEARNT", 0.037)
+    C = tune("x", head_refit="probe", **flags)["head_probe_C"]
+    assert (C == 0.037) == chosen and (chosen or C in C_VALUES)
