@@ -102,12 +102,14 @@ def look_at(
     train = task.documents["train"]
     drawn = np.random.default_rng(0).permutation(len(train))[:LOOKED_AT]
     encoded = preprocessor.encode({"train": train.select(np.sort(drawn))})["train"]
+    special = preprocessor.special
+    more = special.pair_count if "text_pair" in train.column_names else special.count
     return Look(
         rows=len(train),
         problem_type=task.spec.problem_type,
         classes=len(task.spec.names),
         rows_a_class=rows_a_class(task),
-        lengths=np.array(encoded["tokens"]) + preprocessor.special.count,
+        lengths=np.array(encoded["tokens"]) + more,
         limit=preprocessor.windows.max_seq_length,
         hidden_size=read_config(path, **hub_kwargs).get_text_config().hidden_size,
         held_out=data.validation_file is not None,

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, make_rows
 from forking import run_command
 from test_examples import load_example
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 import run_finetune
 from bertchain import cli
@@ -131,6 +131,19 @@ def test_what_is_printed_is_a_command_that_the_script_takes(tiny_bert, tmp_path)
     finetuning.check_combinations(args)
     assert args.text.text_column_names == ["a b"] and args.label.validation_split == 0
     assert args.data.train_file == "train set.csv"
+
+
+@pytest.mark.parametrize(("flags", "marks"), [("text", 2), ("text more --text_pair true", 3)])
+def test_lengths_count_the_marks_of_one_text_or_two(tiny_bert, tmp_path, flags, marks):
+    rows = pd.DataFrame(make_rows(6)).assign(text="the film", more="a film")
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    line = ["--train_file", tmp_path / "t.csv", "--model_name_or_path", tiny_bert]
+    line += ["--text_column_names", *flags.split()]
+    ended = run_command(ROOT / "examples" / "advise.py", *line, cwd=tmp_path)
+    tokens = AutoTokenizer.from_pretrained(tiny_bert).tokenize(
+        "the film" + " a film" * (marks == 3)
+    )
+    assert f"median {len(tokens) + marks}," in ended.stdout, ended.stderr
 
 
 def test_words_and_missing_tables_are_refused(tiny_bert, tmp_path):
