@@ -27,6 +27,7 @@ from bertchain.runtime.records import markdown_table
 SETFIT = "SetFit"
 SETS = read_arguments(str(Path(__file__).resolve().parent / "sets.yaml"))
 PLACES = ("set", "rows a class")
+PANELS = 3  # side by side
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def main() -> None:
     sections = [
         Section("curves", "Score by labelled rows", text, figure=curves(table), figure_text=text),
         Section("best", "The best way at each number of rows", table=best),
+        Section("mean", "The mean over sets", table=over_sets(table)),
         Section("all", "All figures", table=table, fold=True),
     ]
     write_report_files(folder, "Few labels", sections)
@@ -93,25 +95,42 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def over_sets(table: pd.DataFrame) -> pd.DataFrame:
+    """Each way's mean over the sets that all ways were run on, best first, by rows of a class."""
+    rows = []
+    for count, own in table.groupby("rows a class", sort=False):
+        wide = own.pivot(index="way", columns="set", values="score").dropna(axis=1)
+        means = wide.mean(axis=1).sort_values(ascending=False)
+        at = {"rows a class": count, "sets": ", ".join(wide)}
+        rows += [at | {"way": way, "mean score": mean} for way, mean in means.items()]
+    return pd.DataFrame(rows)
+
+
 def curves(table: pd.DataFrame) -> Figure:
-    """Draw a panel for each set: a line for each way over the rows of a class."""
-    names = list(table["set"].unique())
-    figure = new_figure(max(6.5, 3.4 * len(names)), 4.2)
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for axis, name in zip(axes, names, strict=True):
+    """Draw a panel for each set: a line for each way over the rows of a class, side by side."""
+    names, ways = list(table["set"].unique()), list(table["way"].unique())
+    columns = min(PANELS, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(max(6.5, 3.6 * columns), 3.2 * rows + 1)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(panels, names, strict=False):
         own = table[table["set"] == name]
         counts = list(own["rows a class"].unique())
         for way, line in own.groupby("way", sort=False):
-            places = [counts.index(count) for count in line["rows a class"]]
+            aside = 0.7 * ((ways.index(way) + 0.5) / len(ways) - 0.5)  # no interval hides another
+            places = [counts.index(count) + aside for count in line["rows a class"]]
             style = "--" if way == SETFIT else "-"
             axis.errorbar(
                 places, line["score"], line["± 95 %"].fillna(0), fmt=f"o{style}", ms=3, capsize=2,
                 label=way,
             )  # fmt: skip
         axis.set_xticks(range(len(counts)), counts)
-        axis.set(title=name, xlabel="rows a class")
+        axis.set(title=name, xlabel="rows a class", xlim=(-0.6, len(counts) - 0.4))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="score on test rows")
+    for axis in panels[::columns]:
+        axis.set(ylabel="score on test rows")
+    for axis in panels[len(names) :]:
+        axis.set_axis_off()
     add_shared_legend(figure)
     return figure
 

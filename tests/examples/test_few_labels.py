@@ -130,6 +130,16 @@ def test_tables_from_runs_and_setfit_by_hand(tables, done, monkeypatch, capsys):
     )
 
 
+def test_the_mean_over_sets_is_of_those_that_every_way_was_run_on(tables):
+    rows = [("A", "8", "x", 0.2), ("A", "8", "y", 0.4), ("B", "8", "x", 0.8), ("B", "8", "y", 0.4)]
+    rows += [("C", "8", "x", 1.0), ("A", "32", "y", 0.7)]
+    table = pd.DataFrame(rows, columns=["set", "rows a class", "way", "score"])
+    found = tables.over_sets(table).set_index(["rows a class", "way"])
+    assert list(found.index) == [("8", "x"), ("8", "y"), ("32", "y")]
+    assert found["mean score"].tolist() == pytest.approx([0.5, 0.4, 0.7])
+    assert found["sets"].tolist() == ["A, B", "A, B", "A"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
