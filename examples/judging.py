@@ -51,13 +51,15 @@ def count_verdicts(verdicts: pd.Series) -> str:
     return f"{len(verdicts)} claims: {said}."
 
 
-def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure:
-    """Draw each value behind each claim with its interval, coloured by verdict.
+def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure | None:
+    """Draw each value behind each claim with its interval, coloured by verdict; None without any.
 
     Args:
         linear: up to which value on either side of 0 the scale is linear; beyond it is logarithmic.
     """
     drawn = [claim for claim in claims if len(claim.values)]
+    if not drawn:
+        return None
     steps = [1 if len(claim.values) <= FEW else 0.5 for claim in drawn]
     lines = sum(step * len(claim.values) for step, claim in zip(steps, drawn, strict=True))
     figure = new_figure(10, 1.2 + 0.26 * lines + 0.1 * len(drawn))

@@ -179,7 +179,8 @@ LIMITS = {
     "selectivity": "that features are well ordered: a probe too weak for the control is also "
     "selective.",
     "mdl_compression": "accuracy on other rows: the code is of training labels, in one random "
-    "order, with linear probes alone.",
+    "order, with linear probes alone. A model that was fine-tuned on these rows has learnt their "
+    "labels.",
     "widths": "that a wide network is the right probe: what it finds it may have learned itself.",
     "mdl_curve": "how accurate the probe is after so many rows, and other orders than those sent.",
     "comparisons": "whether another seed would give the same: the rows are drawn again, the "

@@ -28,9 +28,9 @@ LEFT = {"erasure": "erasure.csv"}  # what a step that is done has left; others l
 RELATED = (("PS-role", "PS-fxn"), ("PS-fxn", "PS-role"))  # fine-tuned on, probed on
 OPPOSING = (("POS", "PS-fxn"), ("POS", "PS-role"))  # prepositions together, or apart
 INSIDE = "mean distance inside"
-SCORES = (  # of a linear probe: column, split, metric
+SCORES = (  # of a linear probe: column, split as results.csv has it, metric
     ("accuracy", "test", "accuracy"),
-    ("selectivity", "test", "selectivity"),
+    ("selectivity", "train", "selectivity"),
     ("compression", "train", "mdl_compression"),
 )
 

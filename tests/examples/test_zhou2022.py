@@ -328,7 +328,7 @@ def write_erasure(folder: Path, selectivity: float | None) -> None:
         row |= {"± 95 %": 0.01, "lost to shuffled labels": 0.0}
         erased.append(row | {"the task needs it": "yes" if k == 0 else "no"})
         scores = {("test", "accuracy"): 0.8 + 0.1 * k, ("train", "accuracy"): 1.0}
-        scores |= {("train", "mdl_compression"): 2.0 + k, ("test", "selectivity"): selectivity}
+        scores |= {("train", "mdl_compression"): 2.0 + k, ("train", "selectivity"): selectivity}
         for (split, metric), value in scores.items():
             if value is not None:
                 at = {"model": model, "layer": 1.0, "token_pooling": "cls", "probe": "linear"}
@@ -474,6 +474,10 @@ def test_values_behind_claims_by_hand(made):
     nearer = by_claim["A related task serves better than an opposing one"].values
     assert nearer[0].name == "for, PS-role less POS -> PS-fxn"
     assert nearer[0].value == pytest.approx(0.048 + 0.05)
+
+
+def test_claims_without_values_are_not_drawn():
+    assert judging.claims_figure([judging.Drawn("c", "not run", [], [])], "x", 1.0) is None
 
 
 def test_erasure_stands_beside_the_scores_of_its_layer(tables, made):
