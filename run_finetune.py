@@ -224,11 +224,12 @@ def train_one(
     if args.head.head_init and resume_from is None:
         head_probes.fit_head(fit, rows, task)
     trainer.raise_epochs(fit, args.run.min_steps)
+    learns = head_probes.trains_encoder(fit)  # before adapters are merged
     results = trainer.train(fit, resume_from, stop_in_time)
     results |= {"train_rows": len(task.labels_of(rows["train"]))} | pseudo_labels.count(rows)
     initialization.merge_lora(lora, fit, fit.folder, args.adapter)
     if args.refits_head:
-        results |= head_probes.fit_head(fit, rows, task, after_training=True)
+        results |= head_probes.fit_head(fit, rows, task, learnt=learns)
     else:
         results |= underfitting.find_underfitting(fit, rows["train"])
     return results

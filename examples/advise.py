@@ -183,19 +183,18 @@ def nearest_number(wanted: float, known: Iterable[int]) -> int:
     return min(known, key=lambda number: abs(math.log(number / max(1, wanted))))
 
 
-def advise_window(look: Look, measured: dict[str, Any]) -> Advice:
-    """A window that most documents fit; where they cannot, head and tail."""
+def advise_window(look: Look, measured: list[dict[str, Any]]) -> Advice:
+    """A window that most documents fit; else the way that measured best where as many do not."""
     most = np.percentile(look.lengths, 100 * LONGEST, method="higher")
     size = min(look.limit, 8 * math.ceil(most / 8))
     share = float((look.lengths > size).mean())
     if size < look.limit or share <= 1 - LONGEST:
         why = f"holds {1 - share:.0%} of the documents whole; shorter windows cost less"
         return Advice({"max_seq_length": size}, why)
-    why = (
-        f"{share:.0%} of the documents are longer than the encoder's window; {measured['what']} "
-        f"({measured['where']})"
-    )
-    return Advice({"max_seq_length": size, "truncation": measured["best"]}, why)
+    near = min(measured, key=lambda row: abs(row["longer"] - share))
+    why = f"{share:.0%} of the documents are longer than the encoder's window; where "
+    why += f"{near['longer']:.0%} are, {near['what']} ({near['where']})"
+    return Advice({"max_seq_length": size, **near["flags"]}, why)
 
 
 def advise_validation(look: Look) -> Advice:

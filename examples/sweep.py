@@ -249,7 +249,7 @@ def serve(script: str) -> None:
 
 def wait_for(pid: int) -> int:
     """Wait for a run and return its exit code; where the sweep has been killed, so is the run."""
-    if hasattr(os, "pidfd_open"):
+    with contextlib.suppress(AttributeError, OSError):  # where the system cannot tell
         ended = os.pidfd_open(pid)
         if ended not in select.select([ended, sys.stdin], [], [])[0]:  # no line comes before then
             os.kill(pid, signal.SIGTERM)

@@ -19,7 +19,7 @@ from bertchain.data.tasks import Task
 from bertchain.errors import InputError
 from bertchain.metrics import SCORES
 from bertchain.models.layers import HEAD
-from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig
+from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.probing.batched_probes import fit_many
 from bertchain.probing.probes import ProbeLabels, Score, best_fit
 from bertchain.probing.solvers import (
@@ -46,7 +46,7 @@ LEARNT = 0.1
 
 
 def fit_head(
-    trainer: Trainer, rows: dict[str, Dataset], task: Task, after_training: bool = False
+    trainer: Trainer, rows: dict[str, Dataset], task: Task, learnt: bool = False
 ) -> dict[str, float]:
     """Set a classifier's head to the linear probe of what it reads, in place.
 
@@ -57,7 +57,7 @@ def fit_head(
 
     Args:
         rows: encoded documents by split: train, and validation if there is one.
-        after_training: the rates of the encoder, if any is above 0, have done their work.
+        learnt: whether the encoder was trained on them.
 
     Returns:
         for the results: head_probe_C.
@@ -82,7 +82,6 @@ def fit_head(
         kind = task.spec.problem_type
         score = likelihood(kind, labels["validation"]) if "validation" in labels else None
         by_split = ProbeLabels(labels, len(task.spec.names), kind, score)
-        learnt = after_training and trains_encoder(trainer, model)
         found = fit_probe(features, by_split, trainer.args.device, model.config, learnt)
     weights, bias, C, converged = broadcast(found)
     with torch.no_grad():
@@ -95,10 +94,10 @@ def fit_head(
     return {"head_probe_C": C}
 
 
-def trains_encoder(trainer: Trainer, model: DocumentClassifier) -> bool:
-    """Whether a weight below the head is neither frozen nor at a rate of 0."""
+def trains_encoder(trainer: Trainer) -> bool:
+    """Whether training will change a weight below the head: neither frozen nor at a rate of 0."""
     rated = any(rate > 0 for place, rate in trainer.rates.items() if place != HEAD)
-    return rated and any(weight.requires_grad for weight in model.encoder.parameters())
+    return rated and any(w.requires_grad for w in trainer.model.encoder.parameters())
 
 
 def likelihood(kind: str, truth: np.ndarray) -> Score | None:

@@ -87,12 +87,14 @@ def test_many_rows_need_steps_alone(advise, look):
     assert advise.advise_way(numbers._replace(rows=385), FEW).flags == {}
 
 
-def test_the_window_holds_most_documents_or_reads_head_and_tail(advise, look):
+def test_the_window_holds_most_documents_or_they_are_read_as_measured(advise, look):
     found = advise.advise_window(look, MEASURED["long_text"])
     assert found.flags == {"max_seq_length": 96} and found.why.startswith("holds 96%")
-    found = advise.advise_window(look._replace(limit=64), MEASURED["long_text"])
-    assert found.flags == {"max_seq_length": 64, "truncation": MEASURED["long_text"]["best"]}
-    assert found.why.startswith("36% of the documents are longer")
+    for limit, share, truncation in ((64, 36, "head_tail"), (32, 68, "hierarchical")):
+        found = advise.advise_window(look._replace(limit=limit), MEASURED["long_text"])
+        assert found.flags["max_seq_length"] == limit
+        assert found.flags["truncation"] == truncation
+        assert found.why.startswith(f"{share}% of the documents are longer")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_every_measured_figure_stands_in_the_docs_it_names():
         assert set(ways) <= set(few["flags"])
         for score in ways.values():
             assert f"{score:.3f}".removeprefix("0") in text, score
-    for about in [*MEASURED["rates"], MEASURED["long_text"]]:
+    for about in [*MEASURED["rates"], *MEASURED["long_text"]]:
         path = ROOT / about["where"].split(",")[0]
         if path.is_file():  # else it is the paper
             text = path.read_text(encoding="utf-8")
@@ -172,5 +174,6 @@ def test_every_measured_figure_stands_in_the_docs_it_names():
 def test_the_flags_of_every_way_are_flags_of_the_script():
     known = {f for group in finetuning.GROUPS for f in group.__dataclass_fields__}
     known |= {"rate_factor", "per_device_train_batch_size"}
-    for name, flags in MEASURED["few_labels"]["flags"].items():
-        assert set(flags) <= known, name
+    ways = MEASURED["few_labels"]["flags"].values()
+    for flags in [*ways, *(row["flags"] for row in MEASURED["long_text"])]:
+        assert set(flags) <= known, flags

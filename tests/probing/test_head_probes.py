@@ -240,6 +240,8 @@ def test_likelihood_by_hand():
     ("flags", "chosen"),
     [
         ({}, True),
+        ({"lora_r": 2}, True),
+        ({"unfreeze_every": 0.5}, True),
         ({"learning_rate": 0}, False),
         ({"freeze": "encoder"}, False),
         ({"learning_rate": 0, "head_learning_rate": 1e-3}, False),
