@@ -145,7 +145,9 @@ def html_table(table: pd.DataFrame, digits: int = 4) -> str:
 def _cell(value: Any, digits: int) -> str:
     value = value.item() if hasattr(value, "item") else value  # of numpy
     if isinstance(value, bool) or not isinstance(value, int | float):
-        kind = ' class="long"' if len(str(value)) > LONG else ""
+        letters = len(str(value))
+        kind = ' class="long wider"' if letters > WIDER else ' class="long"'
+        kind = kind if letters > LONG else ""
         return f"<td{kind}>{html.escape(str(value))}</td>"
     if isinstance(value, float) and math.isnan(value):
         return '<td class="number" data-value=""></td>'
@@ -153,7 +155,7 @@ def _cell(value: Any, digits: int) -> str:
     return f'<td class="number" data-value="{value!r}">{shown}</td>'
 
 
-LONG = 60  # letters of a cell that is broken into lines
+LONG, WIDER = 60, 200  # letters of a cell that is broken into lines, and of one with longer lines
 NOT_SHOWN = "What this does not show:"
 HINT = '<p class="hint">Scroll sideways to see all of it \u2192</p>'
 
@@ -183,6 +185,7 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 .long { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
+.wider { min-width: 30rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 tbody tr:hover { background: var(--soft); }
 pre { background: var(--soft); padding: 0.6rem; font-size: 0.85rem; white-space: pre-wrap;
@@ -191,7 +194,7 @@ summary { cursor: pointer; color: var(--link); }
 @media (max-width: 40rem) {
   table { font-size: 0.8rem; } th, td { padding: 0.25rem 0.2rem; }
   td:first-child { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
-  .long { min-width: 11rem; }
+  .long { min-width: 11rem; } .wider { min-width: 18rem; }
 }
 """
 

@@ -62,12 +62,8 @@ class Claim(NamedTuple):
             for (name, values), half in zip(self.differences.items(), self.halves, strict=True)
         ]
         text = self.text
-        told = {"verdict": self.verdict, "claim": text["claim"], "paper": text["paper"]}
-        return told | {
-            "ours": "; ".join(ours),
-            "holds if": text["holds if"],
-            "where": text["where"],
-        }
+        told = {"verdict": self.verdict, "claim": text["claim"], "ours": "; ".join(ours)}
+        return told | {name: text[name] for name in ("paper", "holds if", "where")}
 
 
 def all_claims(errors: Errors, larger: Errors) -> list[Claim]:
