@@ -92,21 +92,27 @@ def cluster(
     """
     x, names, y = check_points(points, labels)
     z, tolerance = whiten(x)
-    twins = count_mixed(x, y)
-    warned = _warnings(x, y, names, twins)
+    mixed = find_mixed(x, y)
+    warned = _warnings(x, y, names, int(mixed.sum()))
     conflicts = find_conflicts(z, y, len(names), tolerance)
     owner = np.array([np.flatnonzero(y == label)[0] for label in range(len(names))])[y]
     tried: list[bool] = []
     rows = np.flatnonzero(conflicts.any(axis=1)[y])
     if len(rows):
-        problem = Problem(x[rows], z[rows], y[rows], conflicts, tolerance)
+        problem = Problem(x[rows], z[rows], y[rows], conflicts, tolerance, mixed[rows])
         owner[rows] = rows[problem.solve(decisions, tried, on_decision)]
     order = np.unique(owner)
     order = order[np.lexsort((order, y[order]))]
     number = np.empty(len(x), dtype=np.int64)
     number[order] = np.arange(len(order))
     return Clustering(
-        number[owner], names[y[order]], names, conflicts, np.array(tried, bool), twins, warned
+        number[owner],
+        names[y[order]],
+        names,
+        conflicts,
+        np.array(tried, bool),
+        int(mixed.sum()),
+        warned,
     )
 
 
@@ -153,13 +159,13 @@ def whiten(x: np.ndarray) -> tuple[np.ndarray, float]:
     return z, TOLERANCE * float(np.sqrt((z**2).sum(axis=1).mean()))
 
 
-def count_mixed(x: np.ndarray, y: np.ndarray) -> int:
-    """Count points that another label has at exactly the same place."""
+def find_mixed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mark points [n] bool that another label has at exactly the same place."""
     _, place = np.unique(x, axis=0, return_inverse=True)
     place = place.reshape(-1)
     pairs = np.unique(np.stack([place, y], axis=1), axis=0)
     labels_at = np.bincount(pairs[:, 0], minlength=place.max() + 1)
-    return int((labels_at[place] > 1).sum())
+    return labels_at[place] > 1
 
 
 def few_point_pairs(labels: Sequence | np.ndarray, dimensions: int) -> tuple[int, int]:

@@ -72,7 +72,13 @@ class Problem:
     """Points of labels that are in conflict, to be merged into clusters."""
 
     def __init__(
-        self, x: np.ndarray, z: np.ndarray, y: np.ndarray, conflicts: np.ndarray, tolerance: float
+        self,
+        x: np.ndarray,
+        z: np.ndarray,
+        y: np.ndarray,
+        conflicts: np.ndarray,
+        tolerance: float,
+        mixed: np.ndarray,
     ):
         """
         Args:
@@ -80,10 +86,12 @@ class Problem:
             y: number of each point's label [n].
             conflicts: labels whose hulls meet [labels, labels].
             tolerance: hulls that come nearer meet.
+            mixed: points that another label has at the same place [n] bool: each of their merges
+                would be refused, so none is tried.
         """
         self.x, self.z, self.y, self.conflicts, self.tolerance = x, z, y, conflicts, tolerance
-        self.labels = np.unique(y)
-        self.rows = [np.flatnonzero(y == label) for label in self.labels]
+        rows = (np.flatnonzero((y == label) & ~mixed) for label in np.unique(y))
+        self.rows = [own for own in rows if len(own)]  # of each label, what may be merged
 
     def solve(
         self,
@@ -130,6 +138,8 @@ class Problem:
         Args:
             nearest: squared distance and pair of each label.
         """
+        if not nearest:
+            return -1, 0, 0
         label = min(range(len(nearest)), key=lambda k: nearest[k][0])
         distance, i, j = nearest[label]
         return (label, i, j) if distance < np.inf else (-1, 0, 0)
@@ -154,13 +164,13 @@ class Problem:
         States of more than COARSEST clusters are not looked at; a smaller number is safe.
         """
         merges = self._all_merges()
-        points, final = len(self.y), len(self.labels)
+        points, final = len(self.y), len(self.y) - len(merges)
         bad, meets_later, owner_later = len(merges), None, None
-        good, clusters = 0, 2 * final
+        good, more = 0, len(self.rows)  # clusters more than at the end
         while good < bad - 1:
-            if clusters <= min(COARSEST, points - 1):
-                middle = min(points - clusters, bad - 1)
-                clusters *= 2
+            if final + more <= min(COARSEST, points - 1):
+                middle = min(points - final - more, bad - 1)
+                more *= 2
             elif good == 0:
                 return 0
             else:
@@ -170,7 +180,7 @@ class Problem:
             if meets:
                 bad, owner_later, meets_later = middle, owner, (apart, groups)
             else:
-                good, clusters = middle, points
+                good, more = middle, points
         return good
 
     def _owner_after(self, merges: np.ndarray) -> np.ndarray:

@@ -170,8 +170,11 @@ class HullPairs:
             return np.full(rows.shape, np.nan)
 
     def _products(self) -> np.ndarray:
-        """Products of all points of the hulls that make a pair; the rest is left empty."""
-        z, found = self.z, np.empty((len(self.z),) * 2)
+        """Products of all points of the hulls that make a pair; 0 elsewhere.
+
+        Places that no point fills are read there, and their sign is 0: they must not be NaN.
+        """
+        z, found = self.z, np.zeros((len(self.z),) * 2)
         rows = [slice(a, a + n) for a, n in zip(self.starts, self.sizes, strict=True)]
         single = self.starts[self.sizes == 1]
         found[single, single] = (z[single] ** 2).sum(axis=1)

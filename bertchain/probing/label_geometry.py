@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 KEEP_EVERY = 500  # decisions between two writes
+RULE = b"2"  # counts up when other pairs are tried, so that decisions kept before do not fit
 CLUSTER_PAIRS = 2000  # pairs of clusters whose distances are averaged, at most
 
 Layers = dict[str, dict[str, np.ndarray]]  # model -> split -> [rows, layers, hidden]
@@ -67,7 +68,8 @@ def cluster_and_keep(points: np.ndarray, labels: np.ndarray, folder: Path) -> Cl
     Args:
         folder: for decisions, in a file named by a hash of points and labels.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(points).tobytes())
+    digest = hashlib.sha256(RULE)
+    digest.update(np.ascontiguousarray(points).tobytes())
     digest.update(np.ascontiguousarray(labels).tobytes())
     path = folder / f"{digest.hexdigest()[:16]}.npy"
     known = np.load(path, allow_pickle=False) if path.is_file() else np.zeros(0, dtype=bool)

@@ -135,6 +135,22 @@ def test_equal_points_with_different_labels_stay_apart_and_are_counted():
     check(x, y, found)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_merge_is_tried_of_a_place_that_labels_share(seed):
+    """As embeddings without context have them: few places, many labels at each."""
+    rng = np.random.default_rng(seed)
+    place = rng.integers(0, (30, 14, 4)[seed % 3], 40)  # the last: nearly all are shared
+    x, y = rng.normal(size=(30, 2))[place], rng.integers(0, 3, 40)
+    labels_at = {p: set(y[place == p]) for p in place}
+    shared = np.array([len(labels_at[p]) > 1 for p in place])
+    found = cluster(x, y)
+    assert same_partition(found.clusters, slow_clusters(x, y))
+    assert found.mixed_points == shared.sum() > 0
+    assert all(len(found.members(k)) == 1 for k in found.clusters[shared])
+    alone = np.bincount(y[~shared])  # each refusal and each merge takes one of their pairs
+    assert len(found.decisions) <= (alone * (alone - 1) // 2).sum()
+
+
 def test_odd_inputs_are_defined():
     assert len(cluster(np.zeros((3, 2)), [0, 0, 0]).label_of) == 1  # nothing differs, one label
     constant = cluster(np.ones((4, 2)), [0, 0, 1, 1])  # nothing differs, two labels

@@ -80,6 +80,30 @@ def test_many_dimensions_need_no_other_solver(products, monkeypatch):
     assert 0 < len(rounds) < 60
 
 
+def test_what_memory_held_before_is_not_read(monkeypatch):
+    """Pairs of unlike width are padded; numbers left over in memory may be NaN."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(300, 20)), np.repeat([0, 1, 2], [200, 60, 40])
+    new = 2 * rng.normal(size=(40, 20))
+    found = cluster(x, y)
+    expected, empty = predict(new, x, found), np.empty
+    finite, settle = [], nearest.HullPairs._of_affine_hulls
+    monkeypatch.setattr(
+        nearest.HullPairs,
+        "_of_affine_hulls",
+        lambda *a: finite.append(np.isfinite(weights := settle(*a)).all()) or weights,
+    )
+    monkeypatch.setattr(
+        np,
+        "empty",
+        lambda *a, **k: (
+            np.full_like(made, np.nan) if (made := empty(*a, **k)).dtype == float else made
+        ),
+    )
+    assert (predict(new, x, found) == expected).all()
+    assert finite and all(finite)
+
+
 def test_bounds_that_stay_wide_go_to_the_other_solver(monkeypatch):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
