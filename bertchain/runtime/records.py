@@ -137,6 +137,8 @@ def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
     columns = "".join("r" if number else "l" for number in numeric)
     named = table.rename(columns=cell).astype(object).map(cell)
     text = named.to_latex(index=False, escape=True, column_format=columns)
+    # the end of a row would take these as its arguments
+    text = re.sub(r"^([\[*])", r"{\1}", text, flags=re.MULTILINE)
     return text.replace("±", r"$\pm$")
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from bertchain.runtime.files import atomic_files, atomic_write, disk_errors, write_csv, write_json
 from bertchain.runtime.records import (
     evaluation_history,
+    latex_table,
     markdown_table,
     model_card,
     plot_history,
@@ -130,6 +133,28 @@ def test_text_from_data_stays_text_in_markdown(text):
     assert shown.count(plain) == 3  # title, summary, table
     (arguments,) = [t.content for t in tokens if t.type == "fence" and "label" in t.content]
     assert yaml.safe_load(arguments) == {"label": text}
+
+
+def test_a_cell_is_no_argument_of_the_row_before_it_in_latex():
+    table = pd.DataFrame({"[0]": ["[1] of two", "*", "a [2] *"], "n": [1, 2, 3]})
+    lines = latex_table(table).splitlines()
+    assert [line.split(" & ")[0] for line in lines if "&" in line] == [
+        "{[}0]",
+        "{[}1] of two",
+        "{*}",
+        "a [2] *",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_takes_text_from_data(tmp_path):
+    table = pd.DataFrame({"50 % of [a]": [*EVIL, "[1]", "*", "{x}^2_~$&#\\"], "± 95 %": 0.5})
+    (tmp_path / "table.tex").write_text(latex_table(table), encoding="utf-8")
+    head = r"\documentclass{article}\usepackage{booktabs}\usepackage[T1]{fontenc}\begin{document}"
+    (tmp_path / "page.tex").write_text(head + r"\input{table}\end{document}")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_cards_name_files_by_their_last_part(tmp_path):
