@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WIDTHS = r"mlp (\d+)x(\d+)"  # probes of one pair of widths
 BITS = f"mdl_{CURVE}"
+NAMED = 8  # names side by side for which there is room
 
 
 def complexity_sections(board: Scoreboard) -> list[Section]:
@@ -30,7 +31,8 @@ def complexity_sections(board: Scoreboard) -> list[Section]:
             "with the width is the probe's doing as well as the features'."
         )
         title, what = "Complexity of the probe", "Score by the width of the network"
-        figure = curves_figure(table, "hidden units", f"{board.split} {board.metric}")
+        drawn = table.drop(columns="hidden units")
+        figure = curves_figure(drawn, "widths", f"{board.split} {board.metric}")
         sections.append(Section("widths", title, text, table, figure, what, fold=True))
     if results["metric"].str.startswith(BITS).any():
         table = bits_table(results)
@@ -89,15 +91,18 @@ def curves_figure(table: pd.DataFrame, x: str, name: str, log: bool = False) -> 
     """Draw the columns of a table by another one, x, a line for each.
 
     Args:
+        x: numbers, or names that stand side by side.
         name: of the vertical axis.
         log: whether x grows by factors.
     """
     figure = new_figure(6.4, 4.2)
     axis = figure.subplots()
-    for column in table.columns.drop([x, "widths"], errors="ignore"):
+    for column in table.columns.drop(x):
         axis.plot(table[x], table[column], marker="o", ms=4, label=column)
     if log:
         axis.set_xscale("log")
+    if len(table) > NAMED and not pd.api.types.is_numeric_dtype(table[x]):
+        axis.tick_params(axis="x", rotation=90)
     axis.set(xlabel=x, ylabel=name)
     axis.grid(alpha=0.3)
     add_shared_legend(figure)
