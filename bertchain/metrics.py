@@ -5,6 +5,7 @@ their values are those of scikit-learn.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -51,18 +52,25 @@ def main_metric(problem_type: str, labels: int = 1) -> tuple[str, bool]:
 
 def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of one class a row. Args: probabilities [n, classes], labels [n] (class numbers)."""
-    predicted = probabilities.argmax(axis=1)
-    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
-    own = probabilities[np.arange(len(labels)), labels]  # of the true class, as log_loss clips it
+    return {name: score(probabilities, labels) for name, score in SINGLE_LABEL.items()}
+
+
+def f1_of_classes(probabilities: np.ndarray, labels: np.ndarray, average: str) -> float:
+    """Mean F1 of the classes, `macro` or `weighted`. Args: as for `single_label_scores`."""
+    return sk.f1_score(labels, probabilities.argmax(axis=1), average=average, zero_division=0)
+
+
+def log_loss_of_classes(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean log loss; probabilities are clipped as scikit-learn does. Args: as above."""
+    own = probabilities[np.arange(len(labels)), labels]  # of the true class
     smallest = np.finfo(np.float64).eps
-    return {
-        "accuracy": sk.accuracy_score(labels, predicted),
-        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-        "f1_weighted": sk.f1_score(labels, predicted, average="weighted", zero_division=0),
-        "mcc": matthews(predicted, labels),
-        "log_loss": float(-np.log(own.clip(smallest, 1 - smallest)).mean()),
-        "roc_auc": ranking.mean_roc_auc(probabilities, one_hot),
-    }
+    return float(-np.log(own.clip(smallest, 1 - smallest)).mean())
+
+
+def roc_auc_of_classes(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the ROC AUC, each against the others. Args: as above."""
+    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
+    return ranking.mean_roc_auc(probabilities, one_hot)
 
 
 def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -85,18 +93,22 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     Args:
         probabilities, labels: both [n, labels], labels 0/1.
     """
-    truth, predicted = labels >= 1, probabilities >= 0.5
+    return {name: score(probabilities, labels >= 1) for name, score in MULTI_LABEL.items()}
+
+
+def f1_of_labels(probabilities: np.ndarray, truth: np.ndarray, average: str) -> float:
+    """F1 at threshold 0.5, `micro` or `macro`. Args: as above, truth as bool."""
+    predicted = probabilities >= 0.5
     hits = (truth & predicted).sum(axis=0)
     marks = truth.sum(axis=0) + predicted.sum(axis=0)
-    return {
-        "f1_micro": float(2 * hits.sum() / max(marks.sum(), 1)),
-        "f1_macro": float(np.mean(2 * hits / np.maximum(marks, 1))),
-        "roc_auc_micro": ranking.mean_roc_auc(probabilities.reshape(-1, 1), truth.reshape(-1, 1)),
-        "roc_auc_macro": ranking.mean_roc_auc(probabilities, truth),
-        "lrap": ranking.ranking_precision(probabilities, truth),
-        "subset_accuracy": float((truth == predicted).all(axis=1).mean()),
-        "log_loss": mean_log_loss(probabilities, truth),
-    }
+    if average == "micro":
+        return float(2 * hits.sum() / max(marks.sum(), 1))
+    return float(np.mean(2 * hits / np.maximum(marks, 1)))
+
+
+def subset_accuracy(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """Share of rows all of whose labels are right, at threshold 0.5. Args: as above."""
+    return float((truth == (probabilities >= 0.5)).all(axis=1).mean())
 
 
 def mean_log_loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -117,18 +129,14 @@ def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str,
     Args:
         predictions, targets: both [n, targets].
     """
-    columns = range(targets.shape[1])
-    pairs = [(predictions[:, c], targets[:, c]) for c in columns]
-    several = {}
-    if targets.shape[1] > 1:
-        several = {STANDARDISED: float(standardised_squares(predictions, targets).mean() ** 0.5)}
-        several["mcrmse"] = float((((predictions - targets) ** 2).mean(axis=0) ** 0.5).mean())
-    return several | {
-        "rmse": sk.root_mean_squared_error(targets.reshape(-1), predictions.reshape(-1)),
-        "mae": sk.mean_absolute_error(targets, predictions),
-        "pearson": float(np.mean([_correlation(pearsonr, p, t) for p, t in pairs])),
-        "spearman": float(np.mean([_correlation(spearmanr, p, t) for p, t in pairs])),
-    }
+    several = SEVERAL_TARGETS if targets.shape[1] > 1 else {}
+    return {name: score(predictions, targets) for name, score in (several | REGRESSION).items()}
+
+
+def mean_correlation(function: Any, predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Mean over targets of `pearsonr` or `spearmanr`; NaN where one of them is constant."""
+    pairs = zip(predictions.T, targets.T, strict=True)
+    return float(np.mean([_correlation(function, p, t) for p, t in pairs]))
 
 
 def standardised_squares(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -177,12 +185,74 @@ def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
     return float(function(a, b).statistic)
 
 
+# Each score by itself, of predictions and labels as `single_label_scores` and the like take them;
+# those of several labels get them as bool.
+SINGLE_LABEL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda p, y: sk.accuracy_score(y, p.argmax(axis=1)),
+    "f1_macro": lambda p, y: f1_of_classes(p, y, "macro"),
+    "f1_weighted": lambda p, y: f1_of_classes(p, y, "weighted"),
+    "mcc": lambda p, y: matthews(p.argmax(axis=1), y),
+    "log_loss": log_loss_of_classes,
+    "roc_auc": roc_auc_of_classes,
+}
+MULTI_LABEL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "f1_micro": lambda p, y: f1_of_labels(p, y, "micro"),
+    "f1_macro": lambda p, y: f1_of_labels(p, y, "macro"),
+    "roc_auc_micro": lambda p, y: ranking.mean_roc_auc(p.reshape(-1, 1), y.reshape(-1, 1)),
+    "roc_auc_macro": lambda p, y: ranking.mean_roc_auc(p, y),
+    "lrap": lambda p, y: ranking.ranking_precision(p, y),
+    "subset_accuracy": subset_accuracy,
+    "log_loss": lambda p, y: mean_log_loss(p, y),
+}
+SEVERAL_TARGETS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    STANDARDISED: lambda p, y: float(standardised_squares(p, y).mean() ** 0.5),
+    "mcrmse": lambda p, y: float((((p - y) ** 2).mean(axis=0) ** 0.5).mean()),
+}
+REGRESSION: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "rmse": lambda p, y: sk.root_mean_squared_error(y.reshape(-1), p.reshape(-1)),
+    "mae": lambda p, y: sk.mean_absolute_error(y, p),
+    "pearson": lambda p, y: mean_correlation(pearsonr, p, y),
+    "spearman": lambda p, y: mean_correlation(spearmanr, p, y),
+}
 SCORES = {
     "single_label": single_label_scores,
     "multi_label": multi_label_scores,
     "regression": regression_scores,
 }
 
+
+@dataclass(frozen=True)
+class NamedScore:
+    """One score without the time that the others take; a `metric_files.FileMetric` is alike.
+
+    Args:
+        problem_type, name: as in `SCORES`.
+    """
+
+    problem_type: str
+    name: str
+
+    @property
+    def greater_is_better(self) -> bool:
+        return self.name not in LESS_IS_BETTER
+
+    def __call__(self, labels: np.ndarray, predictions: np.ndarray) -> float:
+        """Score predictions. Args: as for `SCORES`."""
+        if self.problem_type == "multi_label":
+            labels = labels >= 1
+        return float(_ALONE[self.problem_type][self.name](predictions, labels))
+
+    def gain(self, labels: np.ndarray, predictions: np.ndarray) -> float:
+        """The score, negative where less of it is better; NaN counts as the worst."""
+        value = self(labels, predictions) * (1 if self.greater_is_better else -1)
+        return -np.inf if np.isnan(value) else value
+
+
+_ALONE = {
+    "single_label": SINGLE_LABEL,
+    "multi_label": MULTI_LABEL,
+    "regression": SEVERAL_TARGETS | REGRESSION,
+}
 _TWO_ROWS = {  # predictions and labels that any score can be computed of
     "single_label": (np.eye(2), np.arange(2)),
     "multi_label": (np.eye(2), np.eye(2)),

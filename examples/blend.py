@@ -7,8 +7,8 @@ rows are joined by id. Weights are at least 0, add up to 1, and minimise the log
 the squared error) of the out-of-fold predictions. The gain is measured fold by fold, each with
 weights fitted on the other folds, so that it is not inflated. Runs with --fit_thresholds are
 blended with thresholds of the same kind, fitted on the out-of-fold rows of the blend; so are others
-where it is given here. Runs with a --metric_file are blended for that score, from the weights with
-the least loss and from equal ones on.
+where it is given here. Runs with a --metric_file, or else with a --metric_for_best_model, are
+blended for that score, from the weights with the least loss and from equal ones on.
 
 Of runs without folds, which must have the same validation rows, predictions_validation.csv takes
 the place of predictions_oof.csv, and five parts of its rows that of the folds. Their labels are
@@ -40,16 +40,18 @@ from bertchain.competition.thresholds import KINDS, check_kind, fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
-from bertchain.metrics import main_metric, score_function
+from bertchain.metrics import NamedScore, main_metric, score_directions, score_function
 from bertchain.models.loading import is_document_classifier, read_classifier_config
 from bertchain.reporting import joined_page
 from bertchain.reporting.joined_page import Joined
 from bertchain.reporting.scored import Scored
+from bertchain.runtime.best import unknown_metric
 from bertchain.runtime.files import write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 from bertchain.scoring.metric_files import FileMetric, of_run
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
+Metric = FileMetric | NamedScore
 STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)  # by which weights are moved for a score
 BLEND = "blend (each fold by the others)"
 OOF, VALIDATION = "predictions_oof.csv", "predictions_validation.csv"
@@ -74,7 +76,7 @@ class Given(NamedTuple):
     runs: list[Run]
     sample: SampleSubmission | None
     file: str = OOF  # what holds the predictions of these rows
-    metric: FileMetric | None = None  # what weights and thresholds maximise
+    metric: Metric | None = None  # what weights maximise; of a file, thresholds too
 
     @property
     def folds(self) -> np.ndarray:
@@ -87,7 +89,7 @@ class Given(NamedTuple):
 
     def scores_of(self, predictions: np.ndarray) -> dict[str, float]:
         """Score out-of-fold predictions [n, labels]."""
-        own = [] if self.metric is None else [self.metric.described]
+        own = [self.metric.described] if isinstance(self.metric, FileMetric) else []
         return score_function(self.spec, own)(predictions, self.labels)
 
 
@@ -129,7 +131,8 @@ def read_options(description: str, **more: dict[str, Any]) -> argparse.Namespace
     parser.add_argument("--positive_label", help="As in run_finetune.py.")
     parser.add_argument("--id_column_name", help="Of the sample. Default: its first column.")
     parser.add_argument("--encoding", default="utf-8", help="Of the sample.")
-    parser.add_argument("--metric_file", help="As in run_finetune.py. Default: that of the runs.")
+    for name in ("--metric_file", "--metric_for_best_model"):
+        parser.add_argument(name, help="As in run_finetune.py. Default: that of the runs.")
     for name, argument in more.items():
         parser.add_argument(f"--{name}", **argument)
     options = parser.parse_args()
@@ -153,25 +156,49 @@ def read_given(options: argparse.Namespace) -> Given:
     if options.fit_thresholds:
         check_kind(options.fit_thresholds, spec.problem_type, truth)
     runs = [read_run(Path(path), file, spec, table, test_ids) for path in options.runs]
-    return Given(spec, table, truth, test_ids, runs, sample, file, read_metric(options))
+    return Given(spec, table, truth, test_ids, runs, sample, file, read_metric(options, spec))
 
 
-def read_metric(options: argparse.Namespace) -> FileMetric | None:
-    """Load the score that is maximised; None: there is none.
+def read_metric(options: argparse.Namespace, spec: LabelSpec) -> Metric | None:
+    """Find the score that is maximised: of a file, else by name; None: the loss is minimised.
 
     Raises:
         InputError: where the runs have different ones, or it is not known whether more is better.
     """
     runs = [read_arguments(str(Path(path) / "run_args.yaml")) for path in options.runs]
-    names = {run.get("metric_file") for run in runs} - {None}
-    if not options.metric_file and len(names) > 1:
-        raise InputError(f"the runs have several scores ({', '.join(names)}); give --metric_file")
-    own = options.metric_file or next(iter(names), None)
-    known = [run["greater_is_better"] for run in runs if "greater_is_better" in run]
-    found = of_run({"metric_file": own, "greater_is_better": known[0] if known else None})
-    if found is not None and found.greater_is_better is None:
-        raise InputError(f"--metric_file {own}: write {found.name}.greater_is_better in the file")
-    return found
+    file = one_of(options, runs, "metric_file")
+    if file is not None and options.metric_for_best_model is None:
+        known = [run["greater_is_better"] for run in runs if "greater_is_better" in run]
+        found = of_run({"metric_file": file, "greater_is_better": known[0] if known else None})
+        if found.greater_is_better is None:
+            raise InputError(f"--metric_file {file}: write {found.name}.greater_is_better in it")
+        return found
+    name = (one_of(options, runs, "metric_for_best_model") or "loss").removeprefix("eval_")
+    names = score_directions(spec.problem_type)
+    if options.metric_for_best_model and name not in names:
+        raise unknown_metric(name, [*names])
+    # the runs may have been chosen by a score that is computed elsewhere
+    by_loss = name in ("loss", "log_loss", "rmse") or name not in names
+    # decisions at .5 are not those that count where thresholds are fitted to the blend
+    cut = options.fit_thresholds or any(read_thresholds(path) for path in options.runs)
+    by_loss |= bool(cut) and name.startswith(("f1_", "subset_"))
+    return None if by_loss else NamedScore(spec.problem_type, name)
+
+
+def one_of(options: argparse.Namespace, runs: list[dict[str, Any]], name: str) -> str | None:
+    """Take an argument of this command, or else of the runs, if it is given there.
+
+    Raises:
+        InputError: where the runs differ in it.
+    """
+    if getattr(options, name) is not None:
+        return getattr(options, name)
+    found = {run.get(name) for run in runs} - {None}
+    if len(found) > 1:
+        raise InputError(
+            f"the runs have several scores ({', '.join(sorted(found))}); give --{name}"
+        )
+    return next(iter(found), None)
 
 
 def read_spec(paths: list[str]) -> LabelSpec:
@@ -297,7 +324,7 @@ def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
 
 
 def improve(
-    weights: np.ndarray, predictions: np.ndarray, labels: np.ndarray, metric: FileMetric
+    weights: np.ndarray, predictions: np.ndarray, labels: np.ndarray, metric: Metric
 ) -> np.ndarray:
     """Move weights [runs] towards one run, or away from it, as long as a score gets better.
 
@@ -433,7 +460,7 @@ def write_page(
     joined_page.write_page(folder, joined, options.runs, cuts, given.sample, asked)
 
 
-def name_of(metric: FileMetric | None) -> str | None:
+def name_of(metric: Metric | None) -> str | None:
     """The name of a score among others, if there is one."""
     return None if metric is None else metric.name
 
@@ -454,7 +481,8 @@ def write_ensemble(
     """
     folder, spec = Path(options.output_dir), given.spec
     kind = options.fit_thresholds
-    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds, kind, given.metric)
+    own = given.metric if isinstance(given.metric, FileMetric) else None
+    cuts, gains = fit_thresholds(options.runs, oof, given.truth, given.folds, kind, own)
     scores |= gains
     columns = {"fold": given.folds, "label": given.table["label"].tolist()}
     ids = given.table["id"].tolist()
@@ -489,9 +517,12 @@ def write_report(
     best = max(singles) if more_is_better else min(singles)
     gain = scores[BLEND][main_score] - best
     fitted = {name: value for name, value in scores[BLEND].items() if name.startswith("oof_")}
+    aim = "least squared error" if second == "rmse" else "least log loss"
+    aim = aim if given.metric is None else f"best {main_score}"
     text = (
         f"# Blend\n\n{markdown_table(pd.DataFrame(rows))}\n"
-        f"The blend differs from the best single run by {gain:+.4f} {main_score}.\n\n"
+        f"The blend, whose weights have the {aim}, differs from the best single run by "
+        f"{gain:+.4f} {main_score}.\n\n"
         + (f"{markdown_table(pd.DataFrame([fitted]))}\n" if fitted else "")
         + f"{markdown_table(correlation)}"
     )

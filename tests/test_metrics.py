@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from bertchain.metrics import DocumentMetrics, main_metric, scores_of_targets
+from bertchain.metrics import (
+    SCORES,
+    DocumentMetrics,
+    NamedScore,
+    main_metric,
+    scores_of_targets,
+)
 from bertchain.scoring import ranking
 from bertchain.scoring.ranking import FEW, mean_roc_auc, roc_auc
 
@@ -174,3 +180,25 @@ def test_many_classes_cost_no_sort_and_no_table_for_each(problem_type, monkeypat
 def test_numbers_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         DocumentMetrics("single_label").compute(predictions=[[np.nan, 1.0]], references=[0])
+
+
+@pytest.mark.parametrize("problem_type", ["single_label", "multi_label", "regression"])
+def test_each_score_by_itself_is_that_among_all(problem_type):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=(30, 4))
+    labels = {
+        "single_label": rng.integers(0, 4, 30),
+        "multi_label": rng.integers(0, 2, (30, 4)),
+        "regression": rng.normal(size=(30, 4)),
+    }[problem_type]
+    p = p / p.sum(axis=1, keepdims=True) if problem_type == "single_label" else p
+    for name, value in SCORES[problem_type](p, labels).items():
+        score = NamedScore(problem_type, name)
+        assert score(labels, p) == value
+        assert score.gain(labels, p) == (value if score.greater_is_better else -value)
+
+
+def test_a_score_that_is_not_defined_is_the_worst():
+    score, targets = NamedScore("regression", "pearson"), np.arange(3.0)[:, None]
+    assert score.gain(targets, targets) == pytest.approx(1)
+    assert score.gain(targets, np.ones((3, 1))) == -np.inf

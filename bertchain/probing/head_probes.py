@@ -7,6 +7,7 @@ that were good; from a probe that has converged they do not.
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from transformers import Trainer
 from bertchain.data import splits
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
-from bertchain.metrics import SCORES
+from bertchain.metrics import NamedScore
 from bertchain.models.layers import HEAD
 from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.probing.batched_probes import fit_many
@@ -104,7 +105,7 @@ def likelihood(kind: str, truth: np.ndarray) -> Score | None:
     """Score predictions by their mean log likelihood; None for regression: by its own score."""
     if kind == "regression":
         return None
-    return lambda predictions: -SCORES[kind](predictions, truth)["log_loss"]
+    return partial(NamedScore(kind, "log_loss").gain, truth)
 
 
 def _columns(rows: dict[str, Dataset], split: str) -> Sequence[str]:

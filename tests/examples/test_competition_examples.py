@@ -245,6 +245,71 @@ def test_a_blend_for_a_score_of_ones_own(tmp_path, monkeypatch):
     assert "| middle |" in (tmp_path / "o" / "report.md").read_text()
 
 
+def two_rankings(folder: Path) -> list[str]:
+    """Runs whose mean ranks all rows; the least log loss takes the second, which is surer."""
+    labels = np.tile([0, 1, 0, 1, 1, 0], 8)
+    near = {
+        "a": np.tile([0.46, 0.47, 0.45, 0.54, 0.53, 0.48], 8),
+        "b": np.tile([0.10, 0.90, 0.55, 0.90, 0.50, 0.10], 8),
+    }
+    spec = LabelSpec("single_label", ("0", "1"), ("label",))
+    for name, p in near.items():
+        p = np.stack([1 - p, p], axis=1)
+        written_run(folder / name, spec, labels, p, p[:4])
+    return [str(folder / name) for name in near]
+
+
+def scores_of_blend(folder: Path, words: list[str], monkeypatch) -> tuple[dict, str]:
+    """Scores of the blend, and its report."""
+    monkeypatch.setattr(sys, "argv", ["blend.py", *words, "--output_dir", str(folder / "o")])
+    blend.main()
+    results = json.loads((folder / "o" / "all_results.json").read_text())
+    return results["scores"], (folder / "o" / "report.md").read_text()
+
+
+def test_a_blend_for_the_score_that_the_runs_were_chosen_by(tmp_path, monkeypatch):
+    runs = two_rankings(tmp_path)
+    scores, report = scores_of_blend(tmp_path, runs, monkeypatch)
+    assert scores[blend.BLEND]["roc_auc"] == scores[runs[1]]["roc_auc"] < 1
+    assert "have the least log loss" in report and "| roc_auc |" not in report
+    for run in runs:
+        (Path(run) / "run_args.yaml").write_text("metric_for_best_model: eval_roc_auc\n")
+    scores, report = scores_of_blend(tmp_path, runs, monkeypatch)
+    assert scores[blend.BLEND]["roc_auc"] == 1 > scores[runs[1]]["roc_auc"]
+    assert "have the best roc_auc" in report and "| roc_auc |" in report
+    assert "the best roc_auc" in (tmp_path / "o" / "report.html").read_text()
+    by_loss = [*runs, "--metric_for_best_model", "log_loss"]
+    assert scores_of_blend(tmp_path, by_loss, monkeypatch)[0][blend.BLEND]["roc_auc"] < 1
+
+
+def test_runs_chosen_by_different_scores(tmp_path, monkeypatch):
+    runs = two_rankings(tmp_path)
+    for run, name in zip(runs, ("roc_auc", "accuracy"), strict=True):
+        (Path(run) / "run_args.yaml").write_text(f"metric_for_best_model: {name}\n")
+    with pytest.raises(InputError, match=r"accuracy, roc_auc.*give --metric_for_best_model"):
+        scores_of_blend(tmp_path, runs, monkeypatch)
+    chosen = [*runs, "--metric_for_best_model", "roc_auc"]
+    assert scores_of_blend(tmp_path, chosen, monkeypatch)[0][blend.BLEND]["roc_auc"] == 1
+    with pytest.raises(InputError, match=r"roc_acu is not one of loss, accuracy.*roc_auc"):
+        scores_of_blend(tmp_path, [*runs, "--metric_for_best_model", "roc_acu"], monkeypatch)
+    for run in runs:  # of a metric that is computed elsewhere the weights know nothing
+        (Path(run) / "run_args.yaml").write_text("metric_for_best_model: kappa\n")
+    assert "least log loss" in scores_of_blend(tmp_path, runs, monkeypatch)[1]
+
+
+def test_decisions_at_half_choose_no_weights_where_thresholds_are_fitted(tmp_path, monkeypatch):
+    spec = LabelSpec("multi_label", ("x", "y"), ("tags",))
+    labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0]] * 6)
+    oof = 0.05 + 0.3 * labels + 0.01 * np.arange(24)[:, None] / 24
+    for name, p in (("a", oof), ("b", oof / 2)):
+        written_run(tmp_path / name, spec, labels.astype(float), p, p[:4])
+        (tmp_path / name / "run_args.yaml").write_text("metric_for_best_model: f1_macro\n")
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert "best f1_macro" in scores_of_blend(tmp_path, runs, monkeypatch)[1]
+    cut = [*runs, "--fit_thresholds", "global"]
+    assert "least log loss" in scores_of_blend(tmp_path, cut, monkeypatch)[1]
+
+
 def test_weights_for_a_score_are_sought_from_two_starts():
     """Far from the least loss the score is better, but for no single step on the way there."""
     truth = np.eye(2)[[0, 0, 1, 1]]
