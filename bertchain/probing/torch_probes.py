@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertchain.probing.probes import ProbeLabels, ProbeResult
+from bertchain.probing.probes import ProbeLabels, ProbeResult, Score
 from bertchain.probing.solvers import MAX_ITERATIONS, Standardiser
 
 EPOCHS = 500  # of an MLP, at most
-PATIENCE = 10  # epochs without a lower validation loss
+PATIENCE = 10  # epochs without a better validation score or loss
 BATCH = 128  # rows
 MIX_C_VALUES = (1e-3, 1e-2, 1e-1, 1.0)
 MIX_TOLERANCE = 1e-4  # largest entry of the gradient of the mean loss, in float32
@@ -74,16 +74,18 @@ def fit_mlp_probe(
 ) -> ProbeResult:
     """Train a network with two hidden ReLU layers (Zhou & Srikumar 2022), widths by validation.
 
-    All pairs of widths are tried once, the best one from `repeats` random starts. Adam stops when
-    the validation loss has not fallen for PATIENCE epochs; the best epoch is kept. Values of
-    regression are standardised. Args: see `probes.fit_linear_probe`.
+    All pairs of widths are tried once, the best one from `repeats` random starts. The epoch with
+    the best validation score is kept, among equals that with the least loss. (By the loss alone
+    sure features lose: it rises while more rows come out right.) Adam stops when neither has got
+    better for PATIENCE epochs. Values of regression are standardised. Args: see
+    `probes.fit_linear_probe`.
     """
     standardise = Standardiser(features["train"])
     x = {split: torch.from_numpy(standardise(values)) for split, values in features.items()}
     targets = _Targets(labels)
 
     def train(pair: tuple[int, int], start: int) -> tuple[dict[str, np.ndarray], nn.Sequential]:
-        model = _train_mlp(x, targets, pair, seed + start)
+        model = _train_mlp(x, targets, pair, seed + start, labels.validation_score)
         with torch.no_grad():
             return {split: targets.predictions(model(values)) for split, values in x.items()}, model
 
@@ -114,27 +116,31 @@ def _mlp_weights(
 
 
 def _train_mlp(
-    x: dict[str, Tensor], targets: _Targets, widths: tuple[int, int], seed: int
+    x: dict[str, Tensor], targets: _Targets, widths: tuple[int, int], seed: int, score: Score
 ) -> nn.Sequential:
-    """Train one network."""
+    """Train one network. Args: score: of predictions of the validation rows."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (x["train"].shape[1], *widths, targets.num_labels)
     first, second, third = (_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
     model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
     loss, y = targets.loss, targets.y
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    best, kept, worse = float("inf"), copy.deepcopy(model.state_dict()), 0
+    best, least, waited = (-float("inf"), 0.0), float("inf"), 0
+    kept = copy.deepcopy(model.state_dict())
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x["train"]), generator=generator).split(BATCH):
             optimizer.zero_grad()
             loss(model(x["train"][rows]), y["train"][rows]).backward()
             optimizer.step()
         with torch.no_grad():
-            now = loss(model(x["validation"]), y["validation"]).item()
-        worse = 0 if now < best else worse + 1
-        if now < best:
+            outputs = model(x["validation"])
+            reached = loss(outputs, y["validation"]).item()
+        now = score(targets.predictions(outputs)), -reached
+        waited = 0 if now > best or reached < least else waited + 1
+        least = min(least, reached)
+        if now > best:
             best, kept = now, copy.deepcopy(model.state_dict())
-        if worse == PATIENCE:
+        if waited == PATIENCE:
             break
     model.load_state_dict(kept)
     return model

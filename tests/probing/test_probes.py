@@ -6,7 +6,7 @@ from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
 from bertchain.metrics import SCORES
-from bertchain.probing import solvers
+from bertchain.probing import solvers, torch_probes
 from bertchain.probing.analyses import online_code_length
 from bertchain.probing.baselines import majority_baseline, tfidf_baseline
 from bertchain.probing.probes import ProbeLabels, fit_knn_probe, fit_linear_probe
@@ -168,6 +168,20 @@ def test_other_probes_learn_every_kind_of_label(kind, probe):
         assert len(result.repeats) == 2 and result.setting == {"width_1": 16, "width_2": 16}
         one, two = (run["test"] for run in result.repeats)
         assert not np.array_equal(one, two)  # another start
+
+
+@pytest.mark.parametrize(("gain", "epoch"), [(1, -1), (-1, 0)])
+def test_of_a_network_the_epoch_with_the_best_score_is_kept(gain, epoch, monkeypatch):
+    """Whatever the loss does, which falls in all of these."""
+    monkeypatch.setattr(torch_probes, "EPOCHS", 12)
+    x, y = task("single_label")
+    seen = []
+    score = lambda p: seen.append(p) or gain * len(seen)  # noqa: E731
+    fit_mlp_probe(x, ProbeLabels(y, 3, "single_label", score), widths=(16,), repeats=1)
+    *epochs, kept = seen
+    assert len(epochs) == 12
+    np.testing.assert_allclose(kept, epochs[epoch])
+    assert not np.allclose(epochs[0], epochs[-1])
 
 
 def test_neighbours_by_hand():
