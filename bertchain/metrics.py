@@ -93,7 +93,8 @@ def multi_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[st
     Args:
         probabilities, labels: both [n, labels], labels 0/1.
     """
-    return {name: score(probabilities, labels >= 1) for name, score in MULTI_LABEL.items()}
+    truth = labels >= 1
+    return {name: score(probabilities, truth) for name, score in MULTI_LABEL.items()}
 
 
 def f1_of_labels(probabilities: np.ndarray, truth: np.ndarray, average: str) -> float:
@@ -202,7 +203,7 @@ MULTI_LABEL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "roc_auc_macro": lambda p, y: ranking.mean_roc_auc(p, y),
     "lrap": lambda p, y: ranking.ranking_precision(p, y),
     "subset_accuracy": subset_accuracy,
-    "log_loss": lambda p, y: mean_log_loss(p, y),
+    "log_loss": mean_log_loss,
 }
 SEVERAL_TARGETS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     STANDARDISED: lambda p, y: float(standardised_squares(p, y).mean() ** 0.5),
