@@ -23,6 +23,7 @@ tables of all stages. Without a GPU, --tiny runs every stage on the CPU with mod
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 # Asking for GPUs must not start CUDA, which a process cannot share with those it forks.
@@ -43,8 +44,12 @@ STAGES = {
 
 
 def main() -> int:
-    """Run the stages and write the report; returns 1 where a measurement failed."""
+    """Run the stages and write the report; returns 1 where one failed, 2 where nothing can run."""
     options = read_arguments()
+    lacking = [name for name in running.HEAVY if find_spec(name.partition(".")[0]) is None]
+    if lacking:  # each measurement would fail for it, one after the other
+        print(f"{lacking[0]} is not installed: pip install -r requirements.txt", file=sys.stderr)
+        return 2
     failed = 0
     for stage in options.stages:
         path = options.output_dir / f"{stage}.json"

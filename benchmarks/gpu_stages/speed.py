@@ -14,15 +14,17 @@ from gpu_stages.running import Item
 BATCHES = 72  # of an epoch; the first two warm up
 WARM_COMPILED = 12  # until the shapes are known
 LENGTHS = {128: (64, 3), 512: (32, 16)}  # rows of a batch, most docstrings in a document
+WIDE = 4  # so many times the rows of a batch, and a third of the batches
 
 
 def items(options: argparse.Namespace) -> Iterator[Item]:
     """Yield the measurements, the most telling first; the report has the ratio of two ways."""
     if options.tiny:
         yield from of_shape(options, "tiny-shape", 128)
-        yield from compiled(options, "tiny-shape", 128)
+        yield from wide(options, "tiny-shape", 128)
         yield from of_features(options, "tiny-shape")
         return
+    yield from wide(options, "bert-base-shape", 512)
     yield from of_shape(options, "bert-base-shape", 512)
     yield from compiled(options, "bert-base-shape", 512)
     yield from of_shape(options, "minilm-shape", 128)
@@ -59,16 +61,30 @@ def compiled(options: argparse.Namespace, model: str, length: int) -> Iterator[I
         yield Item(f"finetune, {shape}/{way}", partial(finetune, options, model, length, way, True))
 
 
+def wide(options: argparse.Namespace, model: str, length: int) -> Iterator[Item]:
+    """Yield both kinds of training in batches so large that the GPU never waits for its CPU."""
+    shape = f"{model}, {length} tokens, {WIDE * LENGTHS[length][0]} rows"
+    for compiled in (True,) if options.tiny else (True, False):
+        name = f"{shape}, compiled" if compiled else shape
+        own = (options, model, length)
+        for way in ("ours", "best"):
+            yield Item(f"finetune, {name}/{way}", partial(finetune, *own, way, compiled, WIDE))
+        for way in ("document", "usual"):
+            yield Item(f"itpt, {name}/{way}", partial(itpt, *own, way, compiled, WIDE))
+
+
 def of_features(options: argparse.Namespace, model: str) -> Iterator[Item]:
     """Yield features of all layers and two poolings, and another library's single vector."""
     for way in ("features",) if options.tiny else ("encode", "features"):
         yield Item(f"features, {model}/{way}", partial(features, options, model, way))
 
 
-def _common(options: argparse.Namespace, model: str, length: int, compiled: bool) -> dict:
+def _common(
+    options: argparse.Namespace, model: str, length: int, compiled: bool, times: int
+) -> dict:
     rows, joined = LENGTHS[length]
-    rows = 4 if options.tiny else rows
-    batches = 4 if options.tiny else BATCHES
+    rows = times * (4 if options.tiny else rows)
+    batches = 4 if options.tiny else BATCHES // (1 if times == 1 else 3)
     warm = WARM_COMPILED if compiled and not options.tiny else 2
     return {
         "model": model,
@@ -87,27 +103,39 @@ def _common(options: argparse.Namespace, model: str, length: int, compiled: bool
 
 
 def itpt(
-    options: argparse.Namespace, model: str, length: int, way: str, compiled: bool = False
+    options: argparse.Namespace,
+    model: str,
+    length: int,
+    way: str,
+    compiled: bool = False,
+    times: int = 1,
 ) -> dict:
-    """Measure further pretraining."""
+    """Measure further pretraining. Args: times: the usual rows of a batch."""
     import itpt_speed
 
-    return itpt_speed.measure(Namespace(**_itpt(options, model, length, way, compiled)))
+    return itpt_speed.measure(Namespace(**_itpt(options, model, length, way, compiled, times)))
 
 
-def _itpt(options: argparse.Namespace, model: str, length: int, way: str, compiled: bool) -> dict:
-    own = _common(options, model, length, compiled) | {"worker": way}
+def _itpt(
+    options: argparse.Namespace, model: str, length: int, way: str, compiled: bool, times: int
+) -> dict:
+    own = _common(options, model, length, compiled, times) | {"worker": way}
     # joined to full rows there are fewer
-    return own | {"steps": 3 if options.tiny else 44}
+    return own | {"steps": 3 if options.tiny else 44 if times == 1 else 14}
 
 
 def finetune(
-    options: argparse.Namespace, model: str, length: int, way: str, compiled: bool = False
+    options: argparse.Namespace,
+    model: str,
+    length: int,
+    way: str,
+    compiled: bool = False,
+    times: int = 1,
 ) -> dict:
-    """Measure fine-tuning and prediction."""
+    """Measure fine-tuning and prediction. Args: times: the usual rows of a batch."""
     import finetune_speed
 
-    own = _common(options, model, length, compiled) | {"worker": way}
+    own = _common(options, model, length, compiled, times) | {"worker": way}
     return finetune_speed.measure(Namespace(**own))
 
 
@@ -172,7 +200,7 @@ def profile(options: argparse.Namespace, model: str, length: int, task: str) -> 
     from transformers import TrainerCallback
 
     own = Namespace(
-        **_itpt(options, model, length, "document", False)
+        **_itpt(options, model, length, "document", False, 1)
         | {"worker": "document" if task == "itpt" else "ours"}
     )
     if task == "itpt":

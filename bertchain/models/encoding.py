@@ -126,7 +126,11 @@ def first_tokens_only(encoder: PreTrainedModel, mask: Tensor) -> Iterator[bool]:
     first = mask.int().argmax(dim=1)  # [windows]
 
     def gather(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
-        return pick(outputs[0], first).unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
+        laid = getattr(encoder, "laid", None)  # the windows end to end, see padding_free.py
+        if laid is None:
+            return pick(outputs[0], first).unsqueeze(1), *outputs[1:]  # [windows, 1, hidden]
+        laid.gathered = True
+        return outputs[0][0, laid.starts[:-1].long()].unsqueeze(1), *outputs[1:]
 
     handle = block.attention.register_forward_hook(gather)
     try:

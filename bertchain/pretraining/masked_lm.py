@@ -184,10 +184,11 @@ class SparseHead:
     def __init__(self, model: PreTrainedModel):
         self.places: Tensor | None = None  # [masked], of what to predict, counted over all rows
         self.gathered = False
-        self.last = last_bert_block(model.base_model)
+        self.base = model.base_model
+        self.last = last_bert_block(self.base)
         if self.last is not None:
             self.last.attention.register_forward_hook(self._gather_early)
-        model.base_model.register_forward_hook(self._gather)
+        self.base.register_forward_hook(self._gather)
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [masked, vocabulary] in float32, and targets [masked], in the order of rows.
@@ -228,8 +229,11 @@ class SparseHead:
 
     def _gather_from(self, outputs: Any) -> Any:
         """The first output at the masked positions, [1, masked, hidden]; the others as they are."""
+        places, laid = self.places, getattr(self.base, "laid", None)
+        if laid is not None:  # the rows are laid end to end, see models/padding_free.py
+            places, laid.gathered = laid.find(places), True
         # no position occurs twice; indexing by rows and columns would sort them to be sure
-        masked = outputs[0].flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+        masked = outputs[0].flatten(0, 1).index_select(0, places).unsqueeze(0)
         if isinstance(outputs, tuple):
             return (masked, *outputs[1:])
         outputs["last_hidden_state"] = masked

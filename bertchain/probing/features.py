@@ -21,6 +21,7 @@ from bertchain.data.spans import offsets_of
 from bertchain.data.tokenization import Preprocessor
 from bertchain.errors import InputError
 from bertchain.models.modeling import encode_layers, num_blocks
+from bertchain.models.padding_free import remove_padding
 from bertchain.models.pooling import TOKEN_POOLINGS, mean_items
 from bertchain.probing.feature_files import allocate, is_array, mark_of
 from bertchain.runtime import screen
@@ -43,6 +44,7 @@ CODE = (  # features made by other code are not used again
     "models/encoding.py",
     "models/loading.py",
     "models/modeling.py",
+    "models/padding_free.py",
     "models/pooling.py",
 )
 
@@ -73,6 +75,7 @@ class FeatureStore:
             half_precision: compute in bf16 on a GPU (fp16 where it has no bf16).
         """
         suit_many_shapes(encoder.device)
+        remove_padding(encoder, encoder.device)
         self.folder = folder
         self.encoder = encoder.eval()
         self.collate = DocumentCollator(padding_id)

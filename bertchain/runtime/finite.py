@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from bertchain.errors import InputError
 from bertchain.models.compiling import compile_blocks
+from bertchain.models.padding_free import remove_padding
 from bertchain.models.weights import not_finite
 from bertchain.runtime import screen
 from bertchain.runtime.checkpoints import complete_checkpoints
@@ -41,6 +42,7 @@ class FiniteTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         suit_many_shapes(self.args.device)
+        remove_padding(self.model.base_model, self.args.device)
         if self.args.torch_compile:  # not by accelerate, once for every length of a batch
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
             backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode

@@ -25,7 +25,7 @@ import run_finetune
 from bertchain.arguments.pretraining import CheckpointArguments
 from bertchain.data.tokenization import Preprocessor, known_types_only
 from bertchain.errors import InputError
-from bertchain.models.encoding import num_blocks
+from bertchain.models.encoding import encode_layers, num_blocks
 from bertchain.models.layers import (
     HEAD,
     block_lists,
@@ -38,6 +38,7 @@ from bertchain.models.layers import (
 )
 from bertchain.models.loading import load_encoder, max_positions, read_config
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, pad_documents
+from bertchain.models.padding_free import lay_end_to_end
 from bertchain.models.support import REFUSED, count_token_types, reason_against
 from bertchain.models.windows import SpecialTokens, WindowSpec
 from bertchain.pretraining import masked_lm
@@ -316,6 +317,30 @@ def test_positions_and_token_types_go_as_far_as_is_said(kind, encoder_of, table)
     if types == 1:
         notes = "; ".join(filter(None, [notes, "one token type: pairs are parted by [SEP] alone"]))
     table[kind] = f"works | {notes}"
+
+
+LAID = {"bert", "camembert", "distilbert", "electra", "ernie", "modernbert", "roberta"}
+LAID |= {"roberta-prelayernorm", "xlm-roberta"}
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+@torch.no_grad()
+def test_windows_laid_end_to_end_give_the_same_or_are_padded(kind, encoder_of):
+    encoder = encoder_of(kind)
+    documents = [document[:1] for document in random_documents()]
+    ids, mask = (tensor[:, 0] for tensor in pad_documents(documents, 0))
+    layers = [*range(num_blocks(encoder.config) + 1)]
+    padded = encode_layers(encoder, ids, mask, None, layers)
+    before = copy.deepcopy(encoder.config)
+    hooks = lay_end_to_end(encoder)
+    assert hooks is not None or kind not in LAID
+    if hooks is None:
+        assert encoder.config._attn_implementation == before._attn_implementation
+    else:
+        hooks.always = True
+    assert encoder.config.to_dict() == before.to_dict()  # it is never saved
+    for found, right in zip(encode_layers(encoder, ids, mask, None, layers), padded, strict=True):
+        assert close(found * mask.unsqueeze(-1), right * mask.unsqueeze(-1))
 
 
 NOTES = {
