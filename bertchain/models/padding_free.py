@@ -150,25 +150,23 @@ class EndToEnd:
         ]
 
     def _lay(self, encoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if len(args) > 2:  # never by this project
+            return args, kwargs
         kwargs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if mask is None and ids is not None:  # without one they would be taken for laid ones
             kwargs["attention_mask"] = mask = torch.ones_like(ids)
         fits = ids is not None and mask.dim() == 2 and kwargs.get("position_ids") is None
         lays = in_half_precision(encoder) if self.always is None else self.always
-        if not (fits and lays) or len(args) > 2:
-            return args if len(args) > 2 else (), kwargs
+        if not (fits and lays):
+            return (), kwargs
         laid = encoder.laid = Laid.of(mask)
         positions = mask.cumsum(dim=1) - 1 + self.first_position
         kwargs |= {"input_ids": laid.lay(ids), "position_ids": laid.lay(positions)}
         if kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = laid.lay(kwargs["token_type_ids"])
-        most = 1 << (ids.shape[1] - 1).bit_length()  # few values, for each compiles blocks anew
-        return (), kwargs | {
-            "attention_mask": None,
-            "cu_seq_lens_q": laid.starts,
-            "max_length_q": max(most, 128),
-        }
+        where = {"cu_seq_lens_q": laid.starts, "max_length_q": ids.shape[1]}
+        return (), kwargs | {"attention_mask": None} | where
 
     def _pad(self, encoder: nn.Module, inputs: tuple, outputs: Any) -> Any:
         laid = getattr(encoder, "laid", None)
