@@ -144,6 +144,8 @@ def html_table(table: pd.DataFrame, digits: int = 4) -> str:
 
 def _cell(value: Any, digits: int) -> str:
     value = value.item() if hasattr(value, "item") else value  # of numpy
+    if value is pd.NA:
+        value = math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         letters = len(str(value))
         kind = ' class="long wider"' if letters > WIDER else ' class="long"'

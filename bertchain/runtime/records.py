@@ -23,6 +23,7 @@ from bertchain.runtime.strict_yaml import load_yaml
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROUNDING = 1e-12  # no measured value is as small
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "torch",
@@ -99,19 +100,26 @@ def without_folders(value: Any) -> Any:
 
 
 def decimals(value: float, digits: int) -> str:
-    """Format a number with so many decimals; one that would come out as 0 keeps its size."""
+    """Format a number with so many decimals; one that would come out as 0 keeps its size.
+
+    But for what rounding leaves of a 0.
+    """
+    if abs(value) < ROUNDING:
+        return f"{0:.{digits}f}"
     text = f"{value:.{digits}f}"
-    return f"{value:.1e}" if value and not float(text) else text
+    return text if float(text) else f"{value:.1e}"
 
 
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """Format a table as GitHub Markdown; text from data cannot break out of its cell.
 
     Args:
-        digits: decimals of floats; NaN becomes an empty cell.
+        digits: decimals of floats; NaN and NA become an empty cell.
     """
 
     def cell(value: Any) -> str:
+        if value is pd.NA:
+            return ""
         if isinstance(value, float):
             return "" if math.isnan(value) else decimals(value, digits)
         return escape_markdown(value)
@@ -129,6 +137,8 @@ def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
     """
 
     def cell(value: Any) -> Any:
+        if value is pd.NA:
+            return ""
         if isinstance(value, float):
             return "" if math.isnan(value) else decimals(value, digits)
         return " ".join(str(value).split())

@@ -26,6 +26,8 @@ from bertchain.runtime.files import write_csv
 from bertchain.runtime.html import Section, write_report_files
 from bertchain.runtime.records import markdown_table
 
+COUNTS = ("labels", "clusters", "grew", "shrank")
+
 
 def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
@@ -75,6 +77,7 @@ def tables_of(study: Study) -> dict[str, pd.DataFrame]:
 def lead(table: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Put the encoder and these columns first; leave out what is empty everywhere."""
     table = table.dropna(axis=1, how="all")
+    table = table.astype({name: "Int64" for name in COUNTS if name in table})  # not all are known
     first = ["encoder", *(names or [n for n in ("task", "model", "layer") if n in table])]
     return table[[*first, *(name for name in table if name not in first)]]
 

@@ -13,6 +13,7 @@ import yaml
 from safetensors import SafetensorError
 
 from bertchain.runtime.files import atomic_files, atomic_write, disk_errors, write_csv, write_json
+from bertchain.runtime.html import html_table
 from bertchain.runtime.records import (
     evaluation_history,
     latex_table,
@@ -97,6 +98,17 @@ def test_tables_escape_what_could_break_them():
     assert table == "| a\\|b | n |\n| --- | --- |\n| &lt;i>x y\\|z | 0.1235 |\n"
     numbers = markdown_table(pd.DataFrame({"a": ["5.42 to 6", "2. x", "3."]}))
     assert numbers.split("\n")[2:5] == ["| 5.42 to 6 |", "| 2\\. x |", "| 3\\. |"]
+
+
+def test_a_gap_is_an_empty_cell_and_what_rounding_leaves_is_0():
+    table = pd.DataFrame({"count": [46, None], "x": [-2.7e-17, float("nan")], "y": [4e-5, 0.5]})
+    table = table.astype({"count": "Int64"})
+    rows = markdown_table(table).splitlines()[2:]
+    assert rows == ["| 46 | 0.0000 | 4.0e-05 |", "|  |  | 0.5000 |"]
+    latex = latex_table(table)
+    assert "46 & 0.0000 & 4.0e-05" in latex and " &  & 0.5000" in latex
+    html = html_table(table)
+    assert ">46<" in html and html.count('data-value=""></td>') == 2 and "NA" not in html
 
 
 EVIL = (
