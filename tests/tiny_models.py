@@ -3,6 +3,7 @@
 import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
+from transformers.models.modernbert import modeling_modernbert
 
 from bertchain.models.modeling import DocumentClassifier, DocumentClassifierConfig, strip_encoder
 
@@ -20,6 +21,11 @@ ARCHITECTURES = {
     "qwen2": {"num_key_value_heads": 2},
 }
 IDS = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2, "eos_token_id": 2}
+# Windows of these can be laid end to end; ModernBERT's since its attention is one among all.
+LAID = {"bert", "camembert", "distilbert", "electra", "ernie", "roberta", "roberta-prelayernorm"}
+LAID |= {"xlm-roberta"}
+if hasattr(modeling_modernbert, "ALL_ATTENTION_FUNCTIONS"):
+    LAID |= {"modernbert"}
 
 
 def tiny_encoder(kind: str) -> PreTrainedModel:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import ROOT, bert_tokenizer, make_rows
+from tiny_models import LAID
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -317,10 +318,6 @@ def test_positions_and_token_types_go_as_far_as_is_said(kind, encoder_of, table)
     if types == 1:
         notes = "; ".join(filter(None, [notes, "one token type: pairs are parted by [SEP] alone"]))
     table[kind] = f"works | {notes}"
-
-
-LAID = {"bert", "camembert", "distilbert", "electra", "ernie", "modernbert", "roberta"}
-LAID |= {"roberta-prelayernorm", "xlm-roberta"}
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)

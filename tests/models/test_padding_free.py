@@ -4,13 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import classifier, tiny_encoder
+from tiny_models import LAID, classifier, tiny_encoder
 from transformers import AutoModelForMaskedLM
 
 from bertchain.models import padding_free
 from bertchain.models.encoding import strip_encoder
 from bertchain.models.padding_free import END_TO_END, Laid, lay_end_to_end, remove_padding
 from bertchain.pretraining.masked_lm import SparseHead
+
+pytestmark = pytest.mark.versions
 
 LENGTHS = (7, 3, 12, 1)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -53,7 +55,7 @@ def assert_same(found: dict, right: dict) -> None:
 # ---------------------------------------------------------------- the same
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "distilbert"])
+@pytest.mark.parametrize("kind", sorted({"bert", "roberta", "modernbert", "distilbert"} & LAID))
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("layers", [[4], [0, 2, 4]])
 def test_a_classifier_trains_alike(kind, pooling, layers):
@@ -77,7 +79,7 @@ def test_a_classifier_trains_alike(kind, pooling, layers):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("kind", sorted({"bert", "roberta", "modernbert"} & LAID))
 def test_a_masked_lm_trains_alike(kind, checkpointing):
     """Also where activations are computed again after the hooks have ended."""
     config = tiny_encoder(kind).config
@@ -195,7 +197,7 @@ def test_the_trial_of_the_kernel_compares_with_the_formula(monkeypatch, caplog):
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("kind", sorted({"bert", "modernbert"} & LAID))
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_trains_alike(kind, compiled):
     """Against float32 and padding: off by no more than padded batches in bf16."""
