@@ -30,7 +30,7 @@ import run_probe
 from bertchain.arguments.common import DataArguments, LabelArguments, TextArguments, WindowArguments
 from bertchain.cli import flags_of, run_script
 from bertchain.errors import InputError
-from bertchain.runtime.figures import tick_whole_numbers
+from bertchain.runtime.figures import add_legend, tick_whole_numbers
 from bertchain.runtime.files import atomic_write, write_csv, write_json, write_text
 from bertchain.runtime.records import markdown_table, versions
 
@@ -160,7 +160,7 @@ def plot(path: Path, curves: dict[str, pd.DataFrame], probe: dict[str, float], m
         axis.plot(history["epoch"], history[f"eval_{metric}"], "o-", label=label, color=color)
     axis.axhline(probe[f"eval_{metric}"], linestyle="--", color="tab:purple", label=PROBE)
     axis.set(xlabel="epoch", ylabel=f"validation {metric}", title="The same encoder, four ways")
-    axis.legend(fontsize="small")
+    add_legend(axis)
     tick_whole_numbers(axis)
     axis.grid(alpha=0.3)
     with atomic_write(path) as temporary:

@@ -302,7 +302,7 @@ def plot(
         start = mean[0 if by == "step" else 1.0]
         axis.axhline(start, color="grey", linestyle="--", linewidth=1, label="without ITPT")
         axis.set(xlabel=titles[by], ylabel=metric, title=f"Fine-tuned score by {by}")
-    axes[0].legend(title="seed", fontsize="small", ncols=2, framealpha=0.6)
+    figures.add_legend(axes[0], title="seed", ncols=3)
     own = history[history["phase"] == "all"] if "phase" in history else history
     axes[2].plot(own["step"], own["eval_perplexity"], marker="o", color="tab:orange")
     axes[2].set(xlabel=titles["step"], ylabel="perplexity, held-out documents")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from bertchain.runtime.figures import new_figure
+from bertchain.runtime.figures import add_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,5 +81,5 @@ def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure
     axis.set_yticks(places, names, fontsize=8)
     axis.set(xlabel=xlabel, ylim=(place, 1))
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(loc="lower right", fontsize=8)
+    add_legend(axis, ncols=3)
     return figure

@@ -53,7 +53,7 @@ def curves_figure(histories: dict[str, pd.DataFrame], metric: str) -> Figure:
     name = metric.removeprefix("eval_")
     left.set(xlabel="step", ylabel="loss", title="Loss")
     right.set(xlabel="step", ylabel=name, title=f"Validation {name}")
-    figures.add_legend(left, fontsize=8)
+    figures.add_legend(left)
     for axis in (left, right):
         figures.tick_whole_numbers(axis)
     return figure

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 1000  # in a scatter plot
 MOST_LETTERS = 40  # of a name that is drawn
+BELOW = 34  # points from an axis to its legend: ticks and the axis's name
 MOST_NAMED = 30  # classes of a confusion matrix that have names and numbers
 
 
@@ -37,12 +38,12 @@ def tick_whole_numbers(axis: Axes) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def add_legend(place: Figure | Axes, **options: Any) -> None:
-    """Add a legend to a figure or axis; none where nothing has a name."""
-    axes = getattr(place, "axes", None)
-    drawn = axes if isinstance(axes, list) else [place]
-    if any(axis.get_legend_handles_labels()[0] for axis in drawn):
-        place.legend(**options)
+def add_legend(axis: Axes, fontsize: float = 8, **options: Any) -> None:
+    """Add a legend below an axis, where it hides no line; none where nothing has a name."""
+    if not axis.get_legend_handles_labels()[0]:
+        return
+    below = {"loc": "upper left", "bbox_to_anchor": (0, 0), "borderaxespad": BELOW / fontsize}
+    axis.legend(**below, fontsize=fontsize, **{"ncols": 2, "frameon": False} | options)
 
 
 def add_shared_legend(figure: Figure) -> None:

@@ -62,7 +62,7 @@ def lines_figure(lines: Mapping[str, pd.Series], xlabel: str, log: bool = False)
         axis.set_xscale("log")
     axis.set(xlabel=xlabel, ylabel="test error, %")
     axis.grid(alpha=0.3)
-    add_legend(axis, fontsize=8)
+    add_legend(axis)
     return figure
 
 
@@ -83,7 +83,7 @@ def changes_figure(by_set: Mapping[str, pd.DataFrame]) -> Figure:
     axis.set_xticks(range(len(points)), points)
     axis.set(xlabel="labelled rows", ylabel="change of test error, points")
     axis.grid(alpha=0.3, axis="y")
-    add_legend(axis, fontsize=8)
+    add_legend(axis)
     return figure
 
 
@@ -105,7 +105,7 @@ def curves_figure(curves: Mapping[str, pd.Series], errors: pd.DataFrame) -> Figu
     right.set(xlabel="learning rate", ylabel="test error, %", xscale="log")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    add_legend(left, fontsize=8)
+    add_legend(left)
     return figure
 
 

@@ -36,7 +36,7 @@ def gains_figure(layers: pd.DataFrame) -> Figure:
     axis.set_xticks(range(len(TASKS)), TASKS.values())
     axis.set(ylabel="gain of test accuracy")
     axis.grid(alpha=0.3, axis="y")
-    add_legend(axis, fontsize=8)
+    add_legend(axis)
     return figure
 
 
@@ -152,12 +152,12 @@ def panels(table: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None]) -> F
     groups = list(table.groupby(["encoder", "task"], sort=False))
     across = min(3 if len(groups) % 3 == 0 else 2, len(groups))
     down = -(-len(groups) // across)
-    figure = new_figure(0.5 + 4.2 * across, 4 * down)
+    figure = new_figure(0.5 + 4.2 * across, 4.6 * down)
     axes = figure.subplots(down, across, squeeze=False).reshape(-1)
     for axis, ((encoder, task), rows) in zip(axes, groups, strict=False):
         draw(axis, rows)
         axis.set_title(f"{encoder}, {task}", fontsize="medium")
-        axis.legend(fontsize=6)
+        add_legend(axis, fontsize=7)
     for axis in axes[len(groups) :]:
         axis.set_axis_off()
     return figure
