@@ -7,7 +7,7 @@ knows of it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ TRIAL_LENGTHS = (3, 160)  # of two windows; the longer one reaches beyond a loca
 CLOSE = 3e-3  # relative distance in float32, of which a GPU may round the products
 CLOSE_IN_HALF = 2e-2
 FIRST_CAPABILITY = (8, 0)  # of a GPU that the kernel runs on
+WIDEST = 256  # head that it takes
 
 
 # ---------------------------------------------------------------- attention
@@ -60,17 +61,53 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+    if has_kernel(query):
         tokens = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        most, aside = kwargs["max_length_q"], None if reach is None else reach - 1
-        found = torch.ops.aten._flash_attention_forward(
-            *tokens, starts, starts, most, most, dropout, False, False,
-            scale=scaling, window_size_left=aside, window_size_right=aside,
-        )  # fmt: skip
-        return found[0].unsqueeze(0), None
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out = flash(tokens, starts, kwargs["max_length_q"], dropout, scale, reach)
+        return out.unsqueeze(0), None
     # of no more than what the kernel takes, so that a trial finds what it would leave out
     sees = who_sees_whom(starts, query.shape[2], reach)[None, None]
     return sdpa_attention_forward(module, query, key, value, sees, dropout, scaling)
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Return whether the kernel takes such queries [..., width]."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cuda" and half and query.shape[-1] <= WIDEST
+
+
+def flash(
+    tokens: Sequence[Tensor],
+    starts: Tensor,
+    most: int,
+    dropout: float,
+    scale: float,
+    reach: int | None,
+) -> Tensor:
+    """Attend by the kernel, which takes heads whose width is a multiple of 8.
+
+    Args:
+        tokens: queries, keys and values [tokens, heads, width].
+        starts, most, reach: cu_seq_lens_q, max_length_q and sliding_window of `attend`.
+
+    Returns:
+        [tokens, heads, width]
+    """
+    width = tokens[0].shape[-1]
+    if width % 8:
+        tokens = [F.pad(tensor, (0, -width % 8)) for tensor in tokens]
+    aside = None if reach is None else reach - 1
+    out = kernel(
+        *tokens, starts, starts, most, most, dropout, False, False,
+        scale=scale, window_size_left=aside, window_size_right=aside,
+    )[0]  # fmt: skip
+    return out[..., :width] if width % 8 else out
+
+
+def kernel(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """Run PyTorch's operator, which its autograd knows."""
+    return torch.ops.aten._flash_attention_forward(*args, **kwargs)
 
 
 def who_sees_whom(starts: Tensor, tokens: int, sliding_window: int | None = None) -> Tensor:

@@ -195,6 +195,32 @@ def test_the_trial_of_the_kernel_compares_with_the_formula(monkeypatch, caplog):
     assert "flash attention of PyTorch does not run here (no such operator)" in caplog.text
 
 
+@pytest.mark.parametrize(("width", "padded"), [(8, 8), (26, 32)])
+@pytest.mark.parametrize("reach", [None, 4])
+def test_the_kernel_gets_heads_of_a_width_that_it_takes(width, padded, reach, monkeypatch):
+    """TinyBERT has heads of 26; the scale stays that of their width."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 12, width)
+    starts = torch.tensor([0, 5, 12], dtype=torch.int32)
+    options = {"cu_seq_lens_q": starts, "max_length_q": 7, "sliding_window": reach}
+    right, _ = padding_free.attend(None, query, key, value, None, **options)
+    asked = []
+
+    def kernel(q, k, v, begin, same, most, again, dropout, causal, debug, **windows):
+        asked.append((q.shape, most, dropout, causal, windows["window_size_left"]))
+        aside = windows["window_size_right"]
+        sees = padding_free.who_sees_whom(begin, 12, None if aside is None else aside + 1)
+        q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention
+        return (attended(q, k, v, sees, scale=windows["scale"]).transpose(0, 1),)
+
+    monkeypatch.setattr(padding_free, "has_kernel", lambda query: True)
+    monkeypatch.setattr(padding_free, "kernel", kernel)
+    found, _ = padding_free.attend(None, query, key, value, None, **options)
+    assert asked == [((12, 2, padded), 7, 0.0, False, None if reach is None else reach - 1)]
+    torch.testing.assert_close(found, right)
+
+
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("kind", sorted({"bert", "modernbert"} & LAID))
