@@ -71,8 +71,12 @@ def test_a_fork_is_what_a_fresh_interpreter_is(tmp_path, monkeypatch):
 
 def test_the_server_has_one_thread_and_none_of_our_modules():
     assert server().threads == 1
-    code = "import sys; print([n for n, m in sys.modules.items() if ROOT in str(vars(m).get("
-    code = f"ROOT = {str(ROOT)!r}; {code}'__file__'))])"
+    # an environment may lie inside the checkout: what is installed is none of ours
+    code = f"""
+import sys
+files = {{n: str(vars(m).get("__file__")) for n, m in sys.modules.items()}}
+print([n for n, f in files.items() if {str(ROOT)!r} in f and sys.prefix not in f])
+"""
     assert run_command("-c", code).stdout == run_bare("-c", code).stdout
 
 

@@ -142,6 +142,11 @@ class MultiTaskClassifier(nn.Module):
             input_ids, attention_mask, token_type_ids, labels, num_items_in_batch
         )
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder, by the name that it has in every model of transformers."""
+        return self.encoder
+
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Called by the Trainer."""
         self.encoder.gradient_checkpointing_enable(**kwargs)
