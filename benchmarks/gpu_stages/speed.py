@@ -66,11 +66,10 @@ def wide(options: argparse.Namespace, model: str, length: int) -> Iterator[Item]
     shape = f"{model}, {length} tokens, {WIDE * LENGTHS[length][0]} rows"
     for compiled in (True,) if options.tiny else (False, True):
         name = f"{shape}, compiled" if compiled else shape
-        own = (options, model, length)
-        for way in ("ours", "best"):
-            yield Item(f"finetune, {name}/{way}", partial(finetune, *own, way, compiled, WIDE))
-        for way in ("document", "usual"):
-            yield Item(f"itpt, {name}/{way}", partial(itpt, *own, way, compiled, WIDE))
+        for task, ways in ((finetune, ("ours", "best")), (itpt, ("document", "usual"))):
+            for way in ways:
+                run = partial(task, options, model, length, way, compiled, WIDE)
+                yield Item(f"{task.__name__}, {name}/{way}", run)
 
 
 def of_features(options: argparse.Namespace, model: str) -> Iterator[Item]:

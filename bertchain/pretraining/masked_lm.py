@@ -24,6 +24,7 @@ from bertchain.data.tokenization import check_vocabulary, load_tokenizer
 from bertchain.errors import InputError, as_input_error
 from bertchain.models.encoding import keep_padding_out, last_bert_block
 from bertchain.models.loading import is_document_classifier, read_config
+from bertchain.models.padding_free import in_evaluation
 from bertchain.models.weights import load_pretrained, some
 from bertchain.pretraining.masking import IGNORE
 from bertchain.pretraining.packing import MaskingCollator, RowMaker, join_windows, pack_rows
@@ -280,20 +281,18 @@ def check_packing(
     Raises:
         InputError: if the model's hidden states differ.
     """
-    training = model.training
-    model.eval()
     error = InputError(
         f"--packing does not work with {model.config.model_type}: documents of a row would see "
         "each other; leave it out"
     )
     packed = join_windows({name: [row[name] for row in rows] for name in rows[0]})
     rows = [{**row, "labels": row["input_ids"]} for row in rows]  # what has labels is not masked
-    try:
-        together = _hidden(model, collator([{**packed, "labels": packed["input_ids"]}]))[0]
-    except (TypeError, ValueError, RuntimeError, IndexError) as failure:
-        raise error from failure
-    apart = torch.cat([_hidden(model, collator([row]))[0] for row in rows])
-    model.train(training)
+    with in_evaluation(model):
+        try:
+            together = _hidden(model, collator([{**packed, "labels": packed["input_ids"]}]))[0]
+        except (TypeError, ValueError, RuntimeError, IndexError) as failure:
+            raise error from failure
+        apart = torch.cat([_hidden(model, collator([row]))[0] for row in rows])
     if together.shape != apart.shape or (together - apart).abs().max() > 1e-3 * apart.abs().max():
         raise error
 

@@ -110,6 +110,15 @@ def decimals(value: float, digits: int) -> str:
     return text if float(text) else f"{value:.1e}"
 
 
+def number_or_gap(value: Any, digits: int) -> str | None:
+    """Format a float by `decimals`, NaN and NA as nothing; None for what is none of them."""
+    if value is pd.NA:
+        return ""
+    if not isinstance(value, float):
+        return None
+    return "" if math.isnan(value) else decimals(value, digits)
+
+
 def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """Format a table as GitHub Markdown; text from data cannot break out of its cell.
 
@@ -118,11 +127,8 @@ def markdown_table(table: pd.DataFrame, digits: int = 4) -> str:
     """
 
     def cell(value: Any) -> str:
-        if value is pd.NA:
-            return ""
-        if isinstance(value, float):
-            return "" if math.isnan(value) else decimals(value, digits)
-        return escape_markdown(value)
+        number = number_or_gap(value, digits)
+        return escape_markdown(value) if number is None else number
 
     header = "| " + " | ".join(map(cell, table.columns)) + " |"
     rule = "|" + " --- |" * len(table.columns)
@@ -137,11 +143,8 @@ def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
     """
 
     def cell(value: Any) -> Any:
-        if value is pd.NA:
-            return ""
-        if isinstance(value, float):
-            return "" if math.isnan(value) else decimals(value, digits)
-        return " ".join(str(value).split())
+        number = number_or_gap(value, digits)
+        return " ".join(str(value).split()) if number is None else number
 
     numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
     columns = "".join("r" if number else "l" for number in numeric)
