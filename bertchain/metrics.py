@@ -1,19 +1,19 @@
-"""Metrics by problem type: scores of scikit-learn in an `evaluate.Metric` that needs no network.
+"""Metrics by problem type in an `evaluate.Metric` that needs no network.
 
-Scores whose cost grows with classes x classes, or with a sort for each class, are written here:
-their values are those of scikit-learn.
+All but the correlations are written here, since some cost scikit-learn classes x classes, or a sort
+for each class, and network probes compute one after each epoch. Their values are those of
+scikit-learn.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import evaluate
 import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn import metrics as sk
 from sklearn.utils import assert_all_finite
 from transformers import EvalPrediction
 
@@ -56,8 +56,19 @@ def single_label_scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def f1_of_classes(probabilities: np.ndarray, labels: np.ndarray, average: str) -> float:
-    """Mean F1 of the classes, `macro` or `weighted`. Args: as for `single_label_scores`."""
-    return sk.f1_score(labels, probabilities.argmax(axis=1), average=average, zero_division=0)
+    """Mean F1 of the classes that are there or predicted, `macro` or `weighted` by their rows.
+
+    Args: as for `single_label_scores`.
+    """
+    predicted = probabilities.argmax(axis=1)
+    classes = max(probabilities.shape[1], labels.max() + 1)
+    there, guessed, hits = (
+        np.bincount(rows, minlength=classes)
+        for rows in (labels, predicted, labels[predicted == labels])
+    )
+    scores = 2 * hits / np.maximum(there + guessed, 1)
+    weights = there + guessed > 0 if average == "macro" else there
+    return float(np.average(scores, weights=weights))
 
 
 def log_loss_of_classes(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -189,7 +200,7 @@ def _correlation(function: Any, a: np.ndarray, b: np.ndarray) -> float:
 # Each score by itself, of predictions and labels as `single_label_scores` and the like take them;
 # those of several labels get them as bool.
 SINGLE_LABEL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": lambda p, y: sk.accuracy_score(y, p.argmax(axis=1)),
+    "accuracy": lambda p, y: float((p.argmax(axis=1) == y).mean()),
     "f1_macro": lambda p, y: f1_of_classes(p, y, "macro"),
     "f1_weighted": lambda p, y: f1_of_classes(p, y, "weighted"),
     "mcc": lambda p, y: matthews(p.argmax(axis=1), y),
@@ -210,8 +221,8 @@ SEVERAL_TARGETS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "mcrmse": lambda p, y: float((((p - y) ** 2).mean(axis=0) ** 0.5).mean()),
 }
 REGRESSION: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "rmse": lambda p, y: sk.root_mean_squared_error(y.reshape(-1), p.reshape(-1)),
-    "mae": lambda p, y: sk.mean_absolute_error(y, p),
+    "rmse": lambda p, y: float(((p - y) ** 2).mean(dtype=float) ** 0.5),
+    "mae": lambda p, y: float(np.abs(p - y).mean(dtype=float)),
     "pearson": lambda p, y: mean_correlation(pearsonr, p, y),
     "spearman": lambda p, y: mean_correlation(spearmanr, p, y),
 }
@@ -224,7 +235,7 @@ SCORES = {
 
 @dataclass(frozen=True)
 class NamedScore:
-    """One score without the time that the others take; a `metric_files.FileMetric` is alike.
+    """One score without the time that the others take.
 
     Args:
         problem_type, name: as in `SCORES`.
@@ -243,10 +254,23 @@ class NamedScore:
             labels = labels >= 1
         return float(_ALONE[self.problem_type][self.name](predictions, labels))
 
-    def gain(self, labels: np.ndarray, predictions: np.ndarray) -> float:
-        """The score, negative where less of it is better; NaN counts as the worst."""
-        value = self(labels, predictions) * (1 if self.greater_is_better else -1)
-        return -np.inf if np.isnan(value) else value
+
+class Score(Protocol):
+    """What scores predictions: a `NamedScore`, or a `metric_files.FileMetric`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def greater_is_better(self) -> bool | None: ...
+
+    def __call__(self, labels: np.ndarray, predictions: np.ndarray) -> float: ...
+
+
+def gain(score: Score, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """The score, negative where less of it is better; NaN counts as the worst."""
+    value = score(labels, predictions) * (1 if score.greater_is_better else -1)
+    return -np.inf if np.isnan(value) else value
 
 
 _ALONE = {

@@ -40,7 +40,7 @@ from bertchain.competition.thresholds import KINDS, check_kind, fit_and_judge
 from bertchain.data.label_values import to_number
 from bertchain.data.labels import LabelSpec, Thresholds
 from bertchain.errors import InputError
-from bertchain.metrics import NamedScore, main_metric, score_directions, score_function
+from bertchain.metrics import NamedScore, Score, gain, main_metric, score_directions, score_function
 from bertchain.models.loading import is_document_classifier, read_classifier_config
 from bertchain.reporting import joined_page
 from bertchain.reporting.joined_page import Joined
@@ -51,7 +51,6 @@ from bertchain.runtime.records import markdown_table, versions
 from bertchain.scoring.metric_files import FileMetric, of_run
 from bertchain.training.prediction import read_predictions, read_written_table, write_predictions
 
-Metric = FileMetric | NamedScore
 STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)  # by which weights are moved for a score
 BLEND = "blend (each fold by the others)"
 OOF, VALIDATION = "predictions_oof.csv", "predictions_validation.csv"
@@ -76,7 +75,7 @@ class Given(NamedTuple):
     runs: list[Run]
     sample: SampleSubmission | None
     file: str = OOF  # what holds the predictions of these rows
-    metric: Metric | None = None  # what weights maximise; of a file, thresholds too
+    metric: Score | None = None  # what weights maximise; of a file, thresholds too
 
     @property
     def folds(self) -> np.ndarray:
@@ -159,7 +158,7 @@ def read_given(options: argparse.Namespace) -> Given:
     return Given(spec, table, truth, test_ids, runs, sample, file, read_metric(options, spec))
 
 
-def read_metric(options: argparse.Namespace, spec: LabelSpec) -> Metric | None:
+def read_metric(options: argparse.Namespace, spec: LabelSpec) -> Score | None:
     """Find the score that is maximised: of a file, else by name; None: the loss is minimised.
 
     Raises:
@@ -318,13 +317,13 @@ def fit_nested(given: Given) -> tuple[np.ndarray, np.ndarray]:
             return weights
         labels, equal = as_scored(truth, given.spec), np.full(len(weights), 1 / len(weights))
         tried = [improve(start, predictions, labels, metric) for start in (weights, equal)]
-        return max(tried, key=lambda own: metric.gain(labels, combine(own, predictions)))
+        return max(tried, key=lambda own: gain(metric, labels, combine(own, predictions)))
 
     return fit(oof, given.truth), by_fold(given, combine_fold)
 
 
 def improve(
-    weights: np.ndarray, predictions: np.ndarray, labels: np.ndarray, metric: Metric
+    weights: np.ndarray, predictions: np.ndarray, labels: np.ndarray, metric: Score
 ) -> np.ndarray:
     """Move weights [runs] towards one run, or away from it, as long as a score gets better.
 
@@ -332,7 +331,7 @@ def improve(
         predictions: [runs, n, labels].
         labels: as scores take them.
     """
-    best = metric.gain(labels, combine(weights, predictions))
+    best = gain(metric, labels, combine(weights, predictions))
     for step in STEPS:
         moved = True
         while moved:
@@ -342,7 +341,7 @@ def improve(
                     tried = weights + change * (np.eye(len(weights))[run] - weights)
                     tried = np.clip(tried, 0, None)
                     tried /= tried.sum()
-                    reached = metric.gain(labels, combine(tried, predictions))
+                    reached = gain(metric, labels, combine(tried, predictions))
                     if reached > best + 1e-9:
                         best, weights, moved = reached, tried, True
     return weights
@@ -460,7 +459,7 @@ def write_page(
     joined_page.write_page(folder, joined, options.runs, cuts, given.sample, asked)
 
 
-def name_of(metric: Metric | None) -> str | None:
+def name_of(metric: Score | None) -> str | None:
     """The name of a score among others, if there is one."""
     return None if metric is None else metric.name
 

@@ -185,6 +185,14 @@ def pictures() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def short_networks() -> Iterator[None]:
+    """Network probes of few epochs, for tests that do not ask how well they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertchain.probing.torch_probes.EPOCHS", 20)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """What a test sets is not for those after it: with more threads than free cores, which wait for

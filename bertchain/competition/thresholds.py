@@ -12,6 +12,7 @@ import numpy as np
 
 from bertchain.data.labels import Thresholds
 from bertchain.errors import InputError
+from bertchain.metrics import gain
 from bertchain.scoring.metric_files import FileMetric
 
 TRIES, ROUNDS = 50, 5  # of a score of the user's own: cuts that are tried for each, and how often
@@ -87,10 +88,10 @@ def fit_for(
     def made(cuts: list[float]) -> Thresholds:
         return replace(start, cuts=tuple(map(float, cuts * len(start.cuts) if shared else cuts)))
 
-    def gain(cuts: list[float]) -> float:
-        return metric.gain(labels, made(cuts).decide(predictions))
+    def gained(cuts: list[float]) -> float:
+        return gain(metric, labels, made(cuts).decide(predictions))
 
-    best, moved = gain(cuts), True
+    best, moved = gained(cuts), True
     for _ in range(ROUNDS):
         if not moved:
             break
@@ -101,7 +102,7 @@ def fit_for(
             inside = tried[i][(tried[i] > low) & (tried[i] < high)]
             for cut in inside[np.argsort(np.abs(inside - cuts[i]))]:
                 other = [*cuts[:i], cut, *cuts[i + 1 :]]
-                reached = gain(other)
+                reached = gained(other)
                 if reached > best + 1e-12:
                     best, cuts, moved = reached, other, True
     return made(cuts)

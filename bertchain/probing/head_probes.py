@@ -18,7 +18,7 @@ from transformers import Trainer
 from bertchain.data import splits
 from bertchain.data.tasks import Task
 from bertchain.errors import InputError
-from bertchain.metrics import NamedScore
+from bertchain.metrics import NamedScore, gain
 from bertchain.models.layers import HEAD
 from bertchain.models.modeling import DocumentClassifierConfig
 from bertchain.probing.batched_probes import fit_many
@@ -105,7 +105,7 @@ def likelihood(kind: str, truth: np.ndarray) -> Score | None:
     """Score predictions by their mean log likelihood; None for regression: by its own score."""
     if kind == "regression":
         return None
-    return partial(NamedScore(kind, "log_loss").gain, truth)
+    return partial(gain, NamedScore(kind, "log_loss"), truth)
 
 
 def _columns(rows: dict[str, Dataset], split: str) -> Sequence[str]:

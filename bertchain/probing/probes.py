@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from bertchain.data.splits import hold_out, strata_of
-from bertchain.metrics import NamedScore, main_metric
+from bertchain.metrics import NamedScore, gain, main_metric
 from bertchain.probing.solvers import C_VALUES, FITS, Fit, Standardiser, linear_map
 
 Score = Callable[[np.ndarray], float]  # predictions of validation rows -> a number, more is better
@@ -43,7 +43,7 @@ class ProbeLabels:
         if self.score is not None:
             return self.score(predictions)
         metric = NamedScore(self.problem_type, main_metric(self.problem_type, self.num_labels)[0])
-        return metric.gain(self.by_split["validation"], predictions)
+        return gain(metric, self.by_split["validation"], predictions)
 
 
 @dataclass

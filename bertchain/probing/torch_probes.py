@@ -1,6 +1,5 @@
 """Probes that torch trains by their gradient: a small network, and a learned mix of layers."""
 
-import copy
 import itertools
 from collections.abc import Sequence
 
@@ -126,7 +125,7 @@ def _train_mlp(
     loss, y = targets.loss, targets.y
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     best, least, waited = (-float("inf"), 0.0), float("inf"), 0
-    kept = copy.deepcopy(model.state_dict())
+    kept = _copy(model)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(x["train"]), generator=generator).split(BATCH):
             optimizer.zero_grad()
@@ -139,11 +138,15 @@ def _train_mlp(
         waited = 0 if now > best or reached < least else waited + 1
         least = min(least, reached)
         if now > best:
-            best, kept = now, copy.deepcopy(model.state_dict())
+            best, kept = now, _copy(model)
         if waited == PATIENCE:
             break
     model.load_state_dict(kept)
     return model
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: values.clone() for name, values in model.state_dict().items()}
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -195,7 +195,7 @@ pre { background: var(--soft); padding: 0.6rem; font-size: 0.85rem; white-space:
 summary { cursor: pointer; color: var(--link); }
 @media (max-width: 40rem) {
   table { font-size: 0.8rem; } th, td { padding: 0.25rem 0.2rem; }
-  td:first-child { white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
+  td:first-child { white-space: normal; min-width: 7.5rem; overflow-wrap: anywhere; }
   .long { min-width: 11rem; } .wider { min-width: 18rem; }
 }
 """

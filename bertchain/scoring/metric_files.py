@@ -57,11 +57,6 @@ class FileMetric:
                 f"--metric_file {self.described} gives a {type(value).__name__}, not a number"
             ) from error
 
-    def gain(self, labels: np.ndarray, predictions: np.ndarray) -> float:
-        """The score, negative where less of it is better; NaN counts as the worst."""
-        value = self(labels, predictions) * (1 if self.greater_is_better else -1)
-        return -np.inf if np.isnan(value) else value
-
 
 def _plain(values: np.ndarray) -> np.ndarray:
     """A copy, so that nothing is changed; one label or target as a vector [n]."""

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import short_networks
 from datasets import Dataset
 
 import run_probe
@@ -195,7 +196,8 @@ def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_
         "analyses": ["mdl"],
         "output_dir": str(tmp_path / "o"),
     }
-    headline = run_probe.main(arguments).headline
+    with short_networks():
+        headline = run_probe.main(arguments).headline
     names = [
         "base, random weights: best frozen layer",
         "base: word embeddings, no context or position",

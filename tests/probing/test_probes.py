@@ -157,12 +157,11 @@ MAIN = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pe
 @pytest.mark.parametrize("probe", ["knn", "mlp"])
 def test_other_probes_learn_every_kind_of_label(kind, probe):
     x, y = task(kind)
-    score = lambda p: SCORES[kind](p, y["validation"])[MAIN[kind]]  # noqa: E731
     options = {"widths": (16,), "repeats": 2, "seed": 3} if probe == "mlp" else {}
-    result = PROBES[probe](x, ProbeLabels(y, 3, kind, score), **options)
+    result = PROBES[probe](x, ProbeLabels(y, 3, kind), **options)
     assert SCORES[kind](result.predictions["test"], y["test"])[MAIN[kind]] > 0.7
     assert result.predictions["test"].shape == (50, 3)
-    again = PROBES[probe](x, ProbeLabels(y, 3, kind, score), **options)
+    again = PROBES[probe](x, ProbeLabels(y, 3, kind), **options)
     np.testing.assert_array_equal(again.predictions["test"], result.predictions["test"])
     if probe == "mlp":
         assert len(result.repeats) == 2 and result.setting == {"width_1": 16, "width_2": 16}

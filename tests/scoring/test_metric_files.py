@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bertchain.data.labels import LabelSpec
 from bertchain.errors import InputError
-from bertchain.metrics import score_directions, score_function
+from bertchain.metrics import gain, score_directions, score_function
 from bertchain.scoring import metric_files
 
 SINGLE = LabelSpec("single_label", ("1", "2", "3"), ("label",))
@@ -57,7 +57,7 @@ def test_a_function_of_a_file_scores_beside_the_usual_ones(file):
     assert scores["cost"] == pytest.approx(2 / 3) and scores["accuracy"] == pytest.approx(2 / 3)
     metric = metric_files.load(f"{file}:cost")
     assert metric.name == "cost" and metric.greater_is_better is False
-    assert metric.gain(np.array([0, 2, 2]), p) == pytest.approx(-2 / 3)
+    assert gain(metric, np.array([0, 2, 2]), p) == pytest.approx(-2 / 3)
     column = np.array([[1.2], [2.6]])  # one target is a vector
     assert metric(np.array([[1.0], [2.0]]), column) == 1.0
     said = metric_files.load(f"{file}:text", greater_is_better=True)

@@ -11,7 +11,7 @@ from forking import Command, run_command, start_bare, start_command
 ACCELERATE = ["-m", "accelerate.commands.launch"]
 TORCHRUN = ["-m", "torch.distributed.run"]
 PORT = 31000 + os.getpid() % 500
-PROBING = ["--probes", "linear", "knn", "mlp", "mix", "--mlp_widths", "4", "8"]
+PROBING = ["--probes", "linear", "knn", "mlp", "mix", "--mlp_widths", "4"]
 PROBING += ["--baselines", "random_encoder", "static", "--concat_layers", "all"]
 PROBING += ["--analyses", "change", "mdl", "directprobe", "geometry"]
 PROBING += ["--max_train_samples", "48", "--probe_layers", "0", "4", "--mlp_repeats", "2"]

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import short_networks
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit, softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -29,19 +30,20 @@ def moved(tmp_path_factory, tiny_bert):
 def probed(tmp_path_factory, tiny_bert, moved, topic_files):
     """A run of two models and all probes, its folder and what it returned."""
     out = tmp_path_factory.mktemp("by_row") / "o"
-    result = run_probe.main(
-        models=[f"base={tiny_bert}", f"moved/a_b={moved}"],
-        train_file=topic_files["train"],
-        test_file=topic_files["test_labels"],
-        id_column_name="id",
-        probes=["linear", "knn", "mlp", "mix"],
-        probe_layers=[0, -1],
-        mlp_widths=[8],
-        mlp_repeats=2,
-        save_weights=True,
-        output_dir=str(out),
-    )
-    return out, result
+    arguments = {
+        "models": [f"base={tiny_bert}", f"moved/a_b={moved}"],
+        "train_file": topic_files["train"],
+        "test_file": topic_files["test_labels"],
+        "id_column_name": "id",
+        "probes": ["linear", "knn", "mlp", "mix"],
+        "probe_layers": [0, -1],
+        "mlp_widths": [8],
+        "mlp_repeats": 2,
+        "save_weights": True,
+        "output_dir": str(out),
+    }
+    with short_networks():
+        return out, run_probe.main(arguments)
 
 
 def by_probe(table):
@@ -211,7 +213,8 @@ def test_several_labels_or_numbers_and_rows_without(problem_type, tiny_bert, top
         "save_weights": True,
         "output_dir": str(out),
     }
-    run_probe.main(arguments | more)
+    with short_networks():
+        run_probe.main(arguments | more)
     tables = {split: read(out / f"predictions_{split}.csv") for split in ("validation", "test")}
     probes = {split: by_probe(table) for split, table in tables.items()}
     assert len(probes["test"]) == 2 + 2 + 1  # baselines are of labelled rows
