@@ -210,6 +210,11 @@ def asks_the_hub(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait a fifth of their time for what they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_finish() -> None:
     """Each Trainer collects garbage: a third of a second, were all imports looked at again."""
     gc.collect()
