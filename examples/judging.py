@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bertchain.runtime.figures import add_legend, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CONFIRMED, REFUTED, OPEN, MISSING = "confirmed", "not confirmed", "cannot be told", "not run"
+WIDE = 5  # times the linear part of a scale
 FEW = 4  # values of a claim that are drawn with room between them
 COLOURS = {CONFIRMED: "C2", REFUTED: "C3", OPEN: "C7"}
 
@@ -55,7 +58,8 @@ def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure
     """Draw each value behind each claim with its interval, coloured by verdict; None without any.
 
     Args:
-        linear: up to which value on either side of 0 the scale is linear; beyond it is logarithmic.
+        linear: up to which value on either side of 0 the scale is linear; beyond it is logarithmic
+            where values with their intervals reach WIDE times as far.
     """
     drawn = [claim for claim in claims if len(claim.values)]
     if not drawn:
@@ -77,9 +81,22 @@ def claims_figure(claims: Sequence[Drawn], xlabel: str, linear: float) -> Figure
     for verdict, colour in COLOURS.items():
         axis.plot([], [], "o", color=colour, label=verdict)
     axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set_xscale("symlog", linthresh=linear)
+    if max(map(_reach, drawn)) > WIDE * linear:
+        _scale_by_logarithm(axis, linear)
     axis.set_yticks(places, names, fontsize=8)
     axis.set(xlabel=xlabel, ylim=(place, 1))
     axis.grid(alpha=0.3, axis="x")
     add_legend(axis, ncols=3)
     return figure
+
+
+def _reach(claim: Drawn) -> float:
+    """How far from 0 the values of a claim lie with their intervals."""
+    return float((np.abs(claim.values) + np.nan_to_num(claim.halves)).max())
+
+
+def _scale_by_logarithm(axis: Axes, linear: float) -> None:
+    """On both sides of 0, with numbers written out at 1, 2 and 5 of each power of ten."""
+    axis.set_xscale("symlog", linthresh=linear)
+    axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=21)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -480,6 +480,16 @@ def test_claims_without_values_are_not_drawn():
     assert judging.claims_figure([judging.Drawn("c", "not run", [], [])], "x", 1.0) is None
 
 
+@pytest.mark.parametrize(("far", "scale"), [(4.0, "linear"), (30.0, "symlog")])
+def test_claims_are_drawn_by_a_logarithm_where_they_lie_far_apart(far, scale):
+    drawn = [judging.Drawn("c", "confirmed", [far, 0.2], [float("nan"), 0.1])]
+    axis = judging.claims_figure(drawn, "x", 1.0).axes[0]
+    assert axis.get_xscale() == scale
+    if scale == "symlog":
+        axis.figure.draw_without_rendering()
+        assert {"1", "2", "5", "10", "20"} <= {t.get_text() for t in axis.get_xticklabels()}
+
+
 def test_erasure_stands_beside_the_scores_of_its_layer(tables, made):
     study = readings.read_study([made[0]])
     found = tables.erasure_summary(study.erased).set_index(["task", "model"])
