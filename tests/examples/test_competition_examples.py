@@ -319,9 +319,9 @@ def test_weights_for_a_score_are_sought_from_two_starts():
     class Middle:
         """A score that only the two together reach."""
 
-        name = "middle"
+        name, greater_is_better = "middle", True
 
-        def gain(self, labels, predictions):
+        def __call__(self, labels, predictions):
             return float(abs(predictions[0, 0] - p[:, 0, 0].mean()) < 1e-9)
 
     given = blend.Given(
