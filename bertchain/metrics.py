@@ -140,7 +140,11 @@ def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> dict[str,
 
     Args:
         predictions, targets: both [n, targets].
+
+    Raises:
+        ValueError: if a prediction is not finite.
     """
+    assert_all_finite(predictions)
     several = SEVERAL_TARGETS if targets.shape[1] > 1 else {}
     return {name: score(predictions, targets) for name, score in (several | REGRESSION).items()}
 

@@ -145,6 +145,18 @@ def test_scores_of_classes_are_those_of_scikit_learn(classes, digits):
     assert scores == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("targets", [1, 3])
+def test_scores_of_numbers_are_those_of_scikit_learn(targets):
+    p, y = np.random.default_rng(3).normal(size=(2, 40, targets))
+    scores = SCORES["regression"](p, y)
+    expected = sk.root_mean_squared_error(y.reshape(-1), p.reshape(-1))
+    assert scores["rmse"] == pytest.approx(expected, rel=1e-12)
+    assert scores["mae"] == pytest.approx(sk.mean_absolute_error(y, p), rel=1e-12)
+    p[1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        SCORES["regression"](p, y)
+
+
 def test_a_correlation_of_one_class_is_zero():
     scores = DocumentMetrics("single_label").compute(
         predictions=[[0.9, 0.1], [0.8, 0.2]], references=[0, 1]

@@ -38,17 +38,7 @@ def itpt(model: str, files: dict[str, str], out: Path) -> list[str]:
 def probe(model: str, files: dict[str, str], out: Path) -> list[str]:
     line = ["run_probe.py", "--models", f"base={model}", "--train_file", files["train"]]
     line += ["--test_file", files["test_labels"], "--id_column_name", "id", "--probes", "linear"]
-    line += [
-        "mlp",
-        "--mlp_widths",
-        "8",
-        "--analyses",
-        "change",
-        "directprobe",
-        "geometry",
-        "--output_dir",
-        str(out),
-    ]
+    line += ["mlp", "--mlp_widths", "8", "--analyses", "change", "directprobe", "geometry"]
     return [*line, "--output_dir", str(out)]
 
 
