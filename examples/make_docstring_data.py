@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
 
 
 def collect_rows() -> pd.DataFrame:
-    """Collect each description once: columns id, library, title, group, label, abstract."""
+    """Collect descriptions, those of the same words once: columns id, library, title, group, label, abstract."""
     found = [
         (library, title, group, label, abstract)
         for label, sources in TOPICS.items()
@@ -106,7 +106,8 @@ def collect_rows() -> pd.DataFrame:
         for library, title, group, abstract in descriptions(source)
     ]
     rows = pd.DataFrame(found, columns=["library", "title", "group", "label", "abstract"])
-    rows = rows.drop_duplicates("abstract").drop_duplicates(["library", "title"])
+    words = rows["abstract"].str.lower().str.findall(r"\w+").str.join(" ")
+    rows = rows[~words.duplicated()].drop_duplicates(["library", "title"])
     order = rows["library"] + rows["title"]
     rows = rows.iloc[np.argsort([digest(o) for o in order], kind="stable")]
     rows = rows.groupby("label", sort=False).head(MOST_ROWS_A_TOPIC).reset_index(drop=True)
