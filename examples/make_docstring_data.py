@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
 
 
 def collect_rows() -> pd.DataFrame:
-    """Collect descriptions, those of the same words once: columns id, library, title, group, label, abstract."""
+    """Collect descriptions, the same words once: id, library, title, group, label, abstract."""
     found = [
         (library, title, group, label, abstract)
         for label, sources in TOPICS.items()
