@@ -15,7 +15,10 @@ from scipy.optimize import linprog, nnls
 NOTHING = 1e-20  # a squared residual that points nowhere, the target being 1
 STEPS = 60  # Newton steps for one penalty
 PENALTIES = (1e-8, 1e-11, 1e-13)
-MARGIN_PENALTIES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12)  # times the mean squared norm of a point
+WIDE, NARROW = 0.1, 1e-12  # first and last penalty, times the mean squared norm of a point
+MARGIN_STEPS = 300  # on the way from one to the other, at most
+NEARLY_FULL = 0.8  # a step after which the penalty falls, unless it is below LOW already
+SLOW, FAST, LOW = 0.4, 0.01, 1e-6  # how far it falls: after such a step; at a minimum
 
 
 class Contact(NamedTuple):
@@ -90,15 +93,47 @@ def by_newton(p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float
 def widest_margin(
     p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float, accuracy: float
 ) -> Contact:
-    """Widen the margin in the same way, until both bounds of the distance agree."""
-    solver, best = _Hinge(p, q, normal), None
-    for penalty in MARGIN_PENALTIES:
-        found = solver.solve(penalty)
-        if best is None or found.miss - found.gap < best.miss - best.gap:
-            best = found
-        if best.miss <= tolerance or best.miss - best.gap <= accuracy * best.miss:
+    """Widen the margin with less and less penalty until both bounds of the distance agree.
+
+    A penalty is not solved to its end: it falls after each step of nearly full length, so that few
+    points cross the margin at a time, and far at a minimum. Low ones, where rounding counts, are.
+    """
+    solver, count, penalty, best = _Hinge(p, q, normal), len(p), WIDE, None
+    for _ in range(MARGIN_STEPS):
+        aim = solver.aim(penalty)
+        if best is None or aim.along[:count].min() > aim.along[count:].max() or aim.is_minimal():
+            found = solver.contact(aim.w, np.where(aim.inside, aim.slack, 0.0))
+            best = found if best is None else _sharper(best, found)
+            if best.miss <= tolerance or best.miss - best.gap <= accuracy * best.miss < math.inf:
+                break
+        length = solver.move(aim, penalty)
+        ended = aim.settled or length == 0
+        if ended and penalty == NARROW:
             break
+        if ended or (length > NEARLY_FULL and penalty > LOW):
+            penalty = max(NARROW, penalty * (FAST if ended else SLOW))
     return best
+
+
+def _sharper(one: Contact, other: Contact) -> Contact:
+    """The better bound of either side."""
+    low, high = max(one, other, key=lambda c: c.gap), min(one, other, key=lambda c: c.miss)
+    return high._replace(normal=low.normal, gap=low.gap)
+
+
+class _Aim(NamedTuple):
+    """Where a Newton step of `_Hinge` leads if no point crosses the margin."""
+
+    inside: np.ndarray  # [n] bool: the points inside the margin now
+    w: np.ndarray
+    b: float
+    along: np.ndarray  # [n], x w
+    slack: np.ndarray  # [n], there; not cut off at 0
+    settled: bool  # the same points are inside there: it is the minimum
+
+    def is_minimal(self) -> bool:
+        """Return whether it is the minimum of the points inside: none of them got out."""
+        return bool((self.slack[self.inside] >= 0).all())
 
 
 class _Hinge:
@@ -115,6 +150,8 @@ class _Hinge:
         self.s = np.concatenate([np.ones(len(p)), -np.ones(len(q))])
         self.size = float((self.x**2).sum(axis=1).mean()) or 1.0
         self.w, self.b = self._start(normal)
+        self.along = self.x @ self.w
+        self.moments = _Moments(self.x, self.s)
 
     def _start(self, normal: np.ndarray) -> tuple[np.ndarray, float]:
         """Scaled so that the mean distance along it is 2, zero half-way."""
@@ -124,40 +161,59 @@ class _Hinge:
             return np.zeros(self.x.shape[1]), 0.0
         return normal * (2 / width), -(along_p.mean() + along_q.mean()) / width
 
-    def solve(self, penalty: float, tolerance: float | None = None) -> Contact:
-        """The minimum from where the last one was; with a tolerance any proof will do."""
-        ridge, count = penalty * self.size, len(self.p)
-        along, inside, moments = self.x @ self.w, None, _Moments(self.x, self.s)
+    def solve(self, penalty: float, tolerance: float) -> Contact:
+        """The minimum from where the last one was, or what proves an answer on the way to it."""
+        self.moments = _Moments(self.x, self.s)  # without the rounding of earlier updates
+        count = len(self.p)
         for _ in range(STEPS):
-            if tolerance is not None:
-                length = np.linalg.norm(self.w)
-                if along[:count].min() - along[count:].max() > tolerance * length > 0:
-                    break
-            slack = 1 - self.s * (along + self.b)
-            inside = slack > 0
-            if not inside.any():  # wider than the margin: draw it in until half of it is
-                shrink = 0.5 / float(1 - slack.min())
-                self.w, self.b, along = self.w * shrink, self.b * shrink, along * shrink
-                continue
-            w, b = moments.ridge(inside, ridge)
-            step_w, step_b = w - self.w, b - self.b
-            step_along = self.x @ step_w
-            full = 1 - self.s * (along + step_along + b)
-            if tolerance is not None and (full[inside] >= 0).all():
-                left = np.where(inside, full, 0.0)
-                found = make_contact(self.p, self.q, w, left[:count], left[count:])
+            gap = self.along[:count].min() - self.along[count:].max()
+            if gap > tolerance * math.sqrt(self.w @ self.w) > 0:
+                break
+            aim = self.aim(penalty)
+            if aim.is_minimal():
+                found = self.contact(aim.w, np.where(aim.inside, aim.slack, 0.0))
                 if found.miss <= tolerance:
                     return found
-            if np.array_equal(full > 0, inside):
-                self.w, self.b, along = w, b, along + step_along
+            if self.move(aim, penalty) == 0 or aim.settled:
                 break
-            t = self._line(slack, slack - full, self.w @ step_w, step_w @ step_w, ridge)
-            self.w, self.b = self.w + t * step_w, self.b + t * step_b
-            along = along + t * step_along
-            if t * np.abs(step_along).max() <= 1e-14 * (1 + np.abs(along).max()):
-                break
-        left = np.maximum(0.0, 1 - self.s * (along + self.b))
-        return make_contact(self.p, self.q, self.w, left[:count], left[count:])
+        return self.contact(self.w, self._slack())
+
+    def contact(self, w: np.ndarray, slack: np.ndarray) -> Contact:
+        """What a direction and what is left to the points [n] show."""
+        left, count = np.maximum(0.0, slack), len(self.p)
+        return make_contact(self.p, self.q, w, left[:count], left[count:])
+
+    def _slack(self) -> np.ndarray:
+        """How far inside the margin each point lies."""
+        return 1 - self.s * (self.along + self.b)
+
+    def aim(self, penalty: float) -> _Aim:
+        """Solve the ridge regression of the points inside the margin."""
+        slack = self._slack()
+        if not (slack > 0).any():  # wider than the margin: draw it in until half of it is
+            shrink = 0.5 / float(1 - slack.min())
+            self.w, self.b, self.along = self.w * shrink, self.b * shrink, self.along * shrink
+            slack = self._slack()
+        inside = slack > 0
+        w, b = self.moments.ridge(inside, penalty * self.size)
+        along = self.along + self.x @ (w - self.w)
+        slack = 1 - self.s * (along + b)
+        return _Aim(inside, w, b, along, slack, np.array_equal(slack > 0, inside))
+
+    def move(self, aim: _Aim, penalty: float) -> float:
+        """Go as far as the sum falls: the share of the way, 0 if that is within rounding."""
+        if aim.settled:
+            self.w, self.b, self.along = aim.w, aim.b, aim.along
+            return 1.0
+        slack, step = self._slack(), aim.w - self.w
+        t = self._line(slack, slack - aim.slack, self.w @ step, step @ step, penalty * self.size)
+        moved = t * (aim.along - self.along)
+        self.w, self.b, self.along = (
+            self.w + t * step,
+            self.b + t * (aim.b - self.b),
+            self.along + moved,
+        )
+        return t if np.abs(moved).max() > 1e-14 * (1 + np.abs(self.along).max()) else 0.0
 
     @staticmethod
     def _line(
@@ -184,30 +240,47 @@ class _Hinge:
 class _Moments:
     """Ridge regression of s on chosen rows of x with a free constant, in the smaller of its forms.
 
-    From one choice to the next few rows change: sums over the chosen rows are kept up to date.
+    From one choice to the next few rows change: the products of the chosen rows, or the sums over
+    them, are kept up to date.
     """
 
     def __init__(self, x: np.ndarray, s: np.ndarray):
         self.x, self.s = x, s
         self.chosen: np.ndarray | None = None
+        self.rows, self.products = np.zeros(0, dtype=int), np.zeros((0, 0))
 
     def ridge(self, chosen: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
         """w [d] and the constant, for rows chosen [n] bool."""
         rows, axes = int(chosen.sum()), self.x.shape[1]
         if rows <= axes:
-            x, s = self.x[chosen], self.s[chosen]
-            mean, level = x.mean(axis=0), s.mean()
-            centred = x - mean
-            gram = centred @ centred.T
-            gram.flat[:: rows + 1] += ridge
-            w = centred.T @ _solve(gram, s - level)
-            return w, float(level - mean @ w)
+            return self._by_products(chosen, ridge)
         self._update(chosen)
         mean, level = self.sum / rows, self.level / rows
         gram = self.square - np.outer(self.sum, mean)
         gram.flat[:: axes + 1] += ridge
         w = _solve(gram, self.product - level * self.sum)
         return w, float(level - mean @ w)
+
+    def _by_products(self, chosen: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+        """w = x^T a, where (x x^T + ridge) a + constant = s and a sums to 0."""
+        self._update_products(chosen)
+        gram = self.products.copy()
+        gram.flat[:: len(gram) + 1] += ridge
+        of_s, of_1 = _solve(gram, np.stack([self.s[self.rows], np.ones(len(gram))], axis=1)).T
+        constant = float(of_s.sum() / of_1.sum())
+        return (of_s - constant * of_1) @ self.x[self.rows], constant
+
+    def _update_products(self, chosen: np.ndarray) -> None:
+        """The products of all pairs of chosen rows, in the order of self.rows."""
+        stay, added = np.flatnonzero(chosen[self.rows]), chosen.copy()
+        added[self.rows] = False
+        self.rows = np.concatenate([self.rows[stay], np.flatnonzero(added)])
+        old = len(stay)
+        products = np.empty((len(self.rows), len(self.rows)))
+        products[:old, :old] = self.products.take(stay, axis=0).take(stay, axis=1)
+        products[old:] = self.x[self.rows[old:]] @ self.x[self.rows].T
+        products[:old, old:] = products[old:, :old].T
+        self.products = products
 
     def _update(self, chosen: np.ndarray) -> None:
         """Sums of x, s, x x^T and x s over the chosen rows."""
