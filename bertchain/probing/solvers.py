@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation, from strong to weak
 MAX_ITERATIONS = 2000
+QUICK_ITERATIONS = 100  # in float32: where these do not do, its rounding is what is left
 TOLERANCE = 1e-5  # largest entry of the gradient, of that at zero weights
 CERTAIN = 30.0  # log odds of a label that all training rows have
 ROUNDING = 1e-12  # of a gradient: features that say nothing have none, but for this
@@ -92,13 +93,14 @@ def _logistic_path(
     targets = (y[:, None] == seen).astype(np.float64)[:, 1 if len(seen) == 2 else 0 :]
     shares = np.full(targets.shape, 1 / len(seen))
     limit = max(TOLERANCE * _largest(_gradient(exact, shares - targets)), ROUNDING)
-    model = LogisticRegression(solver="newton-cg", warm_start=True, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(solver="newton-cg", warm_start=True)
     model.set_params(tol=0.8 * limit)  # rounding of float32 takes some
+    tries = ((quick, QUICK_ITERATIONS), (exact, MAX_ITERATIONS))
     for C in c_values:
-        for rows in (quick, exact):
+        for rows, most in tries[limit <= ROUNDING :]:  # float32 never comes so near
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told by Fit.converged
-                model.set_params(C=C).fit(rows, y)
+                model.set_params(C=C, max_iter=most).fit(rows, y)
             shares = model.predict_proba(exact)[:, -targets.shape[1] :]
             left = _gradient(exact, shares - targets)
             left[:-1] += model.coef_.T / (C * len(y))

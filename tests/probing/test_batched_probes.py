@@ -209,14 +209,24 @@ def test_a_label_that_no_training_row_has_converges():
             assert fit.converged and p[:, 4].max() < 1e-3 and p[:, 5].min() > 1 - 1e-3
 
 
-def test_features_that_say_nothing_converge_at_once():
+def test_features_that_say_nothing_converge_at_once(monkeypatch):
     """The first token of every text: all columns are constant."""
+    needed, fit = [], LogisticRegression.fit
+
+    def counted(self, x, y):
+        fit(self, x, y)
+        needed.extend(self.n_iter_)
+        return self
+
+    monkeypatch.setattr(LogisticRegression, "fit", counted)
     y = np.arange(30) % 3
     x = np.zeros((30, 4), dtype=np.float32)
     for own, kind in ((y, "single_label"), (np.eye(3)[y], "multi_label")):
         for path in (FITS[kind](x, own, 3, C_VALUES), *fit_many([x + 7], own, 3, kind)):
             assert all(fit.converged for fit in path)
             np.testing.assert_allclose(path[-1].predict(x), 1 / 3, atol=1e-4)
+    FITS["single_label"](x[:-1], y[:-1], 3, C_VALUES)  # not quite balanced
+    assert len(needed) >= 5 * len(C_VALUES) and max(needed) < 20, needed
 
 
 @pytest.mark.gpu

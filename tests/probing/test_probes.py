@@ -109,6 +109,7 @@ def test_c_is_chosen_on_validation_and_ties_go_to_the_stronger():
 
 def test_an_unconverged_probe_says_so(monkeypatch):
     x, y, _ = planted()
+    monkeypatch.setattr(solvers, "QUICK_ITERATIONS", 2)
     monkeypatch.setattr(solvers, "MAX_ITERATIONS", 2)
     (fit,) = fit_multinomial(x, y, 4, [10.0])
     assert not fit.converged
