@@ -35,7 +35,7 @@ python "$here/examples/make_docstring_data.py" --output_dir "$out/data"
 say "2/5 Further pretraining (ITPT) on the unlabelled and the training text"
 python "$here/run_itpt.py" --model_name_or_path "$MODEL" $text $itpt \
   --train_file "$out/data/unlabelled.csv" "$out/data/train.csv" --test_file "$out/data/test.csv" \
-  --learning_rate 1e-4 --head_warmup_steps 0 --output_dir "$out/itpt"
+  --learning_rate 1e-4 --output_dir "$out/itpt"
 
 say "3/5 Fine-tuning the encoder as it came"
 python "$here/run_finetune.py" --model_name_or_path "$MODEL" $text $labelled $finetune \
