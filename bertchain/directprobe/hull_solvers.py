@@ -98,11 +98,11 @@ def widest_margin(
     A penalty is not solved to its end: it falls after each step of nearly full length, so that few
     points cross the margin at a time, and far at a minimum. Low ones, where rounding counts, are.
     """
-    solver, count, penalty, best = _Hinge(p, q, normal), len(p), WIDE, None
+    solver, penalty, best = _Hinge(p, q, normal), WIDE, None
     for _ in range(MARGIN_STEPS):
         aim = solver.aim(penalty)
-        if best is None or aim.along[:count].min() > aim.along[count:].max() or aim.is_minimal():
-            found = solver.contact(aim.w, np.where(aim.inside, aim.slack, 0.0))
+        if best is None or solver.opening(aim.along) > 0 or aim.is_minimal():
+            found = solver.contact_of(aim)
             best = found if best is None else _sharper(best, found)
             if best.miss <= tolerance or best.miss - best.gap <= accuracy * best.miss < math.inf:
                 break
@@ -164,21 +164,28 @@ class _Hinge:
     def solve(self, penalty: float, tolerance: float) -> Contact:
         """The minimum from where the last one was, or what proves an answer on the way to it."""
         self.moments = _Moments(self.x, self.s)  # without the rounding of earlier updates
-        count = len(self.p)
         for _ in range(STEPS):
-            gap = self.along[:count].min() - self.along[count:].max()
-            if gap > tolerance * math.sqrt(self.w @ self.w) > 0:
+            if self.opening(self.along) > tolerance * math.sqrt(self.w @ self.w) > 0:
                 break
             aim = self.aim(penalty)
             if aim.is_minimal():
-                found = self.contact(aim.w, np.where(aim.inside, aim.slack, 0.0))
+                found = self.contact_of(aim)
                 if found.miss <= tolerance:
                     return found
             if self.move(aim, penalty) == 0 or aim.settled:
                 break
-        return self.contact(self.w, self._slack())
+        return self._contact(self.w, self._slack())
 
-    def contact(self, w: np.ndarray, slack: np.ndarray) -> Contact:
+    def opening(self, along: np.ndarray) -> float:
+        """The gap between P and Q by x w [n], times the length of w."""
+        count = len(self.p)
+        return along[:count].min() - along[count:].max()
+
+    def contact_of(self, aim: _Aim) -> Contact:
+        """What the end of a step shows."""
+        return self._contact(aim.w, np.where(aim.inside, aim.slack, 0.0))
+
+    def _contact(self, w: np.ndarray, slack: np.ndarray) -> Contact:
         """What a direction and what is left to the points [n] show."""
         left, count = np.maximum(0.0, slack), len(self.p)
         return make_contact(self.p, self.q, w, left[:count], left[count:])

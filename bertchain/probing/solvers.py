@@ -95,9 +95,11 @@ def _logistic_path(
     limit = max(TOLERANCE * _largest(_gradient(exact, shares - targets)), ROUNDING)
     model = LogisticRegression(solver="newton-cg", warm_start=True)
     model.set_params(tol=0.8 * limit)  # rounding of float32 takes some
-    tries = ((quick, QUICK_ITERATIONS), (exact, MAX_ITERATIONS))
+    tries = [(exact, MAX_ITERATIONS)]
+    if limit > ROUNDING:  # float32 never comes nearer
+        tries.insert(0, (quick, QUICK_ITERATIONS))
     for C in c_values:
-        for rows, most in tries[limit <= ROUNDING :]:  # float32 never comes so near
+        for rows, most in tries:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told by Fit.converged
                 model.set_params(C=C, max_iter=most).fit(rows, y)
