@@ -21,12 +21,14 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shapes import SHAPES, config_of, count_weights, is_shape
-from turns import rates, take_turns, watch_steps
+from turns import length_of, rates, take_turns, watch_steps
 
 WAYS = ("max", "best", "ours")
 
@@ -53,6 +55,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="a batch")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--warm", type=int, default=2, help="steps before those that are timed")
     parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
     parser.add_argument(
@@ -73,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict:
 
     trainer, rows = make_trainer(options)
     collate = trainer.data_collator
-    tokens, times = watch_steps(trainer, lambda row: row["length"], options.warm)
+    tokens, times = watch_steps(trainer, length_of, options.warm)
     trainer.train()
     trained, later = rates(tokens, times, options.warm)
     weights = count_weights(trainer.model)
@@ -120,6 +123,7 @@ def make_trainer(options: argparse.Namespace) -> tuple:
         "logging_strategy": "no",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_num_workers": options.workers,
         "bf16": options.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "seed": 1,
@@ -180,11 +184,6 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
 
     others = [name for name in documents.column_names if name != "labels"]
     rows = documents.map(tokenize, batched=True, remove_columns=others)
-    pad = DataCollatorWithPadding(tokenizer)
-
-    def collate(batch: list) -> dict:
-        return pad([{k: v for k, v in row.items() if k != "length"} for row in batch])
-
     if is_shape(options.model):
         config = config_of(options.model, tokenizer, num_labels=len(spec.names))
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -199,10 +198,19 @@ def plain_trainer(options: argparse.Namespace, tokenizer: object, args: object) 
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=collate,
+        data_collator=PlainCollator(DataCollatorWithPadding(tokenizer)),
         processing_class=tokenizer,
     )
     return trainer, rows
+
+
+class PlainCollator(NamedTuple):
+    """Pads what the model reads."""
+
+    pad: Callable[[list[dict]], dict]
+
+    def __call__(self, batch: list[dict]) -> dict:
+        return self.pad([{k: v for k, v in row.items() if k != "length"} for row in batch])
 
 
 def our_trainer(options: argparse.Namespace, tokenizer: object, args: object) -> tuple:

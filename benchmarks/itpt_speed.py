@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shapes import SHAPES, config_of, count_weights, is_shape
-from turns import rates, take_turns, watch_steps
+from turns import ids_of, rates, take_turns, watch_steps
 
 WAYS = ("usual", "document", "packed")
 
@@ -52,6 +52,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--bf16", action="store_true", help="autocast, for all ways")
     parser.add_argument(
         "--compile", help="backend of torch.compile, such as inductor, for all ways"
@@ -71,11 +72,11 @@ def measure(options: argparse.Namespace) -> dict:
     from finetune_speed import matmul_rate
 
     trainer, warm = make_trainer(options), options.warm
-    tokens, times = watch_steps(trainer, lambda row: len(row["input_ids"]), warm)
+    tokens, times = watch_steps(trainer, ids_of, warm)
     memory = Memory(torch)
     trainer.train()
     peaks = memory.peaks()
-    timed = sum(tokens[warm : warm + options.steps])
+    timed = int(sum(tokens[warm : warm + options.steps]))
     trained, later = rates(tokens, times, warm)
     weights = count_weights(trainer.model.base_model)
     return {
@@ -111,6 +112,7 @@ def make_trainer(options: argparse.Namespace) -> object:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=options.workers,
         bf16=options.bf16,
         torch_compile=options.compile is not None,
         torch_compile_backend=options.compile,

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+COUNTED = "tokens that count"  # in a batch, until it is trained on
 
 
 def take_turns(script: str, ways: Sequence[str], turns: int) -> list[dict]:
@@ -39,14 +42,14 @@ def run_worker(script: str, way: str, arguments: Sequence[str]) -> dict:
 
 def watch_steps(
     trainer: object, length: Callable[[dict], int], warm: int = 2
-) -> tuple[list[int], list[float]]:
+) -> tuple[list, list[float]]:
     """Record real tokens of each batch and the time at the end of each step while it trains.
 
     A GPU is waited for after the steps that warm up and after the last one alone: a wait at each
     step would be part of what is measured.
 
     Args:
-        length: tokens of a row that are not padding.
+        length: tokens of a row that are not padding; a function of a module, for workers.
         warm: steps that warm up.
 
     Returns:
@@ -55,13 +58,13 @@ def watch_steps(
     import torch
     from transformers import TrainerCallback
 
-    tokens: list[int] = []
+    tokens: list[torch.Tensor] = []
     times: list[float] = []
-    collate = trainer.data_collator
+    train = trainer.training_step
 
-    def counting(rows: list[dict]) -> dict:
-        tokens.append(sum(map(length, rows)))
-        return collate(rows)
+    def counting(model: object, inputs: dict, *args: object, **kwargs: object) -> object:
+        tokens.append(inputs.pop(COUNTED))  # read at the end: reading would wait for the GPU
+        return train(model, inputs, *args, **kwargs)
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
@@ -69,9 +72,32 @@ def watch_steps(
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
-    trainer.data_collator = counting
+    trainer.data_collator = Counting(trainer.data_collator, length)
+    trainer.training_step = counting
     trainer.add_callback(Clock())
     return tokens, times
+
+
+class Counting(NamedTuple):
+    """A collator that counts, wherever it runs."""
+
+    collate: Callable[[list[dict]], dict]
+    length: Callable[[dict], int]
+
+    def __call__(self, rows: list[dict]) -> dict:
+        import torch
+
+        return {**self.collate(rows), COUNTED: torch.tensor(sum(map(self.length, rows)))}
+
+
+def ids_of(row: dict) -> int:
+    """Tokens of a row of ids."""
+    return len(row["input_ids"])
+
+
+def length_of(row: dict) -> int:
+    """Tokens of a row that knows them."""
+    return row["length"]
 
 
 def rates(tokens: list[int], times: list[float], warm: int) -> tuple[float, float]:
@@ -85,6 +111,7 @@ def rates(tokens: list[int], times: list[float], warm: int) -> tuple[float, floa
     """
     middle = (warm + len(times)) // 2
     found = (
-        sum(tokens[first : len(times)]) / (times[-1] - times[first - 1]) for first in (warm, middle)
+        int(sum(tokens[first : len(times)])) / (times[-1] - times[first - 1])
+        for first in (warm, middle)
     )
     return next(found), next(found)

@@ -14,6 +14,7 @@ from gpu_stages.running import Item
 BATCHES = 72  # of an epoch; the first two warm up
 WARM_COMPILED = 12  # until the shapes are known
 LENGTHS = {128: (64, 3), 512: (32, 16)}  # rows of a batch, most docstrings in a document
+WORKERS = 2  # that make batches where workers do
 WIDE = 4  # so many times the rows of a batch, and a third of the batches
 
 
@@ -21,12 +22,15 @@ def items(options: argparse.Namespace) -> Iterator[Item]:
     """Yield the measurements; those that take minutes to compile come last."""
     if options.tiny:
         yield from of_shape(options, "tiny-shape", 128)
+        yield from by_workers(options, "tiny-shape", 128)
         yield from wide(options, "tiny-shape", 128)
         yield from of_features(options, "tiny-shape")
         return
     yield from of_shape(options, "minilm-shape", 128)
+    yield from by_workers(options, "minilm-shape", 128)
     yield from of_features(options, "minilm-shape")
     yield from of_shape(options, "bert-base-shape", 512)
+    yield from by_workers(options, "bert-base-shape", 512)
     yield from of_shape(options, "modernbert-base-shape", 512, itpts=())
     yield from of_shape(options, "deberta-v3-base-shape", 512, itpts=())
     yield from of_features(options, "bert-base-shape")
@@ -50,6 +54,14 @@ def of_shape(
         yield Item(f"finetune, {shape}/{way}", partial(finetune, options, model, length, way))
     for task in ("itpt", "finetune") if itpts else ("finetune",):
         yield Item(f"profile, {shape}/{task}", partial(profile, options, model, length, task))
+
+
+def by_workers(options: argparse.Namespace, model: str, length: int) -> Iterator[Item]:
+    """Yield both kinds of training, where other processes make the batches."""
+    for task, ways in ((itpt, ("usual", "document")), (finetune, ("best", "ours"))):
+        for way in ways:
+            name = f"{task.__name__}, {model}, {length} tokens, {WORKERS} workers/{way}"
+            yield Item(name, partial(task, options, model, length, way, workers=WORKERS))
 
 
 def compiled(options: argparse.Namespace, model: str, length: int) -> Iterator[Item]:
@@ -79,7 +91,7 @@ def of_features(options: argparse.Namespace, model: str) -> Iterator[Item]:
 
 
 def _common(
-    options: argparse.Namespace, model: str, length: int, compiled: bool, times: int
+    options: argparse.Namespace, model: str, length: int, compiled: bool, times: int, workers: int
 ) -> dict:
     rows, joined = LENGTHS[length]
     rows = times * (4 if options.tiny else rows)
@@ -95,6 +107,7 @@ def _common(
         "max_seq_length": length,
         "rows": rows,
         "warm": warm,
+        "workers": workers,
         "threads": 2 if options.tiny else 8,
         "bf16": not options.tiny,
         "compile": ("aot_eager" if options.tiny else "inductor") if compiled else None,
@@ -108,19 +121,19 @@ def itpt(
     way: str,
     compiled: bool = False,
     times: int = 1,
+    workers: int = 0,
 ) -> dict:
     """Measure further pretraining. Args: times: the usual rows of a batch."""
     import itpt_speed
 
-    return itpt_speed.measure(Namespace(**_itpt(options, model, length, way, compiled, times)))
+    own = _common(options, model, length, compiled, times, workers)
+    return itpt_speed.measure(_itpt(options, own, way))
 
 
-def _itpt(
-    options: argparse.Namespace, model: str, length: int, way: str, compiled: bool, times: int
-) -> dict:
-    own = _common(options, model, length, compiled, times) | {"worker": way}
+def _itpt(options: argparse.Namespace, own: dict, way: str) -> Namespace:
     # joined to full rows there are fewer
-    return own | {"steps": 3 if options.tiny else 44 if times == 1 else 14}
+    steps = 3 if options.tiny else 44 if own["rows"] == LENGTHS[own["max_seq_length"]][0] else 14
+    return Namespace(**own, worker=way, steps=steps)
 
 
 def finetune(
@@ -130,12 +143,13 @@ def finetune(
     way: str,
     compiled: bool = False,
     times: int = 1,
+    workers: int = 0,
 ) -> dict:
     """Measure fine-tuning and prediction. Args: times: the usual rows of a batch."""
     import finetune_speed
 
-    own = _common(options, model, length, compiled, times) | {"worker": way}
-    return finetune_speed.measure(Namespace(**own))
+    own = _common(options, model, length, compiled, times, workers)
+    return finetune_speed.measure(Namespace(**own, worker=way))
 
 
 def features(options: argparse.Namespace, model: str, way: str) -> dict:
@@ -198,14 +212,11 @@ def profile(options: argparse.Namespace, model: str, length: int, task: str) -> 
     from torch.profiler import ProfilerActivity
     from transformers import TrainerCallback
 
-    own = Namespace(
-        **_itpt(options, model, length, "document", False, 1)
-        | {"worker": "document" if task == "itpt" else "ours"}
-    )
+    own = _common(options, model, length, False, 1, 0)
     if task == "itpt":
-        trainer = itpt_speed.make_trainer(own)
+        trainer = itpt_speed.make_trainer(_itpt(options, own, "document"))
     else:
-        trainer, _ = finetune_speed.make_trainer(own)
+        trainer, _ = finetune_speed.make_trainer(Namespace(**own, worker="ours"))
     on_gpu = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     profiler = torch.profiler.profile(activities=kinds)
