@@ -76,6 +76,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--test_rows", type=int, default=500)
     parser.add_argument("--itpt", type=int, default=0, help="steps; 0: none")
     parser.add_argument("--itpt_rate", default="1e-3")
+    parser.add_argument(
+        "--rate_factor", type=float, default=1, help="of the rates of settings.yaml, by encoder"
+    )
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     for count in options.counts:
@@ -180,7 +183,8 @@ def run_sweep(
             "disable_tqdm": True,
         },
         "points": [
-            {"name": name + kind, "model_name_or_path": start, "token_pooling": "mean"} | flags
+            {"name": name + kind, "model_name_or_path": start, "token_pooling": "mean"}
+            | scaled(flags, options.rate_factor)
             for kind, start in starts.items()
             for name, flags in settings.items()
         ],
@@ -188,6 +192,13 @@ def run_sweep(
     write_yaml(folder / count / "sweep.yaml", sweep)
     write_json(folder / count / "setting.json", sweep["fixed"])  # for run_setfit.py
     run_step("examples/sweep.py", folder / count / "sweep.yaml")
+
+
+def scaled(flags: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Multiply the learning rate, where a setting names one."""
+    if "learning_rate" not in flags or factor == 1:
+        return flags
+    return flags | {"learning_rate": float(flags["learning_rate"]) * factor}
 
 
 def run_step(script: str, arguments: Path) -> None:

@@ -3,8 +3,8 @@
     python examples/few_labels/tables.py few_labels
 
 Writes few_labels.csv, a row for each set, number of rows a class and way: mean over draws with its
-95 % interval by Student's t, difference to SetFit by draw, seconds of training; and report.html,
-one page with curves, and report.md.
+95 % interval by Student's t, difference to SetFit by draw, gain of further pretraining by draw,
+seconds of training; and report.html, one page with curves, and report.md.
 """
 
 import sys
@@ -25,6 +25,7 @@ from bertchain.runtime.html import Section, write_report_files
 from bertchain.runtime.records import markdown_table
 
 SETFIT = "SetFit"
+ITPT = ", after ITPT"  # as study.py names these ways
 SETS = read_arguments(str(Path(__file__).resolve().parent / "sets.yaml"))
 PLACES = ("set", "rows a class")
 PANELS = 3  # side by side
@@ -90,6 +91,10 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
             if SETFIT in scores and way != SETFIT:
                 change = (scores[way] - scores[SETFIT]).dropna()
                 row |= {"against SetFit": change.mean(), "its ± 95 %": sweep.half_interval(change)}
+            without = way.removesuffix(ITPT)
+            if without != way and without in scores:
+                gain = (scores[way] - scores[without]).dropna()
+                row |= {"by ITPT": gain.mean(), "the gain's ± 95 %": sweep.half_interval(gain)}
             seconds = own.loc[own["way"] == way, "seconds"].median()
             rows.append(row | {"draws": int(scores[way].count()), "seconds": round(seconds, 1)})
     return pd.DataFrame(rows)

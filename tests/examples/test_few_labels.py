@@ -64,6 +64,13 @@ def test_the_settings_are_flags_of_the_script():
         assert set(about) == {"train", "test", "text", "label", "window", "metric"}, name
 
 
+def test_the_rates_of_all_settings_that_name_one_are_scaled(study):
+    flags = {"learning_rate": "3e-4", "min_steps": 100}
+    assert study.scaled(flags, 1) is flags
+    assert study.scaled(flags, 3) == {"learning_rate": pytest.approx(9e-4), "min_steps": 100}
+    assert study.scaled({"min_steps": 4}, 3) == {"min_steps": 4}
+
+
 @pytest.fixture(scope="module")
 def done(study, tiny_bert, tmp_path_factory):
     """A small study with two ways, after further pretraining as well."""
@@ -88,7 +95,7 @@ def done(study, tiny_bert, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "HERE", folder)
         patch.setattr(study.subprocess, "run", run)
-        patch.setattr(sys, "argv", [*line, "--itpt", "2"])
+        patch.setattr(sys, "argv", [*line, "--itpt", "2", "--rate_factor", "2"])
         study.main()
     assert ran == ["run_itpt.py", "sweep.py"]
     return folder / "out"
@@ -101,6 +108,8 @@ def test_every_way_sees_the_same_draws_and_test_rows(done):
     for _, run in runs.iterrows():
         results = json.loads(Path(run["run"], "all_results.json").read_text(encoding="utf-8"))
         assert results["train_rows"] == 30
+        rate = read_arguments(str(Path(run["run"], "run_args.yaml")))["learning_rate"]
+        assert float(rate) == 2 * WAYS[run["point"].split(",")[0]]["learning_rate"]
         predicted = pd.read_csv(Path(run["run"], "predictions_test.csv"))
         assert len(predicted) == 40
 
@@ -122,6 +131,9 @@ def test_tables_from_runs_and_setfit_by_hand(tables, done, monkeypatch, capsys):
     half = 12.7062 * change.std(ddof=1) / 2**0.5
     assert row["its ± 95 %"] == pytest.approx(half, rel=1e-4, abs=1e-9)
     assert table.loc[(10, "SetFit"), "score"] == pytest.approx(0.6)
+    after = runs[runs["point"] == "fine-tuned, after ITPT"].sort_values("seed")
+    gain = (after["test_accuracy"].to_numpy() - own).mean()
+    assert table.loc[(10, "fine-tuned, after ITPT"), "by ITPT"] == pytest.approx(gain)
     page = (done / "report.html").read_text(encoding="utf-8")
     assert (
         "<svg" in page
