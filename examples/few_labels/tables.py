@@ -124,10 +124,9 @@ def curves(table: pd.DataFrame) -> Figure:
         for way, line in own.groupby("way", sort=False):
             aside = 0.7 * ((ways.index(way) + 0.5) / len(ways) - 0.5)  # no interval hides another
             places = [counts.index(count) + aside for count in line["rows a class"]]
-            style = "--" if way == SETFIT else "-"
             axis.errorbar(
-                places, line["score"], line["± 95 %"].fillna(0), fmt=f"o{style}", ms=3, capsize=2,
-                label=way,
+                places, line["score"], line["± 95 %"].fillna(0), ms=3.5, capsize=2, label=way,
+                **look_of(way, ways),
             )  # fmt: skip
         axis.set_xticks(range(len(counts)), counts)
         axis.set(title=name, xlabel="rows a class", xlim=(-0.6, len(counts) - 0.4))
@@ -138,6 +137,15 @@ def curves(table: pd.DataFrame) -> Figure:
         axis.set_axis_off()
     add_shared_legend(figure)
     return figure
+
+
+def look_of(way: str, ways: list[str]) -> dict[str, str]:
+    """Return colour and marks of a way: after ITPT its colour is the same, its points are empty."""
+    alone = list(dict.fromkeys(name.removesuffix(ITPT) for name in ways))
+    look = {"color": f"C{alone.index(way.removesuffix(ITPT))}", "fmt": "o-"}
+    if way == SETFIT:
+        return look | {"fmt": "o--"}
+    return look | {"fmt": "s:", "mfc": "white"} if way.endswith(ITPT) else look
 
 
 if __name__ == "__main__":

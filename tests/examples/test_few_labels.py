@@ -142,6 +142,13 @@ def test_tables_from_runs_and_setfit_by_hand(tables, done, monkeypatch, capsys):
     )
 
 
+def test_no_two_ways_look_alike(tables):
+    ways = [*"abcdefgh", "SetFit", *(f"{way}{tables.ITPT}" for way in "abcdefgh")]
+    looks = [tuple(tables.look_of(way, ways).values()) for way in ways]
+    assert len(set(looks)) == len(ways)
+    assert looks[0][0] == looks[9][0] == "C0" and looks[8] == ("C8", "o--")
+
+
 def test_the_mean_over_sets_is_of_those_that_every_way_was_run_on(tables):
     rows = [("A", "8", "x", 0.2), ("A", "8", "y", 0.4), ("B", "8", "x", 0.8), ("B", "8", "y", 0.4)]
     rows += [("C", "8", "x", 1.0), ("A", "32", "y", 0.7)]
