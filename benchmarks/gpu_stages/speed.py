@@ -107,6 +107,8 @@ def _common(
         "max_seq_length": length,
         "rows": rows,
         "warm": warm,
+        # of further pretraining: joined to full rows there are fewer
+        "steps": 3 if options.tiny else 44 if times == 1 else 14,
         "workers": workers,
         "threads": 2 if options.tiny else 8,
         "bf16": not options.tiny,
@@ -127,13 +129,7 @@ def itpt(
     import itpt_speed
 
     own = _common(options, model, length, compiled, times, workers)
-    return itpt_speed.measure(_itpt(options, own, way))
-
-
-def _itpt(options: argparse.Namespace, own: dict, way: str) -> Namespace:
-    # joined to full rows there are fewer
-    steps = 3 if options.tiny else 44 if own["rows"] == LENGTHS[own["max_seq_length"]][0] else 14
-    return Namespace(**own, worker=way, steps=steps)
+    return itpt_speed.measure(Namespace(**own, worker=way))
 
 
 def finetune(
@@ -214,7 +210,7 @@ def profile(options: argparse.Namespace, model: str, length: int, task: str) -> 
 
     own = _common(options, model, length, False, 1, 0)
     if task == "itpt":
-        trainer = itpt_speed.make_trainer(_itpt(options, own, "document"))
+        trainer = itpt_speed.make_trainer(Namespace(**own, worker="document"))
     else:
         trainer, _ = finetune_speed.make_trainer(Namespace(**own, worker="ours"))
     on_gpu = torch.cuda.is_available()

@@ -12,10 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import pandas as pd
 import sweep
 from matplotlib.figure import Figure
+from study import ITPT
 
 from bertchain.cli import read_arguments, run_script
 from bertchain.errors import InputError
@@ -25,7 +27,6 @@ from bertchain.runtime.html import Section, write_report_files
 from bertchain.runtime.records import markdown_table
 
 SETFIT = "SetFit"
-ITPT = ", after ITPT"  # as study.py names these ways
 SETS = read_arguments(str(Path(__file__).resolve().parent / "sets.yaml"))
 PLACES = ("set", "rows a class")
 PANELS = 3  # side by side
