@@ -5,7 +5,7 @@
 #
 # Environment:
 #   MODEL   a hub name or folder in place of the packaged MiniLM, such as MODEL=bert-base-uncased
-#   SHORT   set to 1 for a short form: fewer rows, fewer steps
+#   SHORT   set to 1 for a short form: fewer rows and steps, shorter windows
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,11 +19,12 @@ fi
 
 finetune="--num_train_epochs 5"
 itpt="--num_train_epochs 2"
-if [ "${SHORT:-0}" = 1 ]; then
+SHORT=${SHORT:-0}
+if [ "$SHORT" = 1 ]; then
   finetune="--num_train_epochs 2 --max_train_samples 320"
-  itpt="--num_train_epochs 3 --max_train_samples 150"
+  itpt="--num_train_epochs 1 --max_train_samples 150"
 fi
-text="--text_column_names title abstract --max_seq_length 64"
+text="--text_column_names title abstract --max_seq_length $((SHORT == 1 ? 32 : 64))"
 labelled="--train_file $out/data/train.csv --id_column_name id --validation_split 0.15"
 
 say() { printf '\n== %s\n' "$*"; }

@@ -258,25 +258,24 @@ def tiny_bert_config(vocab_size: int, **changes) -> BertConfig:
     return BertConfig(**fields | changes)
 
 
+def save_bert(folder: Path, tokenizer: PreTrainedTokenizerFast, blocks: int) -> str:
+    torch.manual_seed(0)
+    config = tiny_bert_config(len(tokenizer), num_hidden_layers=blocks)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory, tokenizers) -> str:
-    """A folder with a tiny random BERT (4 blocks of 32) and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    torch.manual_seed(0)
-    BertModel(tiny_bert_config(len(tokenizers["bert"]))).save_pretrained(folder)
-    tokenizers["bert"].save_pretrained(folder)
-    return str(folder)
+    """A folder with a tiny random BERT (2 blocks of 32) and its tokenizer."""
+    return save_bert(tmp_path_factory.mktemp("tiny_bert"), tokenizers["bert"], blocks=2)
 
 
 @pytest.fixture(scope="session")
-def two_blocks(tmp_path_factory, tokenizers) -> str:
-    """The same with 2 blocks, for what takes long by block."""
-    folder = tmp_path_factory.mktemp("two_blocks")
-    torch.manual_seed(0)
-    config = tiny_bert_config(len(tokenizers["bert"]), num_hidden_layers=2)
-    BertModel(config).save_pretrained(folder)
-    tokenizers["bert"].save_pretrained(folder)
-    return str(folder)
+def four_blocks(tmp_path_factory, tokenizers) -> str:
+    """The same with 4 blocks, for tests of layers."""
+    return save_bert(tmp_path_factory.mktemp("four_blocks"), tokenizers["bert"], blocks=4)
 
 
 def make_rows(n: int, seed: int = 0, words: tuple[int, int] = (3, 12)) -> list[dict]:

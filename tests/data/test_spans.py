@@ -62,12 +62,12 @@ def documents(spans):
     )
 
 
-def test_vectors_are_hand_means_across_windows(tiny_bert, tokenizers, tmp_path):
+def test_vectors_are_hand_means_across_windows(four_blocks, tokenizers, tmp_path):
     tokenizer = tokenizers["bert"]
-    encoder = load_encoder(tiny_bert)[0].eval()
+    encoder = load_encoder(four_blocks)[0].eval()
     spans = [[[[1], [0]], [[2], [1, 3]]], [[[0], [1]]], [[[39], [0]], [[5, 38], [20]]]]
     given = {"truncation": "hierarchical", "max_seq_length": 12}
-    windows, special = resolve_windows(given, tiny_bert, tokenizer)
+    windows, special = resolve_windows(given, four_blocks, tokenizer)
     cut = cut_targets(documents(spans), tokenizer, windows, special)
     assert len(cut[2]["windows"]) == 4 and list(offsets_of(cut)) == [0, 2, 3, 5]
     for budget in (1, 8192):

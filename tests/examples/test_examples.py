@@ -496,8 +496,8 @@ def test_the_probe_speed_benchmark(tiny_bert, topic_files, monkeypatch):
     for way in ("features", "sklearn", "probes"):
         monkeypatch.setattr(sys, "argv", [*line, "--worker", way])
         found[way] = speed.measure(speed.read_arguments())
-    assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 10
-    assert found["sklearn"]["fits"] == found["probes"]["fits"] == 30
+    assert found["features"]["rows"] == 150 and found["features"]["vectors"] == 6
+    assert found["sklearn"]["fits"] == found["probes"]["fits"] == 18
     assert found["probes"]["objective"] == pytest.approx(found["sklearn"]["objective"], rel=1e-3)
 
 

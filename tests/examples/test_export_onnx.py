@@ -44,11 +44,11 @@ def rows(tmp_path):
     return str(tmp_path / "test.csv")
 
 
-def write_classifier(folder, tiny_bert, spec, seed=0, **config):
+def write_classifier(folder, four_blocks, spec, seed=0, **config):
     """A classifier of random weights whose probabilities are far apart."""
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    encoder = strip_encoder(AutoModel.from_pretrained(tiny_bert))
+    tokenizer = AutoTokenizer.from_pretrained(four_blocks)
+    encoder = strip_encoder(AutoModel.from_pretrained(four_blocks))
     fields = {"layers": [4], "token_pooling": "mean", "encoder_config": encoder.config}
     fields |= {"windows": WindowSpec("hierarchical", 12).to_dict(), **spec.config_fields()}
     fields["special_tokens"] = find_special_tokens(tokenizer).to_dict()
@@ -88,9 +88,9 @@ def predicted(model, rows, folder, **more):
     ],
     ids=["chunks", "cls", "pair", "number"],
 )
-def test_predictions_are_those_of_pytorch(spec, config, flags, rows, tiny_bert, tmp_path):
+def test_predictions_are_those_of_pytorch(spec, config, flags, rows, four_blocks, tmp_path):
     """In fp32 to rounding, in int8 within what its table says; of documents of several windows."""
-    model = write_classifier(tmp_path / "model", tiny_bert, spec, **config)
+    model = write_classifier(tmp_path / "model", four_blocks, spec, **config)
     whole, table = exported(model, rows, tmp_path / "whole", precision="fp32", **flags)
     ids, found = read_predictions(whole, spec)
     wanted_ids, wanted = read_predictions(predicted(model, rows, tmp_path / "p", **flags), spec)
@@ -106,12 +106,14 @@ def test_predictions_are_those_of_pytorch(spec, config, flags, rows, tiny_bert, 
 
 
 @pytest.mark.usefixtures("onnx")
-def test_members_are_averaged_and_decided_by_the_thresholds_of_their_run(rows, tiny_bert, tmp_path):
+def test_members_are_averaged_and_decided_by_the_thresholds_of_their_run(
+    rows, four_blocks, tmp_path
+):
     run = tmp_path / "run"
     members = [{"name": f"fold-{k}", "fold": k, "seed": 1} for k in range(2)]
     for seed, member in enumerate(members):
         folder = run / member["name"]
-        write_classifier(folder, tiny_bert, SEVERAL, seed)
+        write_classifier(folder, four_blocks, SEVERAL, seed)
         (folder / "all_results.json").write_text("{}")
     (run / "manifest.json").write_text(json.dumps({"members": members}))
     ensemble.write_thresholds(run, Thresholds("per_label", (0.2, 0.5, 0.8)))
@@ -139,25 +141,25 @@ def refused(message, **given):
         export_onnx.main(given)
 
 
-def test_what_cannot_be_exported_is_refused(rows, tiny_bert, tmp_path, monkeypatch):
-    model = write_classifier(tmp_path / "model", tiny_bert, SINGLE)
+def test_what_cannot_be_exported_is_refused(rows, four_blocks, tmp_path, monkeypatch):
+    model = write_classifier(tmp_path / "model", four_blocks, SINGLE)
     out = str(tmp_path / "o")
     given = {"model_name_or_path": model, "test_file": rows, "output_dir": out}
     monkeypatch.setattr(export_onnx.importlib.util, "find_spec", lambda name: None)
     refused("pip install onnxruntime", **given)
     monkeypatch.setattr(export_onnx.importlib.util, "find_spec", lambda name: True)
-    refused("no output folder of run_finetune.py", **given | {"model_name_or_path": tiny_bert})
+    refused("no output folder of run_finetune.py", **given | {"model_name_or_path": four_blocks})
     refused("--output_dir .* is --model_name_or_path", **given | {"output_dir": model})
     refused("give --test_file", **given | {"train_file": rows})
     refused("--precision int4 is not one of fp32, int8", **given, precision="int4")
-    words = write_classifier(tmp_path / "words", tiny_bert, SINGLE, num_spans=1)
+    words = write_classifier(tmp_path / "words", four_blocks, SINGLE, num_spans=1)
     refused("classifies words", **given | {"model_name_or_path": words})
     assert not [path for path in (tmp_path / "o").rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("onnx")
-def test_a_graph_that_gives_other_logits_is_not_written(rows, tiny_bert, tmp_path, monkeypatch):
-    model = write_classifier(tmp_path / "model", tiny_bert, SINGLE)
+def test_a_graph_that_gives_other_logits_is_not_written(rows, four_blocks, tmp_path, monkeypatch):
+    model = write_classifier(tmp_path / "model", four_blocks, SINGLE)
     monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
     given = {"model_name_or_path": model, "test_file": rows, "output_dir": str(tmp_path / "o")}
     refused("as ONNX its logits are off by", **given)

@@ -86,7 +86,7 @@ def test_the_flag_needs_no_data(tiny_bert, capsys, tmp_path):
         value_of("describe", ["--describe", "x"]) == value_of("describe", ["--describe=x"]) == "x"
     )
     run_probe.main(["--describe", tiny_bert])
-    assert "saved as BertModel (bert), 4 blocks" in capsys.readouterr().out
+    assert "saved as BertModel (bert), 2 blocks" in capsys.readouterr().out
     with pytest.raises(InputError, match="nowhere"):
         run_probe.main(["--describe", str(tmp_path / "nowhere")])
     assert (ROOT / "bertchain" / "models" / "describe.py").is_file()

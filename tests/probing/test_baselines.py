@@ -187,7 +187,7 @@ def test_baselines_and_the_range_of_probes_in_a_run(tiny_bert, topic_files, tmp_
         "train_file": topic_files["train"],
         "test_file": topic_files["test_labels"],
         "token_pooling": ["cls"],
-        "probe_layers": [0, 4],
+        "probe_layers": [0, 2],
         "probes": ["linear", "mlp"],
         "mlp_widths": [8, 16],
         "mlp_repeats": 2,

@@ -26,7 +26,6 @@ from bertchain.probing.solvers import C_VALUES, FITS, Standardiser
 from bertchain.training.head_features import head_features
 from bertchain.training.losses import TrainingLoss
 
-pytestmark = pytest.mark.versions
 NAMES = ("a", "b", "c")
 ARCHITECTURES = [
     ("single_label", {"token_pooling": "cls"}),
@@ -68,6 +67,7 @@ def logits_of(trainer, rows):
     return trainer.predict(rows.remove_columns("labels")).predictions
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("kind", "config"), ARCHITECTURES)
 def test_the_head_predicts_what_the_probe_predicts(kind, config, tmp_path, monkeypatch):
     monkeypatch.setattr(head_probes, "FEW", 10)  # so that C is chosen on validation rows
@@ -160,6 +160,7 @@ def tune(tiny_bert, topic_files, tmp_path):
     return run
 
 
+@pytest.mark.versions
 def test_at_a_rate_of_zero_both_flags_give_the_frozen_probe(tune):
     first, last = (tune(f, learning_rate=0, **{f: "probe"}) for f in ("head_init", "head_refit"))
     assert first["eval_accuracy"] == last["eval_accuracy"] > 0.9
@@ -184,6 +185,7 @@ def test_folds_several_labels_and_thresholds_go_with_both(tune):
     assert found["oof_f1_macro_nested"] > 0.8
 
 
+@pytest.mark.versions
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(tune, tmp_path):
     flags = {"head_init": "probe", "head_refit": "probe", "num_train_epochs": 2}
     whole = tune("whole", **flags)

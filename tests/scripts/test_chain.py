@@ -47,7 +47,7 @@ def test_the_chain(folder):
         "--num_train_epochs", 3, "--output_dir", "finetuned", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "block 4" in done.stderr and "of 135 documents are longer" in done.stderr
+    assert "block 2" in done.stderr and "of 135 documents are longer" in done.stderr
     finetuned = json.loads((folder / "finetuned" / "all_results.json").read_text())
     assert finetuned["test_accuracy"] > 0.9
     predictions = pd.read_csv(folder / "finetuned" / "predictions_test.csv")

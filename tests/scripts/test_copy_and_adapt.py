@@ -27,14 +27,14 @@ if __name__ == "__main__":
 '''
 
 
-def test_a_copy_elsewhere_trains_with_its_own_optimizer(tiny_bert, topic_files, tmp_path):
+def test_a_copy_elsewhere_trains_with_its_own_optimizer(four_blocks, topic_files, tmp_path):
     """The copy lies in one folder, the run starts in another."""
     copy, start = tmp_path / "copy", tmp_path / "start"
     start.mkdir()
     shutil.copytree(ROOT / "bertchain", copy / "bertchain")
     shutil.copy(ROOT / "run_finetune.py", copy)
     (copy / "run_own.py").write_text(ADAPTED)
-    line = [copy / "run_own.py", "--model_name_or_path", tiny_bert, "--use_cpu", "true"]
+    line = [copy / "run_own.py", "--model_name_or_path", four_blocks, "--use_cpu", "true"]
     line += ["--train_file", topic_files["train"], "--num_train_epochs", 1, "--output_dir"]
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]

@@ -90,7 +90,7 @@ def test_history_has_a_row_per_evaluation_with_both_rates(finetuned):
     assert {"train_loss", "eval_loss", "learning_rate", "learning_rate_head"} <= set(history)
     # a rate logged at a step is that of the lowest group; the head's is higher by 1 / decay^blocks
     ratio = history["learning_rate_head"] / history["learning_rate"]
-    np.testing.assert_allclose(ratio.dropna(), 0.95**-4)
+    np.testing.assert_allclose(ratio.dropna(), 0.95**-2)
 
 
 def test_the_encoder_folder_is_plain_transformers(finetuned):
@@ -182,12 +182,12 @@ def test_where_an_encoder_is_small(hidden_size, lines, tmp_path, caplog):
     assert "token_pooling" not in caplog.text  # is chosen
 
 
-def test_frozen_parameters_stay_bit_equal_and_the_rest_move(tiny_bert, topic_files, tmp_path):
-    run(tiny_bert, topic_files, tmp_path / "f", freeze="2", num_train_epochs=1)
+def test_frozen_parameters_stay_bit_equal_and_the_rest_move(four_blocks, topic_files, tmp_path):
+    run(four_blocks, topic_files, tmp_path / "f", freeze="2", num_train_epochs=1)
     trained, _ = load_classifier(tmp_path / "f")
     from bertchain.models.loading import load_encoder
 
-    before = load_encoder(tiny_bert)[0].state_dict()
+    before = load_encoder(four_blocks)[0].state_dict()
     for name, parameter in trained.encoder.named_parameters():
         frozen = layer_id_of(f"encoder.{name}", trained) <= 2
         unmoved = torch.equal(parameter, before[name])
@@ -405,11 +405,11 @@ def long_pairs(tmp_path) -> str:
     return str(folder)
 
 
-def test_long_text_pairs_from_a_data_set_by_name(tiny_bert, long_pairs, tmp_path, caplog):
+def test_long_text_pairs_from_a_data_set_by_name(four_blocks, long_pairs, tmp_path, caplog):
     caplog.set_level("INFO")
     arguments = {
         **BASICS,
-        "model_name_or_path": tiny_bert,
+        "model_name_or_path": four_blocks,
         "dataset_name": long_pairs,
         "text_column_names": ["title", "text"],
         "text_pair": True,
@@ -448,11 +448,11 @@ def test_long_text_pairs_from_a_data_set_by_name(tiny_bert, long_pairs, tmp_path
     assert len(pd.read_csv(tmp_path / "p" / "predictions_test.csv")) == 21
 
 
-def test_joined_columns_and_other_ways_to_cut(tiny_bert, long_pairs, tmp_path):
+def test_joined_columns_and_other_ways_to_cut(four_blocks, long_pairs, tmp_path):
     for truncation in ("tail", "head_tail"):
         arguments = {
             **BASICS,
-            "model_name_or_path": tiny_bert,
+            "model_name_or_path": four_blocks,
             "dataset_name": long_pairs,
             "text_column_names": ["title", "text"],
             "text_separator": " . ",

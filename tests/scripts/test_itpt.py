@@ -520,11 +520,10 @@ def zebras(folder):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_ways_to_run_long(run, two_blocks, options):
+def test_ways_to_run_long(run, options):
     """Workers change nothing; activation checkpointing, bfloat16 and compiling hardly."""
-    common = {"model_name_or_path": two_blocks, "max_steps": 4}
-    plain, out = run(**common)
-    results, other = run("other", **common, **options)
+    plain, out = run(max_steps=4)
+    results, other = run("other", max_steps=4, **options)
     if "dataloader_num_workers" in options:
         assert weights_of(other) == weights_of(out)
     else:  # other kernels round otherwise, and checkpointing draws dropout for more positions

@@ -221,14 +221,15 @@ def test_gradual_unfreezing_leaves_lower_blocks_bit_equal_until_their_turn(run, 
         start = before.get(name.removeprefix("encoder."))
         if start is None or not torch.equal(parameter, start):
             moved.add(layer_id_of(name, model))
-    assert moved == {4, HEAD}  # the head for half an epoch, then block 4 as well
+    assert moved == {2, HEAD}  # the head for half an epoch, then block 2 as well
 
 
-def test_top_blocks_dropped_and_started_anew_from_the_command_line(run, tiny_bert):
-    _, out = run(drop_layers_above=3, reinit_layers=1, learning_rate=1e-9, max_steps=1)
+def test_top_blocks_dropped_and_started_anew_from_the_command_line(run, four_blocks):
+    changes = {"drop_layers_above": 3, "reinit_layers": 1, "learning_rate": 1e-9, "max_steps": 1}
+    _, out = run(model_name_or_path=four_blocks, **changes)
     config = json.loads((out / "config.json").read_text())
     assert config["encoder_config"]["num_hidden_layers"] == 3 and config["layers"] == [3]
-    before, after = load_encoder(tiny_bert)[0], load_classifier(out)[0].encoder
+    before, after = load_encoder(four_blocks)[0], load_classifier(out)[0].encoder
     assert len(after.encoder.layer) == 3
     for k, equal in ((0, True), (1, True), (2, False)):
         pair = [m.encoder.layer[k].output.dense.weight for m in (before, after)]
@@ -238,13 +239,13 @@ def test_top_blocks_dropped_and_started_anew_from_the_command_line(run, tiny_ber
 
 def test_explicit_rates_stand_in_the_table(run):
     _, out = run(
-        layer_learning_rates=[1e-5, 2e-5, 3e-5, 4e-5],
+        layer_learning_rates=[1e-5, 4e-5],
         embedding_learning_rate=0,
         head_learning_rate=1e-3,
         max_steps=1,
     )
     table = pd.read_csv(out / "optimizer_groups.csv").set_index("group")["learning_rate"]
-    expected = {"embeddings": 0.0, "block 1": 1e-5, "block 4": 4e-5, "head": 1e-3}
+    expected = {"embeddings": 0.0, "block 1": 1e-5, "block 2": 4e-5, "head": 1e-3}
     assert {name: table[name] for name in expected} == pytest.approx(expected)
 
 
@@ -342,7 +343,7 @@ def test_huber_and_positive_weights_by_flag(run, tmp_path):
         ({"save_adapter": True}, "--save_adapter needs --lora_r"),
         ({"positive_weights": ["balanced"]}, "--positive_weights does not go with single_label"),
         ({"huber_delta": 1}, "--huber_delta does not go with single_label"),
-        ({"layer_learning_rates": [1e-5]}, "one rate for each of 4 blocks"),
+        ({"layer_learning_rates": [1e-5]}, "one rate for each of 2 blocks"),
         ({"layer_learning_rates": [1e-5, -1]}, "--layer_learning_rates -1.0 is too small"),
         ({"head_learning_rate": -1}, "--head_learning_rate -1.0 is too small"),
         ({"embedding_learning_rate": -1}, "--embedding_learning_rate -1.0 is too small"),
@@ -351,7 +352,7 @@ def test_huber_and_positive_weights_by_flag(run, tmp_path):
         ({"ema_decay": 1}, "--ema_decay 1.0 must be"),
         ({"dropout_samples": 0}, "--dropout_samples 0 is too small"),
         ({"segments_per_forward": 0}, "--segments_per_forward 0 is too small"),
-        ({"drop_layers_above": 9}, "--drop_layers_above 9: bert has 4 blocks"),
+        ({"drop_layers_above": 9}, "--drop_layers_above 9: bert has 2 blocks"),
         ({"segment_choice": "tail"}, "--segment_choice needs --truncation hierarchical"),
         (
             {"segment_choice": "tail", "truncation": "hierarchical"},
@@ -516,20 +517,21 @@ def test_a_decoder_learns_from_its_last_token_with_and_without_lora(kind, run, d
     assert table["parameters"].sum() < 30_000 and "embeddings" not in set(table["group"])
 
 
-def test_lora_is_merged_and_saved_as_asked(run, tiny_bert, topic_files):
+def test_lora_is_merged_and_saved_as_asked(run, four_blocks, topic_files):
     from peft import PeftModel
 
-    results, out = run(lora_r=4, learning_rate=1e-2, save_adapter=True, num_train_epochs=6)
+    changes = {"lora_r": 4, "learning_rate": 1e-2, "num_train_epochs": 6}
+    results, out = run(model_name_or_path=four_blocks, save_adapter=True, **changes)
     assert results["eval_accuracy"] > 0.9
     model, missing = load_classifier(out)
     assert missing == [] and not any("lora" in name for name in model.state_dict())
-    before = load_encoder(tiny_bert)[0]
+    before = load_encoder(four_blocks)[0]
     ids = torch.randint(5, 40, (2, 9))
     with torch.no_grad():
         merged = model.encoder.eval()(ids)[0]
         adapted = PeftModel.from_pretrained(before, out / "adapter").eval()(ids)[0]
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-4)
-    fresh = load_encoder(tiny_bert)[0]
+    fresh = load_encoder(four_blocks)[0]
     word = "embeddings.word_embeddings.weight"
     assert torch.equal(fresh.state_dict()[word], model.encoder.state_dict()[word])
     alone = {"model_name_or_path": str(out), "train_file": None}
@@ -549,14 +551,9 @@ def test_lora_without_peft_says_what_to_install(run, monkeypatch):
 # ---------------------------------------------------------------- speed switches
 
 
-def test_compile_and_activation_checkpointing_give_the_same_model(run, two_blocks):
-    common = {
-        "model_name_or_path": two_blocks,
-        "max_steps": 3,
-        "segments_per_forward": None,
-        "encoder_dropout": 0.0,
-    }
-    common |= {"head_dropout": 0.0}
+def test_compile_and_activation_checkpointing_give_the_same_model(run):
+    common = {"max_steps": 3, "segments_per_forward": None}
+    common |= {"encoder_dropout": 0.0, "head_dropout": 0.0}
     _, plain = run("plain", **common)
     _, checkpointed = run("checkpointed", **common, gradient_checkpointing=True)
     compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}

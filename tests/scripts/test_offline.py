@@ -33,7 +33,7 @@ def test_the_guard_sees_an_attempt(run):
 
 def test_the_chain_tries_no_connection(run, tiny_bert, topic_files, tmp_path):
     itpt, tuned = str(tmp_path / "itpt"), str(tmp_path / "tuned")
-    data = {"train_file": topic_files["train"]}
+    data = {"train_file": topic_files["train"], "max_train_samples": 48}
     training = data | {"num_train_epochs": 1, "use_cpu": True}
     chain = {
         "run_itpt": {"model_name_or_path": tiny_bert, "output_dir": itpt} | training,

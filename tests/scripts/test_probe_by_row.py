@@ -16,10 +16,10 @@ AT = ["model", "layer", "token_pooling", "probe"]
 
 
 @pytest.fixture(scope="module")
-def moved(tmp_path_factory, tiny_bert):
+def moved(tmp_path_factory, four_blocks):
     """The tiny model, its weights moved a little."""
     folder = tmp_path_factory.mktemp("moved") / "model"
-    shutil.copytree(tiny_bert, folder)
+    shutil.copytree(four_blocks, folder)
     rng, path = np.random.default_rng(0), folder / "model.safetensors"
     weights = {name: w + 0.1 * rng.normal(size=w.shape) for name, w in load_file(path).items()}
     save_file({name: w.astype(np.float32) for name, w in weights.items()}, path, {"format": "pt"})
@@ -27,11 +27,11 @@ def moved(tmp_path_factory, tiny_bert):
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory, tiny_bert, moved, topic_files):
+def probed(tmp_path_factory, four_blocks, moved, topic_files):
     """A run of two models and all probes, its folder and what it returned."""
     out = tmp_path_factory.mktemp("by_row") / "o"
     arguments = {
-        "models": [f"base={tiny_bert}", f"moved/a_b={moved}"],
+        "models": [f"base={four_blocks}", f"moved/a_b={moved}"],
         "train_file": topic_files["train"],
         "test_file": topic_files["test_labels"],
         "id_column_name": "id",
@@ -188,7 +188,9 @@ def test_tables_for_latex_hold_what_the_page_shows(probed):
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label", "regression"])
-def test_several_labels_or_numbers_and_rows_without(problem_type, tiny_bert, topic_files, tmp_path):
+def test_several_labels_or_numbers_and_rows_without(
+    problem_type, four_blocks, topic_files, tmp_path
+):
     frame = pd.read_csv(topic_files["train"])
     length = frame["text"].str.split().str.len()
     if problem_type == "multi_label":
@@ -200,7 +202,7 @@ def test_several_labels_or_numbers_and_rows_without(problem_type, tiny_bert, top
     frame.to_csv(tmp_path / "rows.csv", index=False)
     out = tmp_path / "o"
     arguments = {
-        "models": [f"base={tiny_bert}"],
+        "models": [f"base={four_blocks}"],
         "train_file": str(tmp_path / "rows.csv"),
         "test_file": topic_files["test"],
         "id_column_name": "id",
@@ -248,10 +250,10 @@ def test_several_labels_or_numbers_and_rows_without(problem_type, tiny_bert, top
     assert not (out / "confusion.csv").exists()
 
 
-def test_no_predictions_where_none_are_wanted(tiny_bert, topic_files, tmp_path):
+def test_no_predictions_where_none_are_wanted(four_blocks, topic_files, tmp_path):
     out = tmp_path / "o"
     result = run_probe.main(
-        models=[f"base={tiny_bert}"],
+        models=[f"base={four_blocks}"],
         train_file=topic_files["train"],
         probe_layers=[4],
         token_pooling=["cls"],
@@ -263,7 +265,7 @@ def test_no_predictions_where_none_are_wanted(tiny_bert, topic_files, tmp_path):
     assert len(read(out / "layer_comparisons.csv")) == 0 and not (out / "gains.csv").exists()
 
 
-def test_models_that_share_no_layer_have_no_gains(tiny_bert, moved, topic_files, tmp_path):
+def test_models_that_share_no_layer_have_no_gains(four_blocks, moved, topic_files, tmp_path):
     out = tmp_path / "o"
     other = tmp_path / "shallow"
     shutil.copytree(moved, other)
@@ -272,7 +274,7 @@ def test_models_that_share_no_layer_have_no_gains(tiny_bert, moved, topic_files,
     assert four in config
     (other / "config.json").write_text(config.replace(four, four.replace("4", "3")))
     run_probe.main(
-        models=[f"deep={tiny_bert}", f"shallow={other}"],
+        models=[f"deep={four_blocks}", f"shallow={other}"],
         train_file=topic_files["train"],
         probe_layers=[-1],
         token_pooling=["cls"],

@@ -20,8 +20,6 @@ from bertchain.probing.features import FeatureStore, hash_encoder, token_batches
 from bertchain.probing.probed_models import named_models
 from bertchain.probing.solvers import Standardiser, fit_multinomial
 
-pytestmark = pytest.mark.versions
-
 POOLINGS = ["cls", "mean", "max", "last"]
 
 
@@ -33,11 +31,12 @@ def cut(tiny_bert, tokenizer, texts, **given):
 TEXTS = ["red cat", "", "the river of the forest " * 4, "dog", "a large house in the city"] * 3
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("tokens_per_batch", [1, 64, 8192])
-def test_features_equal_one_document_at_a_time(tiny_bert, tokenizers, tmp_path, tokens_per_batch):
+def test_features_equal_one_document_at_a_time(four_blocks, tokenizers, tmp_path, tokens_per_batch):
     tokenizer = tokenizers["bert"]
-    encoder = load_encoder(tiny_bert)[0].eval()
-    dataset = cut(tiny_bert, tokenizer, TEXTS, truncation="hierarchical", max_seq_length=12)
+    encoder = load_encoder(four_blocks)[0].eval()
+    dataset = cut(four_blocks, tokenizer, TEXTS, truncation="hierarchical", max_seq_length=12)
     store = FeatureStore(tmp_path, encoder, tokenizer.pad_token_id)
     features = store.of(dataset, POOLINGS, tokens_per_batch, "x")
     assert features.shape == (15, 5, 4, 32) and features.dtype == np.float32
@@ -68,11 +67,11 @@ def test_features_on_a_gpu_are_those_of_the_cpu(tiny_bert, tokenizers, tmp_path)
 
 
 def test_stored_features_are_read_again_until_anything_changes(
-    tiny_bert, tokenizers, tmp_path, monkeypatch
+    four_blocks, tokenizers, tmp_path, monkeypatch
 ):
     tokenizer = tokenizers["bert"]
-    encoder = load_encoder(tiny_bert)[0].eval()
-    dataset = cut(tiny_bert, tokenizer, TEXTS)
+    encoder = load_encoder(four_blocks)[0].eval()
+    dataset = cut(four_blocks, tokenizer, TEXTS)
     computed = []
     compute = FeatureStore.compute
     monkeypatch.setattr(FeatureStore, "compute", lambda *a: computed.append(1) or compute(*a))
@@ -84,9 +83,9 @@ def test_stored_features_are_read_again_until_anything_changes(
 
     assert is_computed() and not is_computed()
     assert is_computed(poolings=("mean",))
-    assert is_computed(dataset=cut(tiny_bert, tokenizer, ["blue cat", *TEXTS[1:]]))
-    assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS[::-1]))
-    assert is_computed(dataset=cut(tiny_bert, tokenizer, TEXTS, max_seq_length=12))
+    assert is_computed(dataset=cut(four_blocks, tokenizer, ["blue cat", *TEXTS[1:]]))
+    assert is_computed(dataset=cut(four_blocks, tokenizer, TEXTS[::-1]))
+    assert is_computed(dataset=cut(four_blocks, tokenizer, TEXTS, max_seq_length=12))
     monkeypatch.setattr(
         "bertchain.probing.features.versions", lambda: {"torch": "9", "transformers": "9"}
     )
@@ -183,6 +182,7 @@ def test_half_as_many_bytes(tiny_bert, tokenizers, tmp_path, monkeypatch):
         FeatureStore(tmp_path, encoder, 0, "float16").of(dataset, POOLINGS, 8192, "x")
 
 
+@pytest.mark.versions
 def test_the_hash_is_of_weights_not_of_where_they_came_from(tiny_bert, tmp_path):
     encoder, _ = load_encoder(tiny_bert)
     encoder.save_pretrained(tmp_path)
@@ -206,13 +206,13 @@ def test_model_names():
 
 
 @pytest.fixture(scope="module")
-def finetuned(tmp_path_factory, tiny_bert, topic_files):
+def finetuned(tmp_path_factory, four_blocks, topic_files):
     import run_finetune
 
     out = tmp_path_factory.mktemp("probe") / "finetuned"
     results = run_finetune.main(
         {
-            "model_name_or_path": tiny_bert,
+            "model_name_or_path": four_blocks,
             "train_file": topic_files["train"],
             "test_file": topic_files["test_labels"],
             "id_column_name": "id",
@@ -227,10 +227,11 @@ def finetuned(tmp_path_factory, tiny_bert, topic_files):
     return out, results
 
 
-def test_a_comparison_end_to_end(tiny_bert, finetuned, topic_files, tmp_path, pictures):
+@pytest.mark.versions
+def test_a_comparison_end_to_end(four_blocks, finetuned, topic_files, tmp_path, pictures):
     folder, tuned = finetuned
     arguments = {
-        "models": [f"base={tiny_bert}", f"tuned={folder}"],
+        "models": [f"base={four_blocks}", f"tuned={folder}"],
         "train_file": topic_files["train"],
         "test_file": topic_files["test_labels"],
         "id_column_name": "id",
@@ -349,9 +350,9 @@ def test_bad_arguments_are_one_line(tiny_bert, topic_files, tmp_path, monkeypatc
     assert "--mlp_repeats 0" in error(mlp_repeats=0)
 
 
-def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path, pictures):
+def test_other_probes_and_description_length(four_blocks, topic_files, tmp_path, pictures):
     arguments = {
-        "models": [f"base={tiny_bert}"],
+        "models": [f"base={four_blocks}"],
         "train_file": topic_files["train"],
         "test_file": topic_files["test_labels"],
         "token_pooling": ["mean"],
@@ -390,10 +391,10 @@ def test_other_probes_and_description_length(tiny_bert, topic_files, tmp_path, p
 
 
 @pytest.mark.parametrize("solver", ["cores", "batched"])
-def test_layers_side_by_side(solver, tiny_bert, topic_files, tmp_path):
+def test_layers_side_by_side(solver, four_blocks, topic_files, tmp_path):
     """Equal to the probe of scikit-learn on the stored features of these layers."""
     arguments = {
-        "models": [f"base={tiny_bert}"],
+        "models": [f"base={four_blocks}"],
         "train_file": topic_files["train"],
         "validation_file": topic_files["test_labels"],
         "token_pooling": ["cls", "mean"],
@@ -521,12 +522,12 @@ def labels_of(path):
     return pd.read_csv(path)["label"]
 
 
-def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path, pictures):
+def test_how_labels_lie_along_a_training_run(four_blocks, topic_files, tmp_path, pictures):
     import run_finetune
 
     run_finetune.main(
         {
-            "model_name_or_path": tiny_bert,
+            "model_name_or_path": four_blocks,
             "train_file": topic_files["train"],
             "token_pooling": "mean",
             "learning_rate": 3e-3,
@@ -587,14 +588,14 @@ def test_how_labels_lie_along_a_training_run(tiny_bert, topic_files, tmp_path, p
     assert (out / "directprobe.png").is_file() and (out / "geometry.png").is_file()
 
 
-def test_bad_arguments_of_the_geometry_are_one_line(tiny_bert, topic_files, tmp_path):
+def test_bad_arguments_of_the_geometry_are_one_line(four_blocks, topic_files, tmp_path):
     arguments = {
-        "models": [tiny_bert],
+        "models": [four_blocks],
         "train_file": topic_files["train"],
         "output_dir": str(tmp_path / "o"),
     }
     for change, message in (
-        ({"checkpoints_of": tiny_bert}, "holds no whole checkpoint"),
+        ({"checkpoints_of": four_blocks}, "holds no whole checkpoint"),
         ({"directprobe_points": 50}, "needs --analyses directprobe or geometry"),
         ({"probe_layers": [9]}, "layers are 0 to 4"),
         ({"analyses": ["hulls"]}, "analyses"),

@@ -16,9 +16,6 @@ from bertchain.errors import InputError
 from bertchain.models.describe import describe_checkpoint
 from bertchain.models.loading import load_classifier
 
-pytestmark = pytest.mark.versions
-
-
 KINDS = ("words", "pairs", "phrases")  # columns of `sentences`
 
 
@@ -47,9 +44,9 @@ def sentences(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_probing_words(tiny_bert, sentences, tmp_path, kind):
+def test_probing_words(four_blocks, sentences, tmp_path, kind):
     arguments = {
-        "models": [f"base={tiny_bert}"],
+        "models": [f"base={four_blocks}"],
         "train_file": str(sentences / "train.jsonl.gz"),
         "test_file": str(sentences / "test.jsonl.gz"),
         "id_column_name": "id",
@@ -121,6 +118,7 @@ def finetune(tiny_bert, sentences, out, **arguments):
     return run_finetune.main({**BASICS, **fields, **arguments})
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", KINDS)
 def test_fine_tuning_on_words(tiny_bert, sentences, tmp_path, kind):
     target, out = {"spans_column_name": kind}, tmp_path / "o"
@@ -196,6 +194,7 @@ def test_edge_probing(tiny_bert, sentences, tmp_path):
     assert list(table["prediction"].isin(truth.unique()).unique()) == [True]
 
 
+@pytest.mark.versions
 def test_a_resumed_run_on_words_equals_an_uninterrupted_one(tiny_bert, sentences, tmp_path):
     options = {"spans_column_name": "pairs", "num_train_epochs": 2}
     whole, half = tmp_path / "whole", tmp_path / "half"

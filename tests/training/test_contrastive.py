@@ -21,7 +21,6 @@ from bertchain.data.batching import GroupedByClass
 from bertchain.errors import InputError
 from bertchain.training.contrastive import contrastive_loss, loss_of_all, overlap
 
-pytestmark = pytest.mark.versions
 SINGLE = torch.tensor([0, 1, 0, 2, 1, 0, 1])  # a row of class 2 alone
 MULTI = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 1], [0, 0, 0]])
 
@@ -201,6 +200,7 @@ def tune(tiny_bert, topic_files, tmp_path):
     return run
 
 
+@pytest.mark.versions
 def test_alone_it_ends_with_a_probe_and_is_cut_off_without_a_trace(tune, tmp_path):
     whole = tune("whole", contrastive_weight=1)
     assert whole["test_accuracy"] > 0.9 and whole["head_probe_C"] > 0
@@ -238,6 +238,7 @@ def test_compiled_blocks_train_as_others_do(tune):
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
 
 
+@pytest.mark.versions
 def test_two_processes_train_as_one(tune, tiny_bert, topic_files, tmp_path):
     flags = BASICS | {"contrastive_weight": 0.5, "head_dropout": 0, "encoder_dropout": 0}
     flags |= {"num_train_epochs": 1, "contrastive_temperature": 0.5, "rows_per_class_in_batch": 4}

@@ -15,8 +15,6 @@ from bertchain.probing.solvers import FITS, Standardiser
 from bertchain.training.losses import TrainingLoss
 from bertchain.training.underfitting import NO_BETTER, STEEP, measure
 
-pytestmark = pytest.mark.versions
-
 
 def a_task(kind: str, n: int = 60):
     rng = np.random.default_rng(0)
