@@ -223,6 +223,27 @@ def test_the_kernel_gets_heads_of_a_width_that_it_takes(width, padded, reach, mo
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.parametrize("width", [26, 64])
+@pytest.mark.parametrize("reach", [None, 4])
+def test_the_kernel_of_a_gpu_has_the_values_and_gradients_of_the_formula(width, reach):
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    tokens = torch.randn(3, 1, 2, 24, width, device=device)
+    starts = torch.tensor([0, 5, 24], dtype=torch.int32, device=device)
+    options = {"cu_seq_lens_q": starts, "max_length_q": 19, "sliding_window": reach}
+    values = []
+    for dtype in (torch.float32, torch.bfloat16):  # the formula, the kernel
+        given = tokens.detach().to(dtype).requires_grad_()
+        assert padding_free.has_kernel(given) == (dtype == torch.bfloat16)
+        found, _ = padding_free.attend(None, *given, None, **options)
+        found.float().square().sum().backward()
+        values.append((found.float(), given.grad.float()))
+    for right, half in zip(*values, strict=True):
+        assert float((half - right).norm() / right.norm()) < padding_free.CLOSE_IN_HALF
+
+
+@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("kind", sorted({"bert", "modernbert"} & LAID))
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_trains_alike(kind, compiled):
