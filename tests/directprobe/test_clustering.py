@@ -293,10 +293,27 @@ def test_many_points_of_which_few_are_looked_at():
 def test_hulls_that_are_nearly_as_near_as_the_tolerance_are_told_apart(monkeypatch):
     """The linear program's bounds may differ by more than twice: its hyperplane is a proof."""
     monkeypatch.setattr(hulls, "by_newton", lambda *_: None)
+    monkeypatch.setattr(hulls, "by_least_squares", lambda *_: None)
     other = np.full((1, 100), 0.01)
     other[0, 0] = 1.2
     meets, proof = do_meet(other, np.zeros((1, 100)), 1.0, np.eye(100)[1])
     assert not meets and 0 < proof.gap <= 0.5 and proof.miss > 1.0
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-3])
+def test_where_newton_cannot_tell_no_linear_program_is_waited_for(apart, monkeypatch):
+    """It took a quarter of an hour for words whose vectors are a word's and a position's."""
+    rng = np.random.default_rng(5)
+    one, other = rng.normal(size=(2, 100, 60))
+    one[:, 0], other[:, 0] = abs(one[:, 0]) + apart, -abs(other[:, 0])
+    one[:40, 0] = apart
+    other[:40] = 2 * one[:40].mean(axis=0) - one[:40]  # faces with one centre
+    other[:40, 0] = 0
+    monkeypatch.setattr(hulls, "by_newton", lambda *_: None)
+    monkeypatch.setattr(hulls, "by_linear_program", lambda *_: pytest.fail("asked"))
+    meets, proof = do_meet(one, other, 1e-6, np.eye(60)[1])
+    assert meets == (apart == 0)
+    assert proof.miss <= 1e-6 if meets else proof.gap > 1e-6
 
 
 @pytest.mark.parametrize(
