@@ -33,12 +33,13 @@ def test_the_guard_sees_an_attempt(run):
 
 def test_the_chain_tries_no_connection(run, tiny_bert, topic_files, tmp_path):
     itpt, tuned = str(tmp_path / "itpt"), str(tmp_path / "tuned")
-    data = {"train_file": topic_files["train"], "max_train_samples": 48}
+    data = {"train_file": topic_files["train"]}
     training = data | {"num_train_epochs": 1, "use_cpu": True}
+    few = {"max_train_samples": 48, "output_dir": str(tmp_path / "probed")}
     chain = {
         "run_itpt": {"model_name_or_path": tiny_bert, "output_dir": itpt} | training,
         "run_finetune": {"model_name_or_path": itpt, "output_dir": tuned} | training,
-        "run_probe": {"models": [itpt, tuned], "output_dir": str(tmp_path / "probed")} | data,
+        "run_probe": {"models": [itpt, tuned]} | data | few,
     }
     steps = "".join(f"import {name}; {name}.main({given!r})\n" for name, given in chain.items())
     steps += f"run_probe.main(['--describe', {tuned!r}])"
