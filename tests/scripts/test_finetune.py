@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -349,7 +350,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_bert, topic_files, tmp_p
     half = tmp_path / "half"
     half.mkdir()
     first = min(checkpoints, key=lambda p: int(p.name.split("-")[1]))
-    first.rename(half / first.name)
+    shutil.copytree(first, half / first.name)  # that of the best epoch may be asked for there
     run(tiny_bert, topic_files, half, num_train_epochs=2, resume_from_checkpoint="last")
     a, b = (load_classifier(tmp_path / name)[0].state_dict() for name in ("whole", "half"))
     for name in a:
