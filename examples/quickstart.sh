@@ -19,12 +19,13 @@ fi
 
 finetune="--num_train_epochs 5"
 itpt="--num_train_epochs 2"
-SHORT=${SHORT:-0}
-if [ "$SHORT" = 1 ]; then
+length=64
+if [ "${SHORT:-0}" = 1 ]; then
   finetune="--num_train_epochs 2 --max_train_samples 320"
   itpt="--num_train_epochs 1 --max_train_samples 150"
+  length=32
 fi
-text="--text_column_names title abstract --max_seq_length $((SHORT == 1 ? 32 : 64))"
+text="--text_column_names title abstract --max_seq_length $length"
 labelled="--train_file $out/data/train.csv --id_column_name id --validation_split 0.15"
 
 say() { printf '\n== %s\n' "$*"; }

@@ -120,9 +120,10 @@ def _separated(
 def _do_few_meet(
     p: np.ndarray, q: np.ndarray, normal: np.ndarray, tolerance: float
 ) -> tuple[bool, Contact]:
-    """The fastest test first, the surest last: on hulls that nearly touch it may take minutes."""
-    ways = (by_least_squares, by_newton)
-    for way in (*(ways if p.shape[1] <= FEW_AXES else ways[::-1]), by_linear_program):
+    """The fastest test first, the surest last, which takes minutes where hulls nearly touch."""
+    few_axes = p.shape[1] <= FEW_AXES
+    ways = (by_least_squares, by_newton) if few_axes else (by_newton, by_least_squares)
+    for way in (*ways, by_linear_program):
         found = way(p, q, normal, tolerance)
         if found is not None and found.miss <= tolerance:
             return True, found
