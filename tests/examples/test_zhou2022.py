@@ -71,6 +71,25 @@ def test_each_study_alone_has_the_steps_that_it_needs(only, count):
     assert all(("mlp" in words) == (only in ("layers", "cross")) for words in probed)
 
 
+@pytest.mark.parametrize(
+    ("given", "of_dep", "of_pos"),
+    [
+        (("rows=9", "points=7"), (9, 7), (9, 7)),
+        (("rows=9", "points=7", "dep_rows=5", "dep_points=3"), (5, 3), (9, 7)),
+    ],
+)
+def test_dep_takes_as_many_rows_as_the_rest_or_its_own(given, of_dep, of_pos):
+    expected = {"dep": of_dep, "pos": of_pos}
+    seen = set()
+    for (_, *words), folder in recipe.read_steps([STUDY, "out=o", *given]):
+        task, step = folder.parts[-2:]
+        if task in expected and step in ("layers", "cross"):
+            rows, points = expected[task]
+            assert {f"--max_train_samples={rows}", f"--directprobe_points={points}"} <= set(words)
+            seen.add((task, step))
+    assert len(seen) == 4
+
+
 # ---------------------------------------------------------------- tables of labelled spans
 
 
